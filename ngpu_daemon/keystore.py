@@ -1,0 +1,266 @@
+"""The account key at rest: a Web3 Secret Storage v3 file (scrypt, AES-128-CTR), and the passphrase that opens it.
+
+The format is Ethereum's (https://ethereum.org/en/developers/docs/data-structures-and-encoding/web3-secret-storage/),
+written and read by `eth_keyfile`; this module owns what stands around it: the file's mode, a shape checked before
+anything is computed from it, bounds on the work a foreign file may ask for, and one class for each way it can fail.
+The passphrase comes from a file or a systemd credential, never from the command line or the environment, which other
+processes and children can read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError
+
+from ngpu_daemon.errors import OperatorError
+from ngpu_protocol.identity import Account
+
+CREDENTIAL_NAME = "passphrase"
+MAX_FILE_BYTES = 64 * 1024
+# scrypt takes 128 * n * r bytes; geth's and our standard (n=2**18, r=8) takes 256 MiB
+MAX_SCRYPT_BYTES = 1 << 30
+MAX_PBKDF2_ROUNDS = 10_000_000
+
+
+class KeystoreError(OperatorError):
+    """The keystore cannot be used; `path` says which."""
+
+    def __init__(self, path: Path, message: str) -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class KeystoreMissing(KeystoreError):
+    """There is no keystore where it should be."""
+
+
+class KeystoreExists(KeystoreError):
+    """There is a keystore already, and an account key is never overwritten."""
+
+
+class KeystoreReadableByOthers(KeystoreError):
+    """Users other than the owner may read or write the file."""
+
+
+class KeystoreDamaged(KeystoreError):
+    """The file is not a keystore this software can read, whatever the passphrase."""
+
+
+class WrongPassphrase(KeystoreError):
+    """The passphrase does not open the keystore (or its ciphertext was changed: the two cannot be told apart)."""
+
+
+class PassphraseUnavailable(OperatorError):
+    """No passphrase was given, or its file cannot be read."""
+
+
+class Kdf(StrEnum):
+    """How much work the passphrase costs to try."""
+
+    STANDARD = "standard"  # n=2**18: about a second and 256 MiB, what other Ethereum software writes
+    LIGHT = "light"  # n=2**12: milliseconds, for keys of no value
+
+
+_SCRYPT_N = {Kdf.STANDARD: 1 << 18, Kdf.LIGHT: 1 << 12}
+
+
+# -- the file ----------------------------------------------------------------------------------------------------------
+
+
+def write_keystore(path: Path, account: Account, passphrase: str, kdf: Kdf = Kdf.STANDARD) -> None:
+    """Encrypt the account's key into a new file at *path*, mode 0600, whole or not at all.
+
+    Raises:
+        KeystoreExists: there is a file already; it is left as it is.
+        KeystoreError: the file cannot be written.
+    """
+    from eth_keyfile.keyfile import create_keyfile_json  # 0.7 s to import, and only `init` needs it at once
+
+    document = create_keyfile_json(account.key_bytes, passphrase.encode(), kdf="scrypt", iterations=_SCRYPT_N[kdf])
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                json.dump(document, file, indent=2)
+                file.write("\n")
+                file.flush()
+                os.fsync(file.fileno())
+            # link, not rename: it fails where a file stands already, so that no key is ever replaced
+            os.link(draft, path)
+        finally:
+            draft.unlink()
+        _sync_directory(path.parent)
+    except FileExistsError:
+        raise KeystoreExists(path, f"{path} exists already: an account key is never overwritten") from None
+    except OSError as error:
+        raise KeystoreError(path, f"cannot write the keystore {path}: {error.strerror}") from None
+
+
+def open_keystore(path: Path, passphrase: str, *, private: bool = True) -> Account:
+    """Return the account in the keystore at *path*. Takes about a second of CPU for a standard one.
+
+    Args:
+        private: refuse a file that other users may read; off for a keystore that is only being imported.
+
+    Raises:
+        KeystoreMissing, KeystoreReadableByOthers, KeystoreDamaged, WrongPassphrase: as their names say.
+        KeystoreError: the file cannot be read.
+    """
+    document = _parse(path, _read_private(path, private=private))
+    from eth_keyfile.exceptions import EthKeyfileException
+    from eth_keyfile.keyfile import decode_keyfile_json
+
+    try:
+        key = decode_keyfile_json(document, passphrase.encode())
+    except EthKeyfileException as error:
+        if "mismatch" in str(error):
+            raise WrongPassphrase(path, f"the passphrase does not open the keystore {path}") from None
+        raise KeystoreDamaged(path, f"keystore {path} is damaged: {error}") from None
+    except (ValueError, KeyError, TypeError, AssertionError, MemoryError) as error:
+        raise KeystoreDamaged(path, f"keystore {path} is damaged: {type(error).__name__} when decrypting it") from None
+    try:
+        account = Account.from_key(key)
+    except ValueError:
+        raise KeystoreDamaged(path, f"keystore {path} is damaged: it does not hold a secp256k1 key") from None
+    stated = document.get("address")
+    if stated is not None and stated.lower().removeprefix("0x") != account.address.lower().removeprefix("0x"):
+        raise KeystoreDamaged(path, f"keystore {path} is damaged: it names {stated} but holds {account.address}")
+    return account
+
+
+def _read_private(path: Path, *, private: bool) -> bytes:
+    try:
+        # O_NONBLOCK: opening a FIFO must not hang
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise KeystoreMissing(path, f"there is no keystore at {path}: run `init` first") from None
+    except OSError as error:
+        raise KeystoreError(path, f"cannot read the keystore {path}: {error.strerror}") from None
+    with os.fdopen(descriptor, "rb") as file:
+        # asked of the open file, not of the path: nobody can swap it in between
+        mode = os.fstat(file.fileno()).st_mode
+        if not stat.S_ISREG(mode):
+            raise KeystoreDamaged(path, f"keystore {path} is not a regular file")
+        if private and mode & 0o077:
+            raise KeystoreReadableByOthers(
+                path, f"keystore {path} can be read by other users (mode {stat.S_IMODE(mode):04o}): chmod 600 it"
+            )
+        content = file.read(MAX_FILE_BYTES + 1)
+    if len(content) > MAX_FILE_BYTES:
+        raise KeystoreDamaged(path, f"keystore {path} is damaged: larger than {MAX_FILE_BYTES} bytes")
+    return content
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# -- its shape ---------------------------------------------------------------------------------------------------------
+
+_Hex = Annotated[str, Field(pattern=r"^(0[xX])?([0-9a-fA-F]{2})*$")]
+_Hex32 = Annotated[str, Field(pattern=r"^(0[xX])?[0-9a-fA-F]{64}$")]
+
+
+class _CipherParameters(BaseModel, strict=True):
+    iv: Annotated[str, Field(pattern=r"^(0[xX])?[0-9a-fA-F]{32}$")]
+
+
+class _KdfParameters(BaseModel, strict=True):
+    salt: _Hex
+    dklen: Literal[32]
+    n: Annotated[int, Field(ge=2)] | None = None
+    r: Annotated[int, Field(ge=1)] | None = None
+    p: Annotated[int, Field(ge=1, le=64)] | None = None
+    c: Annotated[int, Field(ge=1, le=MAX_PBKDF2_ROUNDS)] | None = None
+    prf: Literal["hmac-sha256"] | None = None
+
+
+class _Crypto(BaseModel, strict=True):
+    cipher: Literal["aes-128-ctr"]
+    cipherparams: _CipherParameters
+    ciphertext: _Hex32
+    kdf: Literal["scrypt", "pbkdf2"]
+    kdfparams: _KdfParameters
+    mac: _Hex32
+
+
+class _Document(BaseModel, strict=True):
+    version: Literal[3]
+    crypto: _Crypto
+    address: _Hex | None = None
+
+
+def _parse(path: Path, content: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError):
+        raise KeystoreDamaged(path, f"keystore {path} is damaged: not JSON (cut short?)") from None
+    document = _lower_keys(document)
+    try:
+        crypto = _Document.model_validate(document).crypto
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in problem["loc"]) or "the whole"
+        raise KeystoreDamaged(path, f"keystore {path} is damaged: {where}: {problem['msg']}") from None
+    parameters = crypto.kdfparams
+    if crypto.kdf == "scrypt":
+        n, r, p = parameters.n, parameters.r, parameters.p
+        if n is None or r is None or p is None:
+            raise KeystoreDamaged(path, f"keystore {path} is damaged: crypto.kdfparams lacks n, r or p")
+        if n & (n - 1) or 128 * n * r > MAX_SCRYPT_BYTES:
+            raise KeystoreDamaged(path, f"keystore {path} is damaged: scrypt n={n} r={r} is out of bounds")
+    elif parameters.c is None or parameters.prf is None:
+        raise KeystoreDamaged(path, f"keystore {path} is damaged: crypto.kdfparams lacks c or prf")
+    assert isinstance(document, dict)
+    return document
+
+
+def _lower_keys(value: Any) -> Any:
+    """Return *value* with the keys of all objects in lower case: early geth wrote `Crypto`."""
+    if isinstance(value, dict):
+        return {str(key).lower(): _lower_keys(item) for key, item in value.items()}
+    return value
+
+
+# -- the passphrase ----------------------------------------------------------------------------------------------------
+
+
+def read_passphrase(file: Path | None, environ: Mapping[str, str] = os.environ) -> str:
+    """Return the passphrase from *file*, else from the systemd credential `passphrase`.
+
+    One line end at the end of the file is not part of it; everything else is.
+
+    Raises:
+        PassphraseUnavailable: neither is there, or what is there cannot be read or is empty.
+    """
+    path = file
+    if path is None and (directory := environ.get("CREDENTIALS_DIRECTORY")):
+        path = Path(directory) / CREDENTIAL_NAME
+    if path is None:
+        raise PassphraseUnavailable(
+            "no passphrase: give --passphrase-file, or LoadCredential=passphrase:/path in the systemd unit"
+        )
+    try:
+        with path.open("rb") as opened:
+            content = opened.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise PassphraseUnavailable(f"cannot read the passphrase file {path}: {error.strerror}") from None
+    try:
+        passphrase = content.decode().removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError:
+        raise PassphraseUnavailable(f"the passphrase file {path} is not UTF-8 text") from None
+    if not passphrase or len(content) > MAX_FILE_BYTES:
+        raise PassphraseUnavailable(f"the passphrase file {path} is {'empty' if not passphrase else 'too long'}")
+    return passphrase

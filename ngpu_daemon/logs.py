@@ -1,0 +1,135 @@
+"""Structured events: JSON lines under systemd or in a pipe, readable on a terminal, secrets taken out of both.
+
+Code logs an event and fields with `structlog.get_logger(__name__)`; this module decides once, at start, how they look.
+Everything goes to stderr, so that stdout stays a command's own. The redaction here is the second line of defence:
+the first is to log no key, token or body in the first place.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Mapping
+from typing import Any, Literal, TextIO
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+REDACTED = "[redacted]"
+LogFormat = Literal["auto", "json", "console"]
+
+_SECRET_NAMES = re.compile(
+    r"(^|_)(authorization|cookie|passphrase|password|passwd|private_?key|key_?bytes|secret|token|credential|api_?key)s?$"
+)
+_SECRET_TEXT = re.compile(
+    r"""
+    (?i:\bbearer\s+|\bbasic\s+)[A-Za-z0-9+/._~=-]+   # an Authorization header
+    | (?:\bngpu_)?\b\d{1,20}-(?![0-9a-fA-F]{4}-)[A-Za-z0-9_~-]{16,}   # a workspace token <id>-<secret>, but no UUID
+    | (?<=://)[^/\s:@]+:[^/\s@]+(?=@)                  # user:password@ in a URL
+    """,
+    re.VERBOSE,
+)
+_MAX_DEPTH = 4
+
+
+def configure_logging(level: str = "info", log_format: LogFormat = "auto", *, stream: TextIO | None = None) -> None:
+    """Set up structlog and the standard library's logging for this process.
+
+    Args:
+        level: the lowest level shown: debug, info, warning or error.
+        log_format: `auto` is readable on a terminal and JSON anywhere else, under systemd above all.
+        stream: where lines go; stderr when None.
+    """
+    out = stream if stream is not None else sys.stderr
+    as_json = log_format == "json" or (log_format == "auto" and not _is_for_people(out))
+    number = logging.getLevelNamesMapping()[level.upper()]
+    time_format = "iso" if as_json else "%H:%M:%S"
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(time_format, utc=as_json),
+    ]
+    # tracebacks without local variables: a frame's locals hold keys and tokens
+    ending: list[Processor]
+    if as_json:
+        render = structlog.processors.JSONRenderer(default=str)
+        ending = [structlog.processors.format_exc_info, redact, _head_first, render]
+    else:
+        console = structlog.dev.ConsoleRenderer(
+            colors=out.isatty(), exception_formatter=structlog.dev.plain_traceback, sort_keys=False
+        )
+        ending = [structlog.processors.format_exc_info, redact, console]
+    structlog.configure(
+        processors=[*shared, *ending],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.WriteLoggerFactory(file=out),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(out)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *ending],
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=max(number, logging.WARNING), force=True)
+    _quiet_libp2p()
+
+
+def _is_for_people(out: TextIO) -> bool:
+    # systemd sets JOURNAL_STREAM for what it connects to the journal
+    return out.isatty() and "JOURNAL_STREAM" not in os.environ
+
+
+def _quiet_libp2p() -> None:
+    """Show libp2p's own errors only: it warns about every RPC a peer gets wrong, and our events say what matters.
+
+    Importing it clears its logger's handlers and stops propagation, after which Python's handler of last resort
+    prints every warning raw; whichever comes first, the import or this, nothing goes there any more.
+    `LIBP2P_DEBUG` keeps the meaning libp2p gives it.
+    """
+    if os.environ.get("LIBP2P_DEBUG"):
+        return
+    logging.lastResort = logging.NullHandler()
+    library = logging.getLogger("libp2p")
+    library.setLevel(logging.ERROR)
+    library.propagate = True
+
+
+def redact(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    """Replace the values of fields whose name says secret, and what looks like a credential in any text."""
+    return {key: REDACTED if _is_secret(key, value) else _clean(value, 0) for key, value in event.items()}
+
+
+def _head_first(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    """Order a JSON line as it is read: when, how bad, what; then the fields."""
+    return {key: event.pop(key) for key in ("timestamp", "level", "event") if key in event} | dict(event)
+
+
+def redact_text(text: str) -> str:
+    """Return *text* with everything that looks like a credential replaced."""
+    return _SECRET_TEXT.sub(REDACTED, text)
+
+
+def _is_secret(key: str, value: Any) -> bool:
+    return value is not None and _SECRET_NAMES.search(key.lower().replace("-", "_")) is not None
+
+
+def _clean(value: Any, depth: int) -> Any:
+    if isinstance(value, str):
+        return redact_text(value)
+    if isinstance(value, bool | int | float) or value is None:
+        return value
+    if isinstance(value, bytes | bytearray | memoryview):
+        return f"<{len(value)} bytes>"
+    if depth >= _MAX_DEPTH:
+        return "..."
+    if isinstance(value, Mapping):
+        return {
+            str(key): REDACTED if _is_secret(str(key), item) else _clean(item, depth + 1) for key, item in value.items()
+        }
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_clean(item, depth + 1) for item in value]
+    return redact_text(str(value))
