@@ -1,0 +1,168 @@
+"""The configuration of `ngpu-bootstrap`: every key, its default and what it means.
+
+Owns the keys and the rules between them; where values come from is `ngpu_daemon.settings`. The one rule that is about
+safety: a listener others can reach needs TLS, or an operator who says that a proxy in front of it has TLS.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from ngpu_daemon.settings import DaemonSettings, Section
+from ngpu_protocol.errors import AddressError, NetworkNameError
+from ngpu_protocol.identity import parse_address
+from ngpu_protocol.networks import network_named
+
+ENV_PREFIX = "NGPU_BOOTSTRAP_"
+DEFAULT_DATA_DIR = Path("~/.ngpu/bootstrap")
+MIB = 1024 * 1024
+
+_HOST_PORT = re.compile(r"(?:\[(?P<v6>[0-9a-fA-F:.]+)\]|(?P<host>[^\[\]:/\s]+)):(?P<port>[0-9]{1,5})")
+
+
+def parse_host_port(text: str) -> tuple[str, int]:
+    """Return host and port of `127.0.0.1:8080` or `[::1]:8080`; port 0 lets the system choose one.
+
+    Raises:
+        ValueError: neither form.
+    """
+    matched = _HOST_PORT.fullmatch(text)
+    if matched is None or int(matched["port"]) > 65535:
+        raise ValueError(f"{text!r} is not HOST:PORT, such as 127.0.0.1:8080 or [::1]:8080")
+    return matched["v6"] or matched["host"], int(matched["port"])
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can reach a listener on *host*."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _checked_host_port(text: str) -> str:
+    parse_host_port(text)
+    return text
+
+
+def _checked_network(name: str) -> str:
+    try:
+        return network_named(name).name
+    except NetworkNameError as error:
+        raise ValueError(str(error)) from None
+
+
+def _checked_address(text: str) -> str:
+    try:
+        return parse_address(text)
+    except AddressError as error:
+        raise ValueError(str(error)) from None
+
+
+def _checked_proxy(text: str) -> str:
+    ipaddress.ip_network(text, strict=False)
+    return text
+
+
+HostPort = Annotated[str, AfterValidator(_checked_host_port)]
+NetworkName = Annotated[str, AfterValidator(_checked_network)]
+NodeAddress = Annotated[str, AfterValidator(_checked_address)]
+ProxyAddress = Annotated[str, AfterValidator(_checked_proxy)]
+
+
+class TlsSection(Section):
+    """The certificate of the clients' listener."""
+
+    certificate: Path | None = Field(None, description="PEM file with the certificate chain. Empty: no TLS.")
+    key: Path | None = Field(None, description="PEM file with its private key.")
+
+    @model_validator(mode="after")
+    def _both(self) -> Self:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key go together: give both or neither")
+        return self
+
+
+class AdmissionSection(Section):
+    """Which nodes may serve this bootstrap."""
+
+    mode: Literal["open", "approved"] = Field("open", description='"open" admits any node, "approved" those listed.')
+    approved: tuple[NodeAddress, ...] = Field((), description="nodeAddr of each approved node.")
+
+
+class LimitsSection(Section):
+    """Bounds on what clients and nodes may take."""
+
+    request_body_bytes: int = Field(256 * MIB, ge=1, description="Largest body of a /proxy/ call.")
+    task_body_bytes: int = Field(
+        16 * MIB, ge=1, description="Largest body of a /user/ call; it is stored with the task."
+    )
+    task_answer_bytes: int = Field(
+        64 * MIB, ge=1, description="Largest answer of a /user/ call; it is stored with the task."
+    )
+    api_body_bytes: int = Field(1 * MIB, ge=1, description="Largest body of an /api/ call.")
+    connections: int = Field(1024, ge=1, description="Clients' connections open at once.")
+    queued_calls: int = Field(256, ge=0, description="Calls of one workspace that may wait for a slot at once.")
+    queue_wait_s: float = Field(30.0, ge=0, description="Seconds a call may wait for a slot before it gets 429.")
+    async_tasks: int = Field(10_000, ge=1, description="Asynchronous tasks of one workspace that may be unfinished.")
+    attempts: int = Field(3, ge=1, le=16, description="Attempts of one task at most.")
+    streams_per_node: int = Field(256, ge=1, description="HTTP streams to one node open at once.")
+
+
+class BootstrapSettings(DaemonSettings):
+    """Everything `ngpu-bootstrap run` can be told."""
+
+    data_dir: Path = Field(
+        DEFAULT_DATA_DIR, description="Where this bootstrap keeps its key, its tasks and its socket."
+    )
+    passphrase_file: Path | None = Field(
+        None, description="File with the passphrase of the keystore. Under systemd use LoadCredential=passphrase:."
+    )
+    network: NetworkName = Field("main", description="Network: main, test, local, or your own name.")
+    service: str = Field("", description="Name of the service this bootstrap is one of, as in nodes' trust files.")
+    listen: tuple[str, ...] = Field(
+        ("/ip4/0.0.0.0/tcp/4910", "/ip6/::/tcp/4910"), description="Multiaddrs on which nodes reach this bootstrap."
+    )
+    http_listen: HostPort = Field(
+        "127.0.0.1:8080", description="Where clients reach this bootstrap. Beyond loopback: TLS, or behind_proxy."
+    )
+    behind_proxy: bool = Field(False, description="A proxy in front of http_listen terminates TLS.")
+    trusted_proxies: tuple[ProxyAddress, ...] = Field(
+        (), description="Addresses or networks of proxies whose X-Forwarded-For is believed."
+    )
+    store: str = Field("", description="Database URL. Empty: SQLite in data_dir.", examples=["postgresql://host/ngpu"])
+    wire_utc_offset_minutes: int = Field(
+        480, ge=-720, le=840, description="Zone of the times in task ids, in minutes east of UTC (480: UTC+8)."
+    )
+    heartbeat_s: float = Field(2.0, gt=0, le=4, description="How often nodes report when nothing changes.")
+    clock_tolerance_s: float = Field(
+        5.0, ge=0, description="How far a node's clock may be off before it counts as skew."
+    )
+    drain_s: float = Field(25.0, ge=0, description="Seconds running tasks may take to end after SIGTERM.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+    log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: JSON unless on a terminal.")
+    tls: TlsSection = Field(TlsSection(), description="TLS of the clients' listener.")
+    admission: AdmissionSection = Field(AdmissionSection(), description="Which nodes may serve this bootstrap.")
+    limits: LimitsSection = Field(LimitsSection(), description="Bounds on what clients and nodes may take.")
+
+    @model_validator(mode="after")
+    def _listener_is_safe(self) -> Self:
+        host, _ = parse_host_port(self.http_listen)
+        if not is_loopback(host) and self.tls.certificate is None and not self.behind_proxy:
+            raise ValueError(
+                f"http_listen {self.http_listen} can be reached from outside and would carry tokens in the clear: "
+                "set tls.certificate and tls.key, or behind_proxy = true, or listen on 127.0.0.1"
+            )
+        return self
+
+    @property
+    def has_private_listener(self) -> bool:
+        """Whether whoever reaches `http_listen` is on this machine (a proxy's clients are not)."""
+        return is_loopback(parse_host_port(self.http_listen)[0]) and not self.behind_proxy

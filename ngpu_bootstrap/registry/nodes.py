@@ -1,0 +1,306 @@
+"""The live view of nodes: who is connected, what each serves, what runs there on our account.
+
+Owns the sessions (one per connected node), the count of running attempts per deployment, and the bounded queue of
+calls that wait for a slot. The choice itself is `scheduling`; what a node says is read by `control`. Everything here
+happens on one thread and changes between two awaits only, so no lock is needed.
+
+The invariant: every `Slot` handed out is released exactly once, whatever happens to its caller, and a released slot
+goes to the call that waited longest.
+"""
+
+from __future__ import annotations
+
+import math
+import random as random_module
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import trio
+
+from ngpu_bootstrap.errors import NotServed
+from ngpu_bootstrap.scheduling import Candidate, Choice, Exclusion, choose
+from ngpu_protocol.control import DeploymentState, GpuOffer, Heartbeat, ServiceOffer
+from ngpu_protocol.http1.client import Client
+from ngpu_protocol.identity import Address
+from ngpu_protocol.workspaces import WorkspaceSpec
+
+# A node that refused for want of a slot is not asked again before this, unless it says something or we release one.
+FULL_PAUSE_MS = 50
+# How often time alone may change a choice (a pause that ends) for calls that wait.
+TICK_S = 0.1
+
+
+@dataclass(eq=False, slots=True)
+class NodeSession:
+    """One connected run of one node.
+
+    Attributes:
+        session: the 32 random bytes of this run of the node; every order carries them.
+        requests: the pooled HTTP client over streams of the connection the node itself made.
+        in_flight: our attempts running there now, by workspace id.
+        peak: the most of them since the last heartbeat: what the node's `slots_free` may already count.
+    """
+
+    node: Address
+    peer_id: str
+    session: bytes
+    software: str
+    gpus: tuple[GpuOffer, ...]
+    slots: int
+    admitted: bool
+    connected_at_ms: int
+    heard_at_ms: int
+    requests: Client
+    slots_free: int = 0
+    draining: bool = False
+    deployments: dict[str, DeploymentState] = field(default_factory=dict)
+    services: tuple[ServiceOffer, ...] = ()
+    in_flight: dict[str, int] = field(default_factory=dict)
+    total_in_flight: int = 0
+    peak: dict[str, int] = field(default_factory=dict)
+    total_peak: int = 0
+    full_until_ms: dict[str, int] = field(default_factory=dict)
+
+    def hear(self, heartbeat: Heartbeat, now_ms: int) -> None:
+        """Take over what the node says of itself."""
+        self.heard_at_ms = now_ms
+        self.slots_free = heartbeat.slots_free
+        self.draining = heartbeat.draining
+        self.deployments = {state.workspace: state for state in heartbeat.deployments}
+        self.services = tuple(heartbeat.services)
+        self.peak = dict(self.in_flight)
+        self.total_peak = self.total_in_flight
+        self.full_until_ms.clear()
+
+    def candidate(self, spec: WorkspaceSpec, now_ms: int) -> Candidate:
+        """Return what scheduling needs to know of this node for the workspace *spec*."""
+        state = self.deployments.get(spec.id)
+        capacity, in_use = 0, 0
+        if state is not None:
+            capacity = spec.concurrency
+            mine = self.in_flight.get(spec.id, 0)
+            # What others run there is what the node says is taken, less what may be ours.
+            others = max(0, capacity - state.slots_free - self.peak.get(spec.id, 0))
+            node_others = max(0, self.slots - self.slots_free - self.total_peak)
+            free = min(capacity - mine - others, self.slots - self.total_in_flight - node_others)
+            if self.full_until_ms.get(spec.id, 0) > now_ms:
+                free = 0
+            in_use = capacity - max(0, min(free, capacity))
+        return Candidate(
+            node=self.node,
+            admitted=self.admitted,
+            heard_at_ms=self.heard_at_ms,
+            draining=self.draining,
+            revision=state.revision if state is not None else None,
+            ready=state is not None and state.state == "ready",
+            capacity=capacity,
+            in_use=in_use,
+        )
+
+
+class Slot:
+    """The right to run one attempt of a workspace on a node, until `release`."""
+
+    __slots__ = ("_nodes", "_released", "session", "workspace")
+
+    def __init__(self, nodes: Nodes, session: NodeSession, workspace: str) -> None:
+        self._nodes = nodes
+        self._released = False
+        self.session = session
+        self.workspace = workspace
+        count = session.in_flight.get(workspace, 0) + 1
+        session.in_flight[workspace] = count
+        session.total_in_flight += 1
+        if count > session.peak.get(workspace, 0):
+            session.peak[workspace] = count
+        session.total_peak = max(session.total_peak, session.total_in_flight)
+
+    def release(self) -> None:
+        """Give the slot back; the longest waiting call gets it. A second call changes nothing."""
+        if self._released:
+            return
+        self._released = True
+        left = self.session.in_flight.get(self.workspace, 0) - 1
+        if left > 0:
+            self.session.in_flight[self.workspace] = left
+        else:
+            self.session.in_flight.pop(self.workspace, None)
+        self.session.total_in_flight -= 1
+        self._nodes.serve_waiting()
+
+
+@dataclass(eq=False, slots=True)
+class _Waiter:
+    spec: WorkspaceSpec
+    tried: Collection[Address]
+    ready: trio.Event = field(default_factory=trio.Event)
+    slot: Slot | None = None
+    gone: bool = False
+
+
+class Nodes:
+    """Every connected node, and the calls that wait for one.
+
+    Args:
+        now_ms: the clock.
+        queue_limit: calls of one workspace that may wait at once; the next is refused with 429.
+        draw: chance, a number in [0, 1).
+    """
+
+    def __init__(
+        self,
+        *,
+        now_ms: Callable[[], int],
+        queue_limit: int,
+        draw: Callable[[], float] = random_module.random,
+    ) -> None:
+        self._now_ms = now_ms
+        self._queue_limit = queue_limit
+        self._draw = draw
+        self._sessions: dict[Address, NodeSession] = {}
+        self._waiting: dict[str, deque[_Waiter]] = {}
+
+    def __iter__(self) -> Iterator[NodeSession]:
+        return iter(self._sessions.values())
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def get(self, node: Address) -> NodeSession | None:
+        """Return the session of *node*, or None while it is not connected."""
+        return self._sessions.get(node)
+
+    def attach(self, session: NodeSession) -> NodeSession | None:
+        """Make *session* the one of its node; return the one it replaces, which the caller ends."""
+        replaced = self._sessions.get(session.node)
+        self._sessions[session.node] = session
+        return replaced
+
+    def detach(self, session: NodeSession) -> None:
+        """Forget *session*, unless another has replaced it already."""
+        if self._sessions.get(session.node) is session:
+            del self._sessions[session.node]
+
+    def heard(self, session: NodeSession, heartbeat: Heartbeat) -> None:
+        """Take over a heartbeat; calls that waited for what it brings go on."""
+        session.hear(heartbeat, self._now_ms())
+        self.serve_waiting()
+
+    def choice(self, spec: WorkspaceSpec, tried: Collection[Address] = ()) -> Choice:
+        """Return where an attempt of *spec* would run now, and why not elsewhere; reserves nothing."""
+        now_ms = self._now_ms()
+        candidates = [session.candidate(spec, now_ms) for session in self._sessions.values()]
+        return choose(candidates, revision=spec.revision, now_ms=now_ms, draw=self._draw(), tried=tried)
+
+    def waiting(self, workspace: str) -> int:
+        """Return how many calls of *workspace* wait for a slot."""
+        return sum(not waiter.gone for waiter in self._waiting.get(workspace, ()))
+
+    def take(self, spec: WorkspaceSpec, tried: Collection[Address] = ()) -> Slot | None:
+        """Return a slot when one is free now and nobody waits before the caller; else None."""
+        if self._waiting.get(spec.id):
+            return None
+        node = self.choice(spec, tried).node
+        return Slot(self, self._sessions[node], spec.id) if node is not None else None
+
+    async def acquire(
+        self,
+        spec: WorkspaceSpec,
+        *,
+        tried: Collection[Address] = (),
+        timeout_s: float,
+        wait_for_node: bool = False,
+    ) -> Slot:
+        """Return a slot for one attempt of *spec*, waiting for one in a bounded queue, first come first served.
+
+        Args:
+            tried: nodes that must not be asked again for this task.
+            timeout_s: how long the call may wait.
+            wait_for_node: wait too when no node serves the workspace now, for tasks that were promised already.
+
+        Raises:
+            NotServed: 503 when no node serves the workspace, 429 when the queue is full or the wait was too long.
+        """
+        slot = self.take(spec, tried)
+        if slot is not None:
+            return slot
+        choice = self.choice(spec, tried)
+        if not choice.waitable and not wait_for_node:
+            raise no_node(spec, choice.excluded)
+        queue = self._waiting.setdefault(spec.id, deque())
+        if not wait_for_node and len(queue) >= self._queue_limit:
+            raise NotServed(
+                429,
+                "queue_full",
+                f"every slot of workspace {spec.id} is taken and {len(queue)} calls wait already; come again later",
+                retry_after_s=1,
+            )
+        waiter = _Waiter(spec, tried)
+        queue.append(waiter)
+        try:
+            self.serve_waiting()
+            with trio.move_on_after(timeout_s):
+                await waiter.ready.wait()
+            slot, waiter.slot = waiter.slot, None
+        finally:
+            waiter.gone = True
+            if waiter.slot is not None:  # cancelled between being given a slot and waking up
+                waiter.slot.release()
+            elif queue and waiter in queue:
+                queue.remove(waiter)
+            if not queue and self._waiting.get(spec.id) is queue:
+                del self._waiting[spec.id]
+        if slot is not None:
+            return slot
+        choice = self.choice(spec, tried)
+        if not choice.waitable:
+            raise no_node(spec, choice.excluded)
+        raise NotServed(
+            429,
+            "no_free_slot",
+            f"no slot of workspace {spec.id} became free within {timeout_s:g} s; come again later",
+            retry_after_s=max(1, math.ceil(timeout_s / 10)),
+        )
+
+    async def run(self) -> None:
+        """Serve waiting calls when nothing but time has passed; for ever."""
+        while True:
+            await trio.sleep(TICK_S)
+            if self._waiting:
+                self.serve_waiting()
+
+    def refused_full(self, session: NodeSession, workspace: str) -> None:
+        """Note that the node had no slot after all: our estimate was too good."""
+        session.full_until_ms[workspace] = self._now_ms() + FULL_PAUSE_MS
+
+    def serve_waiting(self) -> None:
+        """Give free slots to waiting calls, longest waiting first.
+
+        A call whose task tried some nodes already may be unable to take the slot that is free; those behind it are
+        looked at then, and no others, so that one picky call does not hold up its queue.
+        """
+        for workspace, queue in list(self._waiting.items()):
+            passed: list[_Waiter] = []
+            while queue:
+                waiter = queue.popleft()
+                if waiter.gone:
+                    continue
+                node = self.choice(waiter.spec, waiter.tried).node
+                if node is None:
+                    passed.append(waiter)
+                    if not waiter.tried:
+                        break
+                    continue
+                waiter.slot = Slot(self, self._sessions[node], workspace)
+                waiter.ready.set()
+            queue.extendleft(reversed(passed))
+
+
+def no_node(spec: WorkspaceSpec, excluded: Mapping[Address, Exclusion]) -> NotServed:
+    """Return the refusal that says why no node can run *spec*."""
+    counts: dict[str, int] = {}
+    for reason in excluded.values():
+        counts[reason.value] = counts.get(reason.value, 0) + 1
+    why = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items())) or "no node is connected"
+    return NotServed(503, "no_node", f"no node serves workspace {spec.id} now ({why})", retry_after_s=2)
