@@ -33,6 +33,7 @@ __all__ = [
     "address_bytes",
     "address_of_peer_id",
     "address_of_public_key",
+    "gpu_id",
     "keccak",
     "parse_address",
     "peer_id_of_public_key",
@@ -88,6 +89,11 @@ def parse_address(text: str | bytes) -> Address:
 def address_bytes(address: Address) -> bytes:
     """Return the 20 bytes of *address*."""
     return bytes.fromhex(address[2:])
+
+
+def gpu_id(node: Address, uuid: str) -> bytes:
+    """Return the 32-byte public name of a GPU: keccak of its node's address and its UUID, hiding the serial."""
+    return keccak(address_bytes(node) + uuid.encode())
 
 
 @lru_cache(maxsize=8192)
