@@ -1,0 +1,16 @@
+"""The GPU owner's daemon: it dials the bootstraps its owner trusts, runs their workspaces and answers for the work.
+
+Where to look (arrows point down; `daemon.py` alone knows everybody):
+
+    daemon.py         builds the parts and opens the nursery
+    cli.py config.py  what an owner types and writes
+    links.py          one task per bootstrap: connected for ever, heartbeats out, wishes in
+    courier.py        receipts that were not acknowledged yet are offered again
+    execution/        admit an order, pass the request through, meter it, receipt it
+    ledger.py         the receipts' chains and acknowledgements, durable before anything is promised
+    deployments.py    which workspaces are wanted here, and which of them can be served now
+    services.py       model servers registered by what runs beside the node
+    engine/           containers
+    inventory.py      the GPUs
+    admin.py          what the owner's own commands ask
+"""

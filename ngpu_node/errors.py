@@ -1,0 +1,45 @@
+"""What can go wrong on a node, by who must act.
+
+An `OperatorError` (from `ngpu_daemon`) is the owner's to mend and ends the daemon at start. Everything here happens while it runs.
+Refusals of orders are no exceptions: they are answers, see `execution.admission`.
+"""
+
+from __future__ import annotations
+
+from ngpu_daemon.errors import OperatorError
+
+
+class NodeConfigurationError(OperatorError):
+    """The owner's configuration cannot be used; the message says which key and what to write instead."""
+
+
+class NodeError(Exception):
+    """Root of what goes wrong while a node runs."""
+
+
+class BootstrapMisbehaved(NodeError):
+    """A bootstrap broke the protocol on a control or receipts stream: the connection is dropped and made again."""
+
+
+class BootstrapRefused(NodeError):
+    """A bootstrap would not have this node; `reason` is its stable word for why."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(f"{reason}: {message}")
+        self.reason = reason
+
+
+class LedgerUnavailable(NodeError):
+    """The ledger could not make a receipt durable (disk full or failing): no receipt may leave, no order be taken."""
+
+
+class EngineUnavailable(NodeError):
+    """The container engine does not answer, or answered with an error of its own."""
+
+
+class ImageUnavailable(NodeError):
+    """The workspace's image is neither on the engine nor to be had from its registry; the message says which and why."""
+
+
+class DeploymentImpossible(NodeError):
+    """This node cannot run what was asked for (GPUs, network, an option of the engine); the message names the lack."""
