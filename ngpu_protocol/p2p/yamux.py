@@ -1,0 +1,520 @@
+"""Yamux: many streams over one secured connection (specification: hashicorp/yamux, spec.md; libp2p yamux).
+
+Owns one connection from the end of its handshake: frames, credit, liveness, and its end. What a stream means to its
+user is `stream.py`; which handler a new one gets is the host's.
+
+Every frame is a 12-byte header: version, type, flags, stream id, length, big-endian. Streams of the side that dialled
+have odd ids. SYN opens a stream, FIN ends one direction, RST both. Each direction of a stream begins with 256 KiB of
+credit; the receiver gives more with WINDOW_UPDATE.
+
+This is our own muxer and not the library's, because what is wrong there is in its frame loop, where no subclass gets
+at it, and because of what it costs:
+
+- its write gives up, and resets, after 5 s without credit; while it waits it polls every 10 ms;
+- its read side does not enforce the window (a sender that ignored it made a host buffer 204 MB);
+- it turns resets and lost connections into ends of stream;
+- a 1 KiB echo on an open stream took 0.55 ms of processor for both ends; this one takes about 0.11 ms
+  (tests/bench/p2p_stream.py), mostly by parsing whole reads, formatting no log lines, and sending in the
+  caller's task.
+
+Rules the code keeps:
+
+- The read loop never waits for a stream's user or for the socket to take what it answers. So liveness can be judged by
+  bytes received, and no two hosts can block each other.
+- What a peer can make this side queue is bounded: data by the senders' own waiting (`has_room`), answers to its
+  frames by `_MAX_QUEUE_BYTES`, above which a peer that does not read what it asked for is dropped.
+- A peer that breaks the protocol loses the connection, since nothing it sends afterwards can be trusted.
+- All state is changed without awaiting, so it is consistent wherever a task is cancelled.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from time import perf_counter
+
+import trio
+from libp2p.abc import IMuxedConn, IMuxedStream
+from libp2p.connection_types import ConnectionType
+from libp2p.custom_types import TProtocol
+from libp2p.peer.id import ID
+from libp2p.stream_muxer.exceptions import MuxedConnUnavailable
+from multiaddr import Multiaddr
+
+from ngpu_protocol.p2p.limits import HostLimits
+from ngpu_protocol.p2p.links import LinkClosedError
+from ngpu_protocol.p2p.noise import MAX_PLAINTEXT_BYTES, NoiseChannel
+from ngpu_protocol.p2p.stream import INITIAL_WINDOW_BYTES, P2PStream
+
+__all__ = ["PROTOCOL", "Muxer", "PeerQuota"]
+
+PROTOCOL = TProtocol("/yamux/1.0.0")
+
+_HEADER = struct.Struct("!BBHII")
+_HEADER_BYTES = 12
+_pack = _HEADER.pack
+_unpack_from = _HEADER.unpack_from
+
+_DATA, _WINDOW_UPDATE, _PING, _GO_AWAY = range(4)
+_SYN, _ACK, _FIN, _RST = 1, 2, 4, 8
+_GO_AWAY_NORMAL, _GO_AWAY_PROTOCOL_ERROR = 0, 1
+_MAX_STREAM_ID = 2**32 - 2
+
+_ROOM_BYTES = 256 * 1024  # senders wait while more than this is queued for the socket
+_MAX_QUEUE_BYTES = 1024 * 1024
+# Frames sent within this time of the last write are left for the writer task, which takes those of all streams in
+# one message and one system call; a lone request goes out in its sender's own task. Measured at 1 KiB echoes: see
+# tests/bench/p2p_stream.py.
+_COALESCE_S = 100e-6
+_LINGER_S = 2.0
+_MIN_RTT_S = 0.005  # a window that lasted less than four of these was too small, however near the peer is
+
+
+class PeerQuota:
+    """What the streams of one peer share, over all its connections."""
+
+    def __init__(self, limits: HostLimits) -> None:
+        self.streams_left = limits.streams_per_peer
+        self.growth_left = limits.window_growth_bytes_per_peer
+
+
+class ProtocolViolationError(Exception):
+    """The peer sent what yamux does not allow."""
+
+
+class Muxer(IMuxedConn):
+    """One live connection to one peer.
+
+    Attributes:
+        peer_id: the peer, as the library names it.
+        peer_text: the same as base58 text.
+        event_closed: set once nothing more will come or go.
+        close_reason: why, in one line; empty while open.
+        rtt_s: smoothed round-trip time, None until measured.
+    """
+
+    max_payload = MAX_PLAINTEXT_BYTES - _HEADER_BYTES  # a data frame and its header fill one noise message
+
+    def __init__(self, channel: NoiseChannel, peer_id: ID, limits: HostLimits) -> None:
+        self.secured_conn = channel
+        self.peer_id = peer_id
+        self.peer_text = peer_id.to_base58()
+        self.event_started = trio.Event()
+        self.event_closed = trio.Event()
+        self.close_reason = ""
+        self.rtt_s: float | None = None
+        self.has_room = True
+        self._limits = limits
+        self._channel = channel
+        self._link = channel.link
+        self._quota = PeerQuota(limits)
+        self._accept: Callable[[P2PStream], None] = P2PStream.reset_nowait
+        self._on_close: Callable[[], None] = lambda: None
+        self._initiator = channel.is_initiator
+        self._next_id = 1 if self._initiator else 2
+        self._last_remote_id = 0
+        self._streams: dict[int, P2PStream] = {}
+        self._lingering: dict[int, P2PStream] = {}
+        self._going_away = False
+        # Sending: frames not yet sealed, sealed bytes the socket did not take, and who waits for either to go.
+        self._outbox: list[bytes] = []
+        self._outbox_bytes = 0
+        self._unsent: list[bytes] = []
+        self._room = trio.lowlevel.ParkingLot()
+        self._writer: trio.lowlevel.Task | None = None
+        self._last_write = 0.0
+        # Receiving: a header cut by the end of a message, and the data frame that is being received.
+        self._partial = b""
+        self._body_left = 0
+        self._body_stream: P2PStream | None = None
+        self._body_flags = 0
+        self._last_received = 0.0
+        self._ping_id = 0
+        self._ping_sent = 0.0
+
+    def attach(self, quota: PeerQuota, accept: Callable[[P2PStream], None], on_close: Callable[[], None]) -> None:
+        """Say what the peer's connections share, who takes its streams, and who hears of the end; before `run`."""
+        self._quota = quota
+        self._accept = accept
+        self._on_close = on_close
+
+    # Life.
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve the connection until it ends. Never raises: the end is `close_reason`."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._write_loop)
+                nursery.start_soon(self._watch)
+                self._last_received = trio.current_time()
+                self.event_started.set()
+                task_status.started()
+                await self._read_loop()
+                nursery.cancel_scope.cancel()
+        finally:
+            self.close_nowait("closed here")
+
+    async def start(self) -> None:
+        """The library's name for `run`."""
+        await self.run()
+
+    async def _read_loop(self) -> None:
+        channel = self._channel
+        try:
+            if early := channel.take_unread():
+                self._feed(early)
+            while messages := await channel.receive():
+                self._last_received = trio.current_time()
+                for message in messages:
+                    self._feed(message)
+            self.close_nowait("closed by the peer")
+        except LinkClosedError as error:
+            self.close_nowait(str(error))
+        except ProtocolViolationError as error:
+            self.close_nowait(f"the peer broke the protocol: {error}", _GO_AWAY_PROTOCOL_ERROR)
+
+    async def _watch(self) -> None:
+        """Ask for a sign of life after silence, and close when none comes (a frozen peer's kernel still acks TCP)."""
+        interval, timeout = self._limits.health_interval_s, self._limits.health_timeout_s
+        self._ping()
+        while True:
+            await trio.sleep(interval)
+            now = trio.current_time()
+            self._end_lingering(now)
+            if now - self._last_received < interval:
+                continue
+            asked = self._last_received
+            self._ping()
+            await trio.sleep(timeout)
+            if trio.current_time() - now > timeout + 1:
+                continue  # this process itself stood still: the answer may be waiting to be read
+            if self._last_received == asked:
+                self.close_nowait(f"frozen: silent for {trio.current_time() - asked:.1f} s")
+                return
+
+    def _ping(self) -> None:
+        self._ping_id = (self._ping_id + 1) & 0xFFFFFFFF
+        self._ping_sent = trio.current_time()
+        self._send_control(_pack(0, _PING, _SYN, 0, self._ping_id))
+
+    def close_nowait(self, reason: str, code: int = _GO_AWAY_NORMAL) -> None:
+        """End the connection now; what the socket takes without waiting still goes out."""
+        if self.close_reason:
+            return
+        self.close_reason = reason
+        for stream in list(self._streams.values()):
+            self._forget(stream)
+            stream.break_off(f"connection lost: {reason}")
+        self._outbox.append(_pack(0, _GO_AWAY, 0, 0, code))
+        try:
+            self._pump()
+        except LinkClosedError:
+            pass
+        self._link.close()
+        self._room.unpark_all()
+        self.event_closed.set()
+        self._on_close()
+
+    async def close(self) -> None:
+        """`close_nowait`, as the library calls it."""
+        self.close_nowait("closed here")
+
+    async def close_gracefully(self, reason: str, timeout_s: float) -> None:
+        """Send what is queued, say goodbye, and give the peer *timeout_s* to hang up, so that it loses nothing.
+
+        A socket closed while something unread is in its buffer makes the kernel reset the connection, and a reset
+        drops what the peer has not read yet.
+        """
+        if self.close_reason:
+            return
+        self._going_away = True
+        with trio.move_on_after(timeout_s):
+            self._send_control(_pack(0, _GO_AWAY, 0, 0, _GO_AWAY_NORMAL))
+            while self._outbox or self._unsent:
+                await self.wait_room()
+            self._link.shutdown()
+            await self.event_closed.wait()
+        self.close_nowait(reason)
+
+    @property
+    def is_initiator(self) -> bool:
+        return self._initiator
+
+    @property
+    def is_established(self) -> bool:
+        return self.event_started.is_set() and not self.close_reason
+
+    @property
+    def is_closed(self) -> bool:
+        return bool(self.close_reason)
+
+    @property
+    def usable(self) -> bool:
+        """Whether new streams may be opened."""
+        return not self.close_reason and not self._going_away
+
+    @property
+    def stream_count(self) -> int:
+        """Streams open in either direction."""
+        return len(self._streams)
+
+    @property
+    def buffered_bytes(self) -> int:
+        """What this peer has sent and nobody has read."""
+        return sum(stream.buffered_bytes for stream in self._streams.values())
+
+    # Streams.
+
+    def open(self) -> P2PStream:
+        """Return a new stream; its first frame goes out with whatever is sent first.
+
+        Raises:
+            MuxedConnUnavailable: the connection is closed or closing.
+        """
+        if not self.usable or self._next_id > _MAX_STREAM_ID:
+            raise MuxedConnUnavailable(self.close_reason or "the connection is closing")
+        stream = P2PStream(self, self._next_id, opened_here=True)
+        self._next_id += 2
+        self._streams[stream.stream_id] = stream
+        self._queue(_pack(0, _WINDOW_UPDATE, _SYN, stream.stream_id, 0))
+        self._wake_writer()
+        return stream
+
+    def _forget(self, stream: P2PStream) -> None:
+        if self._streams.pop(stream.stream_id, None) is None:
+            return
+        self._lingering.pop(stream.stream_id, None)
+        self._quota.growth_left += stream._window - INITIAL_WINDOW_BYTES
+        stream._window = INITIAL_WINDOW_BYTES
+        if not stream.opened_here:
+            self._quota.streams_left += 1
+
+    def linger(self, stream: P2PStream) -> None:
+        """Wait a little for the remote's end of a stream nobody reads any more."""
+        stream._linger_until = trio.current_time() + _LINGER_S
+        self._lingering[stream.stream_id] = stream
+
+    def _end_lingering(self, now: float) -> None:
+        for stream in [s for s in self._lingering.values() if s._linger_until <= now]:
+            stream.break_off("closed here")
+            self.send_reset(stream)
+
+    def send_fin(self, stream: P2PStream) -> None:
+        """Tell the remote that *stream* has sent everything."""
+        self._send_control(_pack(0, _WINDOW_UPDATE, _FIN, stream.stream_id, 0))
+        if stream._fin_received:
+            self._forget(stream)
+
+    def send_reset(self, stream: P2PStream) -> None:
+        """Tell the remote that *stream* is abandoned, and forget it."""
+        if stream.stream_id in self._streams:
+            self._forget(stream)
+            self._send_control(_pack(0, _WINDOW_UPDATE, _RST, stream.stream_id, 0))
+
+    def grant(self, stream: P2PStream) -> None:
+        """Give back as credit what was read, and more if the reader keeps ahead of the window.
+
+        The window doubles when half of it lasted less than four round trips, as go-yamux does: then the sender
+        stood waiting for credit, not the reader for data.
+        """
+        if stream.stream_id not in self._streams:
+            return
+        now = trio.current_time()
+        delta = stream._since_grant
+        if now - stream._grant_time < 4 * max(self.rtt_s or 0.0, _MIN_RTT_S):
+            growth = min(stream._window, self._limits.stream_window_bytes - stream._window, self._quota.growth_left)
+            if growth > 0:
+                self._quota.growth_left -= growth
+                stream._window += growth
+                delta += growth
+        stream._grant_time = now
+        stream._since_grant = 0
+        stream._receive_credit += delta
+        self._send_control(_pack(0, _WINDOW_UPDATE, 0, stream.stream_id, delta))
+
+    # Sending. Nothing here waits, except `wait_room` and the writer task.
+
+    def send_data(self, stream_id: int, data: bytes | bytearray | memoryview) -> None:
+        """Queue one data frame of at most `max_payload` bytes; the caller has the credit and saw `has_room`."""
+        self._queue(b"".join((_pack(0, _DATA, 0, stream_id, len(data)), data)))
+        now = perf_counter()
+        if self._writer is not None and now - self._last_write > _COALESCE_S:
+            self._last_write = now
+            try:
+                if self._pump():
+                    return
+            except LinkClosedError as error:
+                self.close_nowait(str(error))
+                return
+        self._wake_writer()
+
+    def _send_control(self, frame: bytes) -> None:
+        if self.close_reason:
+            return
+        self._queue(frame)
+        if self._outbox_bytes > _MAX_QUEUE_BYTES:
+            self.close_nowait("the peer does not read")
+            return
+        self._wake_writer()
+
+    def _queue(self, frame: bytes) -> None:
+        self._outbox.append(frame)
+        self._outbox_bytes += len(frame)
+        if self._outbox_bytes >= _ROOM_BYTES:
+            self.has_room = False
+
+    def _wake_writer(self) -> None:
+        if self._writer is not None:
+            task, self._writer = self._writer, None
+            trio.lowlevel.reschedule(task)
+
+    def _pump(self) -> bool:
+        """Write what the socket takes at once. True if nothing is left."""
+        if self._unsent:
+            self._unsent = self._link.try_write(self._unsent)
+            if self._unsent:
+                return False
+        while self._outbox:
+            frames, self._outbox = self._outbox, []
+            self._unsent = self._link.try_write(self._channel.seal(frames))
+            if self._unsent:
+                return False
+        self._outbox_bytes = 0
+        if not self.has_room:
+            self.has_room = True
+        if self._room:
+            self._room.unpark_all()
+        return True
+
+    async def _write_loop(self) -> None:
+        def abort(_: object) -> trio.lowlevel.Abort:
+            self._writer = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        try:
+            while True:
+                if not self._outbox and not self._unsent:
+                    self._writer = trio.lowlevel.current_task()
+                    await trio.lowlevel.wait_task_rescheduled(abort)
+                self._last_write = perf_counter()
+                if not self._pump():
+                    # Senders leave the writing to this task while it is not parked (`_writer` is None).
+                    self._unsent = await self._link.write_some(self._unsent)
+        except LinkClosedError as error:
+            self.close_nowait(str(error))
+
+    async def wait_room(self) -> None:
+        """Wait until less is queued, or the connection has ended."""
+        if not self.close_reason:
+            await self._room.park()
+
+    # Receiving.
+
+    def _feed(self, data: bytes) -> None:
+        """Take the next plaintext of the connection, cut anywhere."""
+        if self._partial:
+            data = self._partial + data
+            self._partial = b""
+        at, end = 0, len(data)
+        while at < end:
+            if self._body_left:
+                size = min(self._body_left, end - at)
+                self._body_left -= size
+                if self._body_stream is not None:
+                    self._body_stream.deliver(data[at : at + size])
+                at += size
+                if not self._body_left and self._body_flags:
+                    self._apply_flags(self._body_stream, self._body_flags)
+                continue
+            if end - at < _HEADER_BYTES:
+                self._partial = data[at:]
+                return
+            version, kind, flags, stream_id, length = _unpack_from(data, at)
+            at += _HEADER_BYTES
+            if version:
+                raise ProtocolViolationError(f"yamux version {version}")
+            if kind == _DATA:
+                stream = self._stream_for(stream_id, flags)
+                if stream is not None:
+                    if length > stream._receive_credit:
+                        raise ProtocolViolationError("more data than the window allows")
+                    stream._receive_credit -= length
+                flags &= _FIN | _RST
+                if length:
+                    self._body_left, self._body_stream, self._body_flags = length, stream, flags
+                elif flags:
+                    self._apply_flags(stream, flags)
+            elif kind == _WINDOW_UPDATE:
+                stream = self._stream_for(stream_id, flags)
+                if stream is not None:
+                    if length:
+                        stream.add_credit(length)
+                    if flags & (_FIN | _RST):
+                        self._apply_flags(stream, flags)
+            elif kind == _PING:
+                self._on_ping(flags, length)
+            elif kind == _GO_AWAY:
+                self._going_away = True  # streams already open may finish; the peer hangs up when it likes
+            else:
+                raise ProtocolViolationError(f"yamux frame of type {kind}")
+
+    def _stream_for(self, stream_id: int, flags: int) -> P2PStream | None:
+        """Return the stream a frame is for; None if it is one already forgotten here, or refused."""
+        if not flags & _SYN:
+            stream = self._streams.get(stream_id)
+            if stream is None and stream_id >= (self._next_id if self._ours(stream_id) else self._last_remote_id + 1):
+                raise ProtocolViolationError(f"stream {stream_id} was never opened")
+            return stream
+        if not stream_id or self._ours(stream_id):
+            raise ProtocolViolationError(f"stream id {stream_id} is not the peer's to give")
+        if stream_id <= self._last_remote_id:
+            raise ProtocolViolationError(f"stream id {stream_id} was used before")
+        self._last_remote_id = stream_id
+        if self._going_away or self.close_reason or not self._quota.streams_left:
+            self._send_control(_pack(0, _WINDOW_UPDATE, _RST, stream_id, 0))
+            return None
+        self._quota.streams_left -= 1
+        stream = P2PStream(self, stream_id, opened_here=False)
+        self._streams[stream_id] = stream
+        self._queue(_pack(0, _WINDOW_UPDATE, _ACK, stream_id, 0))
+        self._wake_writer()
+        self._accept(stream)
+        return stream
+
+    def _ours(self, stream_id: int) -> bool:
+        return stream_id % 2 == self._initiator
+
+    def _apply_flags(self, stream: P2PStream | None, flags: int) -> None:
+        if stream is None or stream.stream_id not in self._streams:
+            return
+        if flags & _FIN:
+            stream.end_received()
+            if stream._fin_sent:
+                self._forget(stream)
+        if flags & _RST:
+            self._forget(stream)
+            stream.break_off("reset by the peer")
+
+    def _on_ping(self, flags: int, value: int) -> None:
+        if flags & _SYN:
+            self._send_control(_pack(0, _PING, _ACK, 0, value))
+        elif value == self._ping_id:
+            sample = trio.current_time() - self._ping_sent
+            self.rtt_s = sample if self.rtt_s is None else (3 * self.rtt_s + sample) / 4
+
+    # The library's side.
+
+    async def open_stream(self) -> IMuxedStream:
+        raise MuxedConnUnavailable("streams are opened with `open`")
+
+    async def accept_stream(self) -> IMuxedStream:
+        raise MuxedConnUnavailable("streams are handed out as they come")
+
+    def get_remote_address(self) -> tuple[str, int] | None:
+        return self._channel.get_remote_address()
+
+    def get_transport_addresses(self) -> list[Multiaddr]:
+        return self._channel.get_transport_addresses()
+
+    def get_connection_type(self) -> ConnectionType:
+        return self._channel.get_connection_type()
