@@ -1,0 +1,313 @@
+"""The one writer: a thread that commits what many callers ask for in batches.
+
+A durable commit costs one flush of the disk however many rows it holds. So the thread takes everything that is queued
+(at most BATCH_LIMIT operations), writes it in one transaction, and wakes all callers after COMMIT. While a batch is
+being flushed the next one collects; a lone caller waits for nobody.
+
+The fast path executes each statement once for all its rows and only compares the number of rows touched. When a batch
+fails there, it is rolled back and its operations are repeated one by one under savepoints, so that a bad one fails
+alone. When the medium fails, every caller of the batch gets StoreUnavailable, the connection is renewed and the thread
+goes on.
+
+Invariant: a caller is told of success only after the COMMIT that holds its rows returned.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from operator import attrgetter
+from typing import Any
+
+import outcome
+import sqlalchemy as sa
+import structlog
+
+from ngpu_bootstrap.store import tables
+from ngpu_bootstrap.store.chains import Chain
+from ngpu_bootstrap.store.database import is_record_fault
+from ngpu_bootstrap.store.errors import StoreError, StoreUnavailable
+from ngpu_bootstrap.store.handoff import Handoff
+from ngpu_bootstrap.store.operations import Operation, Operations, Step
+from ngpu_bootstrap.store.records import BrokenLink, FiledReceipt, Filing, NewReceipt
+from ngpu_bootstrap.store.statements import ANY_ROWS, Prepared
+
+BATCH_LIMIT = 256
+
+_log = structlog.get_logger(__name__)
+
+ChainKey = tuple[str, str]
+
+
+@dataclass(slots=True)
+class CommitCounts:
+    """What the writer did since it started. *failing*: the last batch could not be written."""
+
+    operations: int = 0
+    batches: int = 0
+    singly: int = 0
+    failed_batches: int = 0
+    failing: bool = False
+
+
+class _RowsMissed(Exception):
+    """A statement touched another number of rows than it must."""
+
+
+class GroupCommit:
+    """Owns the writing connection and the thread that uses it.
+
+    Args:
+        linger_s: How long a batch waits for more after its first operation. 0 is fastest at every load measured
+            (tests/bench/store_commits.py): callers that queue during a flush make the next batch anyway.
+    """
+
+    def __init__(
+        self,
+        engine: sa.Engine,
+        operations: Operations,
+        handoff: Handoff[Operation],
+        *,
+        linger_s: float = 0.0,
+    ) -> None:
+        self._engine = engine
+        self._operations = operations
+        self._handoff = handoff
+        self._linger_s = linger_s
+        self._connection: sa.Connection | None = None
+        self.counts = CommitCounts()
+        self._chains: dict[ChainKey, Chain] = {}
+        self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def join(self) -> None:
+        """Block until the thread has written everything that was queued before ``Handoff.close``."""
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (batch := self._handoff.take(BATCH_LIMIT, self._linger_s)) is not None:
+            try:
+                self._write(batch)
+            except BaseException as error:
+                # a bug of ours must not strand the callers of this batch nor those after it
+                _log.exception("store_writer_bug")
+                self._fail(batch, error)
+            self._handoff.deliver(batch)
+        self._disconnect()
+
+    def _write(self, batch: Sequence[Operation]) -> None:
+        try:
+            self._commit_together(batch)
+        except Exception as error:
+            self._chains.clear()
+            if not (isinstance(error, _RowsMissed) or is_record_fault(error)):
+                self._give_up(batch, error)
+                return
+            try:
+                self._commit_singly(batch)
+            except Exception as error:
+                self._give_up(batch, error)
+                return
+        self.counts.batches += 1
+        self.counts.operations += len(batch)
+        self.counts.failing = False
+
+    def _commit_together(self, batch: Sequence[Operation]) -> None:
+        connection = self._connect()
+        filings = _Filings(connection, self._operations, self._chains)
+        with connection.begin():
+            for wave in _waves(batch):
+                steps = [step for operation in wave for step in operation.steps]
+                for operation in wave:
+                    if operation.receipt is not None:
+                        filed, extra = filings.file(operation.receipt)
+                        operation.outcome = outcome.Value(filed)
+                        steps.extend(extra)
+                _execute(connection, steps)
+            _execute(connection, filings.heads())
+        self._chains.update(filings.chains)
+
+    def _commit_singly(self, batch: Sequence[Operation]) -> None:
+        connection = self._connect()
+        self.counts.singly += 1
+        # kept apart until COMMIT: an operation that succeeded here still fails with a failing COMMIT
+        results: list[outcome.Value[Any] | outcome.Error] = []
+        with connection.begin():
+            for operation in batch:
+                # chains are read anew for each: what the one before added may have been undone
+                filings = _Filings(connection, self._operations, {})
+                result: Any = None
+                try:
+                    with connection.begin_nested():
+                        steps = list(operation.steps)
+                        if operation.receipt is not None:
+                            result, extra = filings.file(operation.receipt)
+                            steps.extend(extra)
+                        _execute(connection, steps)
+                        _execute(connection, filings.heads())
+                except _RowsMissed:
+                    results.append(outcome.Error(operation.explain(connection, None)))
+                except Exception as error:
+                    if not is_record_fault(error):
+                        raise
+                    results.append(outcome.Error(operation.explain(connection, error)))
+                else:
+                    results.append(outcome.Value(result))
+        for operation, single in zip(batch, results, strict=True):
+            operation.outcome = single
+
+    def _give_up(self, batch: Sequence[Operation], error: Exception) -> None:
+        _log.error("store_unavailable", operations=len(batch), error=str(getattr(error, "orig", error)))
+        self.counts.failed_batches += 1
+        self.counts.failing = True
+        self._disconnect()
+        told = StoreUnavailable(f"the store cannot write: {getattr(error, 'orig', error)}")
+        told.__cause__ = error
+        self._fail(batch, told)
+
+    def _fail(self, batch: Sequence[Operation], error: BaseException) -> None:
+        self._chains.clear()
+        for operation in batch:
+            # each its own: an exception raised in two tasks would share its traceback
+            own = StoreUnavailable(str(error)) if isinstance(error, StoreUnavailable) else StoreError(repr(error))
+            own.__cause__ = error
+            operation.outcome = outcome.Error(own)
+
+    def _connect(self) -> sa.Connection:
+        if self._connection is None:
+            self._connection = self._engine.connect()
+        return self._connection
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            try:
+                connection.invalidate()
+                connection.close()
+            except Exception as error:
+                _log.info("store_disconnect_failed", error=str(error))
+
+
+class _Filings:
+    """Where the receipts of one transaction go in their chains; nothing of it is kept unless the caller commits."""
+
+    def __init__(self, connection: sa.Connection, operations: Operations, known: dict[ChainKey, Chain]) -> None:
+        self._connection = connection
+        self._operations = operations
+        self._known = known
+        self._heads: dict[ChainKey, int] = {}
+        # filed by this transaction, perhaps not written yet
+        self._fresh: dict[tuple[str, str, int], NewReceipt] = {}
+        self.chains: dict[ChainKey, Chain] = {}
+
+    def file(self, receipt: NewReceipt) -> tuple[FiledReceipt, list[Step]]:
+        """Return what becomes of *receipt* and the steps that make it so."""
+        if not receipt.authentic:
+            fault = self._operations.fault(receipt, "forged", receipt, expected=b"", actual=b"")
+            return FiledReceipt(Filing.FORGED), [fault, self._operations.judge(receipt)]
+        chain = self._chain((receipt.bootstrap, receipt.node))
+        if chain.has(receipt.sequence):
+            return self._file_again(receipt)
+        broken = chain.add(receipt.sequence, receipt.hash, receipt.previous)
+        self._fresh[(receipt.bootstrap, receipt.node, receipt.sequence)] = receipt
+        steps = [self._operations.file_receipt(receipt), self._operations.judge(receipt)]
+        steps.extend(self._broken_link(receipt, link) for link in broken)
+        return FiledReceipt(Filing.FILED, receipt.acknowledgement, tuple(broken)), steps
+
+    def heads(self) -> list[Step]:
+        """Return the steps that record the heads that moved."""
+        return [
+            self._operations.move_head(bootstrap, node, chain.sequence, chain.hash)
+            for (bootstrap, node), chain in self.chains.items()
+            if chain.sequence != self._heads[(bootstrap, node)]
+        ]
+
+    def _file_again(self, receipt: NewReceipt) -> tuple[FiledReceipt, list[Step]]:
+        first_hash, acknowledgement = self._first(receipt)
+        if first_hash == receipt.hash:
+            return FiledReceipt(Filing.DUPLICATE, acknowledgement), []
+        steps = [
+            self._operations.fault(receipt, "equivocation", receipt, expected=first_hash, actual=receipt.hash),
+            self._operations.judge(replace(receipt, verdict="disputed", rule="equivocation")),
+        ]
+        return FiledReceipt(Filing.EQUIVOCATION), steps
+
+    def _first(self, receipt: NewReceipt) -> tuple[bytes, bytes]:
+        """Return hash and acknowledgement of the receipt that holds the sequence of *receipt*."""
+        fresh = self._fresh.get((receipt.bootstrap, receipt.node, receipt.sequence))
+        if fresh is not None:
+            return fresh.hash, fresh.acknowledgement
+        row = self._filed(receipt, receipt.sequence)
+        return row.hash, row.acknowledgement
+
+    def _broken_link(self, receipt: NewReceipt, link: BrokenLink) -> Step:
+        if link.sequence == receipt.sequence:
+            offender = receipt
+        else:
+            key = (receipt.bootstrap, receipt.node, link.sequence)
+            row = self._fresh.get(key) or self._filed(receipt, link.sequence)
+            offender = replace(receipt, sequence=link.sequence, hash=row.hash, raw=row.raw)
+        return self._operations.fault(receipt, "broken_link", offender, expected=link.expected, actual=link.actual)
+
+    def _filed(self, receipt: NewReceipt, sequence: int) -> Any:
+        r = tables.receipts
+        return self._connection.execute(
+            sa.select(r.c.hash, r.c.acknowledgement, r.c.raw).where(
+                r.c.bootstrap == receipt.bootstrap, r.c.node == receipt.node, r.c.sequence == sequence
+            )
+        ).one()
+
+    def _chain(self, key: ChainKey) -> Chain:
+        chain = self.chains.get(key)
+        if chain is None:
+            known = self._known.get(key)
+            chain = known.copy() if known is not None else load_chain(self._connection, *key)
+            self.chains[key] = chain
+            self._heads[key] = chain.sequence
+        return chain
+
+
+def load_chain(connection: sa.Connection, bootstrap: str, node: str) -> Chain:
+    """Return the chain as the database has it."""
+    c, r = tables.chains, tables.receipts
+    head = connection.execute(
+        sa.select(c.c.head_sequence, c.c.head_hash).where(c.c.bootstrap == bootstrap, c.c.node == node)
+    ).one_or_none()
+    chain = Chain(head.head_sequence, head.head_hash) if head is not None else Chain()
+    beyond = sa.select(r.c.sequence, r.c.hash, r.c.previous).where(
+        r.c.bootstrap == bootstrap, r.c.node == node, r.c.sequence > chain.sequence
+    )
+    chain.ahead = {row.sequence: (row.hash, row.previous) for row in connection.execute(beyond)}
+    return chain
+
+
+def _waves(batch: Sequence[Operation]) -> Iterator[list[Operation]]:
+    """Split *batch*, in order, so that no wave has two operations of one key."""
+    wave: list[Operation] = []
+    keys: set[str] = set()
+    for operation in batch:
+        if operation.key in keys:
+            yield wave
+            wave, keys = [], set()
+        wave.append(operation)
+        keys.add(operation.key)
+    yield wave
+
+
+def _execute(connection: sa.Connection, steps: Iterable[Step]) -> None:
+    """Execute *steps*, each statement once for all its rows, in the order of rank."""
+    rows: dict[Prepared, list[tuple[Any, ...]]] = {}
+    for prepared, parameters in steps:
+        rows.setdefault(prepared, []).append(parameters)
+    for prepared in sorted(rows, key=_rank):
+        many = rows[prepared]
+        touched = connection.exec_driver_sql(prepared.sql, many if len(many) > 1 else many[0]).rowcount
+        if prepared.rows != ANY_ROWS and touched != prepared.rows * len(many):
+            raise _RowsMissed(prepared.name)
+
+
+_rank = attrgetter("rank")

@@ -1,0 +1,264 @@
+"""Reading: the selects, and how their rows become records. Blocking; they run in the read threads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from ngpu_bootstrap.store import tables
+from ngpu_bootstrap.store.errors import RecordRefused, UnknownTask
+from ngpu_bootstrap.store.records import (
+    AttemptRecord,
+    ChainFault,
+    NewReceipt,
+    NodeRow,
+    Part,
+    ReceiptRecord,
+    StoredBody,
+    TaskDetail,
+    TaskFilter,
+    TaskPage,
+    TaskRecord,
+    WorkspaceRow,
+    WorkspaceToken,
+)
+from ngpu_bootstrap.tasks.states import TaskState
+from ngpu_protocol.identity import Address
+
+MAX_PAGE: Final = 10_000
+
+_TASK_COLUMNS: Final = tuple(tables.tasks.columns)
+_RECEIPT_COLUMNS: Final = tuple(tables.receipts.columns)
+_request = tables.bodies.alias("request")
+_response = tables.bodies.alias("response")
+
+
+def _task_with_bodies() -> sa.Select[Any]:
+    t = tables.tasks
+    joined = t
+    columns: list[sa.ColumnElement[Any]] = list(_TASK_COLUMNS)
+    for alias, part in ((_request, Part.REQUEST), (_response, Part.RESPONSE)):
+        on = sa.and_(alias.c.task_id == t.c.task_id, alias.c.part == sa.literal_column(f"'{part.value}'"))
+        joined = joined.outerjoin(alias, on)  # type: ignore[assignment]
+        columns += [alias.c.size, alias.c.content, alias.c.path]
+    return sa.select(*columns).select_from(joined).where(t.c.task_id == sa.bindparam("key"))
+
+
+_TASK_WITH_BODIES: Final = _task_with_bodies()
+
+
+def task(connection: sa.Connection, task_id: str) -> TaskRecord | None:
+    """Return a task with its bodies."""
+    row = connection.execute(_TASK_WITH_BODIES, {"key": task_id}).one_or_none()
+    if row is None:
+        return None
+    width = len(_TASK_COLUMNS)
+    return _task(row[:width], _body(row[width : width + 3]), _body(row[width + 3 :]))
+
+
+def task_by_key(connection: sa.Connection, workspace: str, key: str) -> str | None:
+    """Return the id of the task a workspace asked for under an idempotency key."""
+    t = tables.tasks
+    found: str | None = connection.execute(
+        sa.select(t.c.task_id).where(t.c.workspace == workspace, t.c.idempotency_key == key)
+    ).scalar()
+    return found
+
+
+def detail(connection: sa.Connection, task_id: str) -> TaskDetail:
+    """Return everything known of a task."""
+    record = task(connection, task_id)
+    if record is None:
+        raise UnknownTask(task_id)
+    return TaskDetail(record, tuple(attempts(connection, task_id)), tuple(receipts(connection, task_id)))
+
+
+def attempts(connection: sa.Connection, task_id: str) -> list[AttemptRecord]:
+    """Return a task's attempts, first one first."""
+    a = tables.attempts
+    rows = connection.execute(sa.select(a).where(a.c.task_id == task_id).order_by(a.c.attempt))
+    return [
+        AttemptRecord(
+            task_id=row.task_id,
+            attempt=row.attempt,
+            node=Address(row.node),
+            node_ip=row.node_ip,
+            session=bytes(row.session),
+            order=bytes(row.signed_order),
+            began_at_ms=row.began_at_ms,
+            ended_at_ms=row.ended_at_ms,
+            outcome=row.outcome,
+            reason=row.reason,
+            status=row.status,
+        )
+        for row in rows
+    ]
+
+
+def receipts(connection: sa.Connection, task_id: str, attempt: int | None = None) -> list[ReceiptRecord]:
+    """Return a task's receipts, by attempt and sequence; *attempt* narrows them to one."""
+    r, a = tables.receipts, tables.attempts
+    joined = r.outerjoin(a, sa.and_(a.c.task_id == r.c.task_id, a.c.attempt == r.c.attempt))
+    query = (
+        sa.select(*_RECEIPT_COLUMNS, a.c.signed_order)
+        .select_from(joined)
+        .where(r.c.task_id == task_id)
+        .order_by(r.c.attempt, r.c.sequence)
+    )
+    if attempt is not None:
+        query = query.where(r.c.attempt == attempt)
+    return [_receipt(row) for row in connection.execute(query)]
+
+
+def tasks(connection: sa.Connection, wanted: TaskFilter) -> TaskPage:
+    """Return one page of tasks, newest first, without bodies."""
+    t = tables.tasks
+    limit = max(1, min(wanted.limit, MAX_PAGE))
+    query = sa.select(t).order_by(t.c.accepted_at_ms.desc(), t.c.number.desc()).limit(limit + 1)
+    for column, value in (
+        (t.c.workspace, wanted.workspace),
+        (t.c.node, wanted.node),
+        (t.c.btc_address, wanted.btc_address),
+    ):
+        if value is not None:
+            query = query.where(column == value)
+    if wanted.since_ms is not None:
+        query = query.where(t.c.accepted_at_ms >= wanted.since_ms)
+    if wanted.before_ms is not None:
+        query = query.where(t.c.accepted_at_ms < wanted.before_ms)
+    if wanted.states:
+        query = query.where(t.c.state.in_([int(state) for state in wanted.states]))
+    if wanted.after:
+        query = query.where(sa.tuple_(t.c.accepted_at_ms, t.c.number) < sa.tuple_(*_parse_cursor(wanted.after)))
+    rows = connection.execute(query).all()
+    records = tuple(_task(row) for row in rows[:limit])
+    last = records[-1] if len(rows) > limit else None
+    return TaskPage(records, f"{last.accepted_at_ms}-{last.number}" if last else "")
+
+
+def unfinished(connection: sa.Connection) -> list[TaskRecord]:
+    """Return every task that is not final, oldest first, without bodies."""
+    t = tables.tasks
+    rows = connection.execute(sa.select(t).where(sa.text("state < 3")).order_by(t.c.number))
+    return [_task(row) for row in rows]
+
+
+def workspaces(connection: sa.Connection, *, removed: bool = False) -> list[WorkspaceRow]:
+    """Return the workspaces, oldest first; with *removed*, those removed too."""
+    w, v, k = tables.workspaces, tables.workspace_revisions, tables.workspace_tokens
+    tokens: dict[str, list[WorkspaceToken]] = {}
+    for row in connection.execute(sa.select(k).order_by(k.c.created_at_ms, k.c.label)):
+        token = WorkspaceToken(row.label, bytes(row.hash), row.created_at_ms, row.expires_at_ms)
+        tokens.setdefault(row.workspace, []).append(token)
+    newest = w.join(v, sa.and_(v.c.workspace == w.c.id, v.c.revision == w.c.revision))
+    query = sa.select(w, v.c.spec).select_from(newest).order_by(w.c.created_at_ms, w.c.id)
+    if not removed:
+        query = query.where(w.c.removed_at_ms.is_(None))
+    return [
+        WorkspaceRow(
+            id=row.id,
+            owner=row.owner,
+            name=row.name,
+            revision=row.revision,
+            spec=json.loads(row.spec),
+            tokens=tuple(tokens.get(row.id, ())),
+            created_at_ms=row.created_at_ms,
+            updated_at_ms=row.updated_at_ms,
+            removed_at_ms=row.removed_at_ms,
+        )
+        for row in connection.execute(query)
+    ]
+
+
+def workspace_spec(connection: sa.Connection, id: str, revision: int) -> dict[str, Any] | None:
+    """Return the specification of one revision, of removed workspaces too."""
+    v = tables.workspace_revisions
+    text = connection.execute(sa.select(v.c.spec).where(v.c.workspace == id, v.c.revision == revision)).scalar()
+    spec: dict[str, Any] | None = None if text is None else json.loads(text)
+    return spec
+
+
+def nodes(connection: sa.Connection) -> list[NodeRow]:
+    """Return every node ever seen, first seen first."""
+    n = tables.nodes
+    return [
+        NodeRow(
+            address=Address(row.address),
+            first_seen_ms=row.first_seen_ms,
+            last_seen_ms=row.last_seen_ms,
+            name=row.name,
+            peer_id=row.peer_id,
+            software=row.software,
+            session=bytes(row.session),
+        )
+        for row in connection.execute(sa.select(n).order_by(n.c.first_seen_ms, n.c.address))
+    ]
+
+
+def faults(connection: sa.Connection, node: str) -> list[ChainFault]:
+    """Return the evidence against a node, oldest first."""
+    f = tables.chain_faults
+    rows = connection.execute(sa.select(f).where(f.c.node == node).order_by(f.c.found_at_ms, f.c.sequence))
+    return [
+        ChainFault(
+            bootstrap=Address(row.bootstrap),
+            node=Address(row.node),
+            sequence=row.sequence,
+            kind=row.kind,
+            hash=bytes(row.hash),
+            raw=bytes(row.raw),
+            found_at_ms=row.found_at_ms,
+            expected=bytes(row.expected),
+            actual=bytes(row.actual),
+        )
+        for row in rows
+    ]
+
+
+def named_paths(connection: sa.Connection, paths: Iterable[str]) -> set[str]:
+    """Return those of *paths* that a body row names."""
+    b = tables.bodies
+    wanted = list(paths)
+    found: set[str] = set()
+    for start in range(0, len(wanted), 500):
+        ids = {path.rpartition("/")[2].rpartition(".")[0] for path in wanted[start : start + 500]}
+        found.update(connection.execute(sa.select(b.c.path).where(b.c.task_id.in_(ids))).scalars())
+    return found.intersection(wanted)
+
+
+def _task(row: Any, request: StoredBody | None = None, response: StoredBody | None = None) -> TaskRecord:
+    values = dict(zip(_TASK_NAMES, row, strict=True))
+    values["headers"] = tuple((name, value) for name, value in json.loads(values["headers"]))
+    values["state"] = TaskState(values["state"])
+    values["detach"] = bool(values["detach"])
+    values["wrapped"] = bool(values["wrapped"])
+    values["node"] = Address(values["node"]) if values["node"] else None
+    return TaskRecord(**values, request=request, response=response)
+
+
+_TASK_NAMES: Final = tuple(column.name for column in _TASK_COLUMNS)
+
+
+def _body(row: Any) -> StoredBody | None:
+    size, content, path = row
+    if size is None:
+        return None
+    return StoredBody(size, None if content is None else bytes(content), path)
+
+
+def _receipt(row: Any) -> ReceiptRecord:
+    values = row._asdict()
+    order = values.pop("signed_order")
+    for name in ("hash", "previous", "raw", "acknowledgement"):
+        values[name] = bytes(values[name])
+    return ReceiptRecord(NewReceipt(**values), bytes(order) if order is not None else b"")
+
+
+def _parse_cursor(text: str) -> tuple[int, int]:
+    at_ms, _, number = text.partition("-")
+    if not (at_ms.isascii() and at_ms.isdigit() and number.isascii() and number.isdigit() and len(text) < 40):
+        raise RecordRefused("not a cursor of this list")
+    return int(at_ms), int(number)

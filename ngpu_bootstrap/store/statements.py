@@ -1,0 +1,216 @@
+"""The writer's statements, compiled once per store: SQL, the order of its parameters, how many rows it must touch.
+
+Compiling through SQLAlchemy Core keeps them right on either database; executing the compiled text skips its
+per-execution work, which would cost more than SQLite itself.
+
+Rank orders the statements of one batch: all rows of a lower rank are written before those of a higher one, so that a
+row's foreign keys exist. Steps of one operation are executed in the order of rank too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from operator import itemgetter
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.sql.base import Executable
+
+from ngpu_bootstrap.store import tables
+from ngpu_bootstrap.store.database import insert_or_ignore, upsert
+
+ANY_ROWS = -1
+
+# what a task is given when it is accepted; the rest of its row starts at the table's defaults
+ACCEPT_COLUMNS = (
+    "task_id",
+    "workspace",
+    "revision",
+    "api",
+    "method",
+    "port",
+    "target",
+    "headers",
+    "request_url",
+    "token_label",
+    "btc_address",
+    "user_ip",
+    "idempotency_key",
+    "detach",
+    "wrapped",
+    "priority",
+    "accepted_at_ms",
+    "deadline_at_ms",
+)
+
+_UNFINISHED = sa.text("state < 3")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """A compiled statement. *rows* is how many rows each execution must touch (ANY_ROWS: not checked)."""
+
+    name: str
+    rank: int
+    sql: str
+    names: tuple[str, ...]
+    rows: int
+    _pick: Any = field(repr=False)
+
+    def bind(self, values: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Return the positional parameters out of *values* (extra ones are ignored)."""
+        picked: tuple[Any, ...] = self._pick(values)
+        return picked
+
+
+class Statements:
+    """Every statement the writer executes, for one dialect."""
+
+    def __init__(self, dialect: sa.Dialect) -> None:
+        self._dialect = dialect
+        self._rank = 0
+        name = dialect.name
+        t, a = tables.tasks, tables.attempts
+
+        self.insert_task = self._insert("insert_task", t, [*ACCEPT_COLUMNS, "state", "attempts"])
+        # accepted and dispatched in one commit: the same row without a second statement
+        self.insert_dispatched_task = self._insert(
+            "insert_dispatched_task",
+            t,
+            [*ACCEPT_COLUMNS, "state", "attempts", "node", "node_ip", "dispatched_at_ms"],
+        )
+        self.insert_body = self._prepare("insert_body", upsert(name, tables.bodies, _names(tables.bodies)), rows=1)
+        # a task goes back to the queue when its attempt ended without an answer and may run again
+        self.requeue_task = self._prepare(
+            "requeue_task",
+            sa.update(t).where(t.c.task_id == sa.bindparam("key"), _UNFINISHED).values(state=_sql("0")),
+            rows=1,
+        )
+        self.end_attempt = self._prepare(
+            "end_attempt",
+            sa.update(a)
+            .where(
+                a.c.task_id == sa.bindparam("key"),
+                a.c.attempt == sa.bindparam("number"),
+                a.c.ended_at_ms.is_(None),
+            )
+            .values(_binds("ended_at_ms", "outcome", "reason", "status")),
+            rows=1,
+        )
+        self.dispatch_task = self._prepare(
+            "dispatch_task",
+            sa.update(t)
+            .where(t.c.task_id == sa.bindparam("key"), t.c.attempts < sa.bindparam("attempt"), _UNFINISHED)
+            .values(
+                state=_sql("1"),
+                attempts=sa.bindparam("attempt"),
+                node=sa.bindparam("node"),
+                node_ip=sa.bindparam("node_ip"),
+                dispatched_at_ms=sa.bindparam("at_ms"),
+            ),
+            rows=1,
+        )
+        self.insert_attempt = self._insert(
+            "insert_attempt", a, ["task_id", "attempt", "node", "node_ip", "session", "signed_order", "began_at_ms"]
+        )
+        # a hint for people: late or lost, it changes no decision
+        self.run_task = self._prepare(
+            "run_task",
+            sa.update(t)
+            .where(t.c.task_id == sa.bindparam("key"), t.c.attempts == sa.bindparam("attempt"), sa.text("state = 1"))
+            .values(state=_sql("2")),
+        )
+        self.finish_task = self._prepare(
+            "finish_task",
+            sa.update(t)
+            .where(t.c.task_id == sa.bindparam("key"), _UNFINISHED)
+            .values(
+                _binds(
+                    "state",
+                    "finished_at_ms",
+                    "result_code",
+                    "message",
+                    "reason",
+                    "status",
+                    "content_type",
+                    "encoding",
+                )
+            ),
+            rows=1,
+        )
+        self.insert_receipt = self._insert("insert_receipt", tables.receipts, _names(tables.receipts))
+        # the verdict of the last attempt is the task's; an earlier attempt's late receipt does not replace it
+        self.judge_task = self._prepare(
+            "judge_task",
+            sa.update(t)
+            .where(t.c.task_id == sa.bindparam("key"), t.c.attempts == sa.bindparam("attempt"))
+            .values(_binds("verdict", "rule")),
+        )
+        self.insert_fault = self._prepare(
+            "insert_fault", insert_or_ignore(name, tables.chain_faults, _names(tables.chain_faults))
+        )
+        # never backwards: another bootstrap of the service may have moved it
+        self.move_head = self._prepare(
+            "move_head", upsert(name, tables.chains, _names(tables.chains), only_greater="head_sequence")
+        )
+        self.see_node = self._prepare(
+            "see_node", upsert(name, tables.nodes, _names(tables.nodes), keep=("first_seen_ms",)), rows=1
+        )
+        self.touch = self._prepare("touch", upsert(name, tables.about, _names(tables.about)), rows=1)
+        self.insert_workspace = self._insert("insert_workspace", tables.workspaces, _names(tables.workspaces))
+        w = tables.workspaces
+        self.revise_workspace = self._prepare(
+            "revise_workspace",
+            sa.update(w)
+            .where(
+                w.c.id == sa.bindparam("key"),
+                w.c.revision == sa.bindparam("from_revision"),
+                w.c.removed_at_ms.is_(None),
+            )
+            .values(_binds("revision", "name", "updated_at_ms")),
+            rows=1,
+        )
+        self.remove_workspace = self._prepare(
+            "remove_workspace",
+            sa.update(w)
+            .where(w.c.id == sa.bindparam("key"), w.c.removed_at_ms.is_(None))
+            .values(removed_at_ms=sa.bindparam("at_ms"), updated_at_ms=sa.bindparam("at_ms")),
+            rows=1,
+        )
+        self.insert_revision = self._insert(
+            "insert_revision", tables.workspace_revisions, _names(tables.workspace_revisions)
+        )
+        k = tables.workspace_tokens
+        self.expire_token = self._prepare(
+            "expire_token",
+            sa.update(k)
+            .where(k.c.workspace == sa.bindparam("key"), k.c.label == sa.bindparam("token_label"))
+            .values(expires_at_ms=sa.bindparam("at_ms")),
+            rows=1,
+        )
+        self.drop_tokens = self._prepare("drop_tokens", sa.delete(k).where(k.c.workspace == sa.bindparam("key")))
+        self.insert_token = self._insert("insert_token", k, _names(k))
+
+    def _insert(self, name: str, table: sa.Table, columns: Sequence[str]) -> Prepared:
+        return self._prepare(name, sa.insert(table).values(_binds(*columns)), rows=1)
+
+    def _prepare(self, name: str, statement: Executable, rows: int = ANY_ROWS) -> Prepared:
+        compiled = statement.compile(dialect=self._dialect)  # type: ignore[attr-defined]
+        order = tuple(compiled.positiontup or ())
+        # itemgetter of one name returns the bare value
+        pick = itemgetter(*order) if len(order) > 1 else lambda values: (values[order[0]],)
+        self._rank += 1
+        return Prepared(name, self._rank, str(compiled), order, rows, pick)
+
+
+def _names(table: sa.Table) -> list[str]:
+    return [column.name for column in table.columns]
+
+
+def _binds(*names: str) -> dict[str, Any]:
+    return {name: sa.bindparam(name) for name in names}
+
+
+def _sql(text: str) -> Any:
+    return sa.literal_column(text)

@@ -1,0 +1,415 @@
+"""The store: what the rest of the bootstrap may do with its database. Everything else in this package is behind it.
+
+Every method that writes returns after COMMIT: what it returned survives ``kill -9`` and power loss. Cancelling the
+caller of a write never takes it back: cancelled before it was queued nothing happens, afterwards it happens and only
+its outcome is unknown to the caller. Methods named ``note_…`` do not wait and promise nothing.
+
+Errors are those of ``errors``; any method may raise StoreUnavailable (the medium failed) and StoreClosed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+import trio
+
+from ngpu_bootstrap.store import queries
+from ngpu_bootstrap.store.bodies import BodyFiles, BodyLimits, BodyWriter
+from ngpu_bootstrap.store.database import database_url, open_engine
+from ngpu_bootstrap.store.errors import StoreUnavailable
+from ngpu_bootstrap.store.group_commit import CommitCounts, GroupCommit, load_chain
+from ngpu_bootstrap.store.handoff import Handoff
+from ngpu_bootstrap.store.operations import Operation, Operations
+from ngpu_bootstrap.store.readers import Reader
+from ngpu_bootstrap.store.recent_links import RecentLinks
+from ngpu_bootstrap.store.records import (
+    AttemptEnd,
+    AttemptRecord,
+    AttemptStart,
+    ChainFault,
+    FiledReceipt,
+    Finish,
+    Gap,
+    NewReceipt,
+    NewTask,
+    NodeRow,
+    Part,
+    ReceiptRecord,
+    StoredBody,
+    TaskDetail,
+    TaskFilter,
+    TaskPage,
+    TaskRecord,
+    WorkspaceRow,
+    WorkspaceToken,
+)
+from ngpu_bootstrap.store.schema import prepare_schema
+from ngpu_bootstrap.store.statements import Statements
+from ngpu_protocol.identity import Address
+from ngpu_protocol.receipts import ReceiptLink
+
+
+@dataclass(frozen=True, slots=True)
+class StoreOptions:
+    """What an operator may tune.
+
+    Attributes:
+        linger_s: See GroupCommit.
+        queue_limit: Writes waiting or being committed; beyond it callers wait for room.
+        bodies: Sizes of bodies kept.
+        migrate: Whether to migrate an outdated schema; None: on SQLite only.
+    """
+
+    linger_s: float = 0.0
+    queue_limit: int = 4096
+    bodies: BodyLimits = field(default_factory=BodyLimits)
+    migrate: bool | None = None
+
+
+class Store:
+    """One open database. Use it in the trio run that opened it, and close it."""
+
+    def __init__(
+        self,
+        engine: sa.Engine,
+        bootstrap: Address,
+        writes: Handoff[Operation],
+        commits: GroupCommit,
+        operations: Operations,
+        files: BodyFiles,
+    ) -> None:
+        self._engine = engine
+        self._bootstrap = bootstrap
+        self._writes = writes
+        self._commits = commits
+        self._operations = operations
+        self._files = files
+        self._lookups = Reader(engine, "lookups", capacity=1024)
+        self._lists = Reader(engine, "lists", capacity=64)
+        self._links = RecentLinks()
+
+    @classmethod
+    async def open(
+        cls,
+        location: str | Path,
+        *,
+        network: str,
+        bootstrap: Address,
+        bodies: Path | None = None,
+        options: StoreOptions = StoreOptions(),
+    ) -> Store:
+        """Open the database at *location*, creating or migrating its schema.
+
+        Args:
+            location: Path of a SQLite file (its directory exists), or a database URL.
+            network: Name of the network; a database remembers the first one.
+            bootstrap: Whose receipts chains are meant where a method is told only a node.
+            bodies: Directory for large bodies; None: ``bodies`` beside the SQLite file.
+
+        Raises:
+            StoreMismatch: see ``schema.prepare_schema``.
+            StoreUnavailable: the database cannot be opened.
+        """
+        if bodies is None:
+            database = database_url(location).database
+            if database_url(location).get_backend_name() != "sqlite" or not database:
+                raise ValueError("a database that is not a file needs a directory for bodies")
+            bodies = Path(database).parent / "bodies"
+        engine = open_engine(location)
+        files = BodyFiles(bodies, options.bodies)
+        await trio.to_thread.run_sync(_prepare, engine, network, options.migrate, files)
+        writes: Handoff[Operation] = Handoff(options.queue_limit)
+        operations = Operations(Statements(engine.dialect))
+        commits = GroupCommit(engine, operations, writes, linger_s=options.linger_s)
+        store = cls(engine, bootstrap, writes, commits, operations, files)
+        commits.start()
+        store._lookups.start()
+        store._lists.start()
+        return store
+
+    async def aclose(self) -> None:
+        """Write what is queued, then close. Callers still waiting are answered. Runs to its end even when cancelled."""
+        self._writes.close()
+        self._lookups.close()
+        self._lists.close()
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(self._shut)
+            # the wake-ups of the last batch are in trio's queue before this returns to it
+            await trio.lowlevel.checkpoint()
+
+    def _shut(self) -> None:
+        self._commits.join()
+        self._lookups.join()
+        self._lists.join()
+        self._engine.dispose()
+
+    @property
+    def counts(self) -> CommitCounts:
+        """What the writer has done so far, for metrics."""
+        return self._commits.counts
+
+    @property
+    def body_bytes(self) -> int:
+        """Bytes on disk in bodies."""
+        return self._files.used_bytes
+
+    async def check(self) -> None:
+        """Return if the database can be read, and written should the last commit have failed; else raise."""
+        await self._lookups.read(lambda connection: connection.exec_driver_sql("SELECT 1").scalar())
+        if self._commits.counts.failing:
+            await self._writes.submit(self._operations.touch())
+
+    # --- workspaces
+
+    async def add_workspace(self, row: WorkspaceRow) -> None:
+        """Store a new workspace with its tokens.
+
+        Raises:
+            WorkspaceConflict: the id, a token's label or its hash is taken.
+        """
+        await self._writes.submit(self._operations.add_workspace(row))
+
+    async def revise_workspace(
+        self, workspace: str, revision: int, *, name: str, spec: Mapping[str, Any], at_ms: int
+    ) -> None:
+        """Store the next revision of a workspace; earlier ones stay readable.
+
+        Raises:
+            UnknownWorkspace: there is none.
+            WorkspaceConflict: *revision* is not one more than the stored one.
+        """
+        await self._writes.submit(self._operations.revise_workspace(workspace, revision, name, spec, at_ms))
+
+    async def remove_workspace(self, workspace: str, at_ms: int) -> None:
+        """Remove a workspace and its tokens; its tasks, receipts and specifications stay on record.
+
+        Raises:
+            UnknownWorkspace: there is none, or it was removed before.
+        """
+        await self._writes.submit(self._operations.remove_workspace(workspace, at_ms))
+
+    async def replace_token(
+        self, workspace: str, token: WorkspaceToken, *, expire: Iterable[str] = (), at_ms: int
+    ) -> None:
+        """Add a token; those with the labels *expire* are valid until *at_ms* (later than now: an overlap).
+
+        Raises:
+            WorkspaceConflict: the token exists, or one to expire does not.
+        """
+        await self._writes.submit(self._operations.replace_token(workspace, token, expire, at_ms))
+
+    async def list_workspaces(self, *, removed: bool = False) -> list[WorkspaceRow]:
+        """Return the workspaces, oldest first; with *removed*, those removed as well."""
+        return await self._lists.read(lambda connection: queries.workspaces(connection, removed=removed))
+
+    async def workspace_spec(self, workspace: str, revision: int) -> dict[str, Any] | None:
+        """Return one revision's specification, of a removed workspace too; None when there is none."""
+        return await self._lookups.read(lambda connection: queries.workspace_spec(connection, workspace, revision))
+
+    # --- tasks
+
+    def new_body(self, task_id: str, part: Part) -> BodyWriter:
+        """Begin a body in pieces: ``async with``, ``write``, ``commit``; then ``accept`` or ``finish`` with it."""
+        return self._files.new(task_id, part)
+
+    async def accept(self, task: NewTask) -> None:
+        """Commit a new task in state ACCEPTED. From here on it is never lost.
+
+        Raises:
+            IdempotencyKeyUsed: answer with the task it names.
+            TaskExists: choose another id.
+            RecordRefused: a value cannot be stored.
+        """
+        task = replace(task, request=await self._kept(task.task_id, Part.REQUEST, task.request))
+        await self._writes.submit(self._operations.accept(task))
+
+    async def accept_and_begin(self, task: NewTask, start: AttemptStart) -> None:
+        """Commit a new task with its first attempt, in state DISPATCHED: the one commit before the order leaves.
+
+        Raises:
+            As ``accept``.
+        """
+        task = replace(task, request=await self._kept(task.task_id, Part.REQUEST, task.request))
+        await self._writes.submit(self._operations.accept(task, start))
+
+    async def begin_attempt(self, start: AttemptStart, *, previous: AttemptEnd | None = None) -> None:
+        """Commit a further attempt, and with *previous* the end of the one before; call it before the order leaves.
+
+        Raises:
+            UnknownTask, TaskIsFinal: nothing to begin.
+            AttemptConflict: an attempt of this number or a later one was begun, or *previous* is not running.
+        """
+        await self._writes.submit(self._operations.begin_attempt(start, previous))
+
+    async def end_attempt(self, end: AttemptEnd, *, requeue: bool) -> None:
+        """Commit the end of an attempt whose task goes on; *requeue* puts the task back to ACCEPTED.
+
+        Raises:
+            UnknownTask, TaskIsFinal, AttemptConflict: as ``begin_attempt``.
+        """
+        await self._writes.submit(self._operations.end_attempt(end, requeue=requeue))
+
+    def note_running(self, task_id: str, attempt: int) -> None:
+        """Let the task be shown as RUNNING: the node admitted the attempt. Lost in a crash; no decision rests on it."""
+        self._writes.post(self._operations.run(task_id, attempt))
+
+    async def finish(self, finish: Finish) -> FiledReceipt | None:
+        """Commit a task's end (state, attempt, answer, receipt, chain head) and return what became of the receipt.
+
+        Only a receipt that its node really signed may be handed in (rule ``signer``): any other would take its sequence
+        number from the true one. Hand those in by ``late_receipt`` with ``authentic=False``.
+
+        Raises:
+            UnknownTask: there is none.
+            TaskIsFinal: it ended before; nothing was changed and the receipt was not filed: use ``late_receipt``.
+            AttemptConflict: the attempt is not running.
+        """
+        finish = replace(finish, response=await self._kept(finish.task_id, Part.RESPONSE, finish.response))
+        receipt = finish.receipt
+        if receipt is not None:
+            self._links.note(receipt.bootstrap, receipt.node, receipt.sequence, receipt.hash)
+        filed: FiledReceipt | None = await self._writes.submit(self._operations.finish(finish))
+        return filed
+
+    async def late_receipt(self, receipt: NewReceipt) -> FiledReceipt:
+        """File a receipt that did not come with its answer, and show its verdict with the task's last attempt.
+
+        Idempotent: the same receipt again changes nothing and returns the acknowledgement given first.
+        """
+        if receipt.authentic:
+            self._links.note(receipt.bootstrap, receipt.node, receipt.sequence, receipt.hash)
+        filed: FiledReceipt = await self._writes.submit(self._operations.late_receipt(receipt))
+        return filed
+
+    async def task(self, task_id: str) -> TaskRecord | None:
+        """Return a task with its bodies (large ones as a path, see ``read_body``), None when there is none."""
+        return await self._lookups.read(lambda connection: queries.task(connection, task_id))
+
+    async def detail(self, task_id: str) -> TaskDetail:
+        """Return a task with its attempts and receipts.
+
+        Raises:
+            UnknownTask: there is none.
+        """
+        return await self._lookups.read(lambda connection: queries.detail(connection, task_id))
+
+    async def attempts(self, task_id: str) -> list[AttemptRecord]:
+        """Return a task's attempts, first one first; empty for an unknown task."""
+        return await self._lookups.read(lambda connection: queries.attempts(connection, task_id))
+
+    async def task_by_key(self, workspace: str, key: str) -> str | None:
+        """Return the id of the task that *workspace* asked for under this idempotency key."""
+        return await self._lookups.read(lambda connection: queries.task_by_key(connection, workspace, key))
+
+    async def tasks(self, wanted: TaskFilter) -> TaskPage:
+        """Return one page of tasks, newest first, without bodies.
+
+        Raises:
+            RecordRefused: the cursor is not one of ours.
+        """
+        return await self._lists.read(lambda connection: queries.tasks(connection, wanted))
+
+    async def unfinished(self) -> list[TaskRecord]:
+        """Return every task that is not final, oldest first, without bodies: what a restart has to deal with."""
+        return await self._lists.read(queries.unfinished)
+
+    async def read_body(self, task_id: str, part: Part, body: StoredBody) -> bytes:
+        """Return a whole body as ``task`` named it.
+
+        Raises:
+            BodyMissing: its file is gone.
+        """
+        return await self._files.read(task_id, part, body)
+
+    def body_chunks(self, task_id: str, part: Part, body: StoredBody) -> AsyncIterator[bytes]:
+        """Return the pieces of a body; see ``read_body``. BodyMissing may come after some pieces."""
+        return self._files.chunks(task_id, part, body)
+
+    # --- receipts and chains
+
+    async def receipt(self, task_id: str, attempt: int | None = None) -> ReceiptRecord | None:
+        """Return the receipt of a task's attempt, of the last receipted one when *attempt* is None."""
+        found = await self._lookups.read(lambda connection: queries.receipts(connection, task_id, attempt))
+        return found[-1] if found else None
+
+    async def chain_head(self, node: Address, bootstrap: Address | None = None) -> ReceiptLink | None:
+        """Return the last receipt up to which none of *node*'s is missing; None when there is none yet."""
+        owner = bootstrap or self._bootstrap
+        chain = await self._lookups.read(lambda connection: load_chain(connection, owner, node))
+        if chain.sequence == 0:
+            return None
+        self._links.note(owner, node, chain.sequence, chain.hash)
+        return ReceiptLink(chain.sequence, chain.hash)
+
+    async def gaps(self, node: Address, bootstrap: Address | None = None) -> list[Gap]:
+        """Return the sequences missing below the highest receipt of *node*."""
+        owner = bootstrap or self._bootstrap
+        return (await self._lookups.read(lambda connection: load_chain(connection, owner, node))).gaps()
+
+    def link_before(self, node: Address, sequence: int, bootstrap: Address | None = None) -> ReceiptLink | None:
+        """Return the receipt just before *sequence* if it is at hand, else None: then its link cannot be judged now.
+
+        At once, from memory: receipts handed in lately, committed or not, and the head last asked for. A break that is
+        found later comes back as FiledReceipt.broken.
+        """
+        return self._links.before(bootstrap or self._bootstrap, node, sequence)
+
+    async def faults(self, node: Address) -> list[ChainFault]:
+        """Return the evidence kept against *node*."""
+        return await self._lists.read(lambda connection: queries.faults(connection, node))
+
+    # --- nodes
+
+    async def see_node(self, row: NodeRow) -> None:
+        """Store a node as last seen; its first sight stays."""
+        await self._writes.submit(self._operations.see_node(row))
+
+    def note_node(self, row: NodeRow) -> None:
+        """As ``see_node``, without waiting."""
+        self._writes.post(self._operations.see_node(row))
+
+    async def nodes(self) -> list[NodeRow]:
+        """Return every node ever seen, first seen first."""
+        return await self._lists.read(queries.nodes)
+
+    async def _kept(self, task_id: str, part: Part, body: bytes | StoredBody | None) -> bytes | StoredBody | None:
+        """Return *body* as it goes to its row: a long one given as bytes is put on disk first."""
+        if not isinstance(body, bytes) or len(body) <= self._files.limits.inline_bytes:
+            return body
+        async with self._files.new(task_id, part) as writer:
+            await writer.write(body)
+            return await writer.commit()
+
+
+@asynccontextmanager
+async def open_store(
+    location: str | Path,
+    *,
+    network: str,
+    bootstrap: Address,
+    bodies: Path | None = None,
+    options: StoreOptions = StoreOptions(),
+) -> AsyncIterator[Store]:
+    """Open a store (see ``Store.open``) and close it at the end."""
+    store = await Store.open(location, network=network, bootstrap=bootstrap, bodies=bodies, options=options)
+    try:
+        yield store
+    finally:
+        await store.aclose()
+
+
+def _prepare(engine: sa.Engine, network: str, migrate: bool | None, files: BodyFiles) -> None:
+    try:
+        with engine.connect() as connection:
+            prepare_schema(connection, network=network, migrate=migrate)
+            files.open()
+            files.sweep(lambda paths: queries.named_paths(connection, paths))
+    except sa.exc.DBAPIError as error:
+        raise StoreUnavailable(f"the store cannot be opened: {error.orig}") from error
+    except OSError as error:
+        raise StoreUnavailable(f"the bodies directory cannot be used: {error}") from error

@@ -1,0 +1,214 @@
+"""The tables, in SQLAlchemy Core: names, types and indexes as the newest migration leaves them.
+
+A change here needs a migration in ``migrations/versions`` (a test compares the two). Types are kept to text, integers
+and bytes, with JSON as text, so that rows go to any driver as they are: the writer binds them without type processing.
+
+Task ids begin with their time of acceptance, so their unique indexes grow at the right edge.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+# SQLite gives an integer key without a second index only when the type is INTEGER; elsewhere counts outgrow 32 bits.
+_COUNT = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+_MS = sa.BigInteger
+
+metadata = sa.MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+def _text(name: str, default: str = "") -> sa.Column[str]:
+    return sa.Column(name, sa.Text, nullable=False, server_default=default)
+
+
+def _count(name: str) -> sa.Column[int]:
+    return sa.Column(name, sa.BigInteger, nullable=False, server_default="0")
+
+
+# what this database belongs to: key "network"
+about = sa.Table(
+    "about",
+    metadata,
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("value", sa.Text, nullable=False),
+)
+
+workspaces = sa.Table(
+    "workspaces",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    _text("owner"),
+    _text("name"),
+    sa.Column("revision", sa.Integer, nullable=False),
+    sa.Column("created_at_ms", _MS, nullable=False),
+    sa.Column("updated_at_ms", _MS, nullable=False),
+    sa.Column("removed_at_ms", _MS),
+)
+
+workspace_revisions = sa.Table(
+    "workspace_revisions",
+    metadata,
+    sa.Column("workspace", sa.Text, sa.ForeignKey("workspaces.id"), primary_key=True),
+    sa.Column("revision", sa.Integer, primary_key=True),
+    sa.Column("spec", sa.Text, nullable=False),
+    sa.Column("created_at_ms", _MS, nullable=False),
+)
+
+workspace_tokens = sa.Table(
+    "workspace_tokens",
+    metadata,
+    sa.Column("label", sa.Text, primary_key=True),
+    sa.Column("workspace", sa.Text, sa.ForeignKey("workspaces.id"), nullable=False, index=True),
+    sa.Column("hash", sa.LargeBinary, nullable=False, unique=True),
+    sa.Column("created_at_ms", _MS, nullable=False),
+    sa.Column("expires_at_ms", _MS),
+)
+
+tasks = sa.Table(
+    "tasks",
+    metadata,
+    sa.Column("number", _COUNT, primary_key=True, autoincrement=True),
+    sa.Column("task_id", sa.Text, nullable=False, unique=True),
+    sa.Column("workspace", sa.Text, nullable=False),
+    sa.Column("revision", sa.Integer, nullable=False),
+    _text("api"),
+    _text("method"),
+    sa.Column("port", sa.Integer, nullable=False),
+    _text("target"),
+    _text("headers", "[]"),
+    _text("request_url"),
+    _text("token_label"),
+    _text("btc_address"),
+    _text("user_ip"),
+    sa.Column("idempotency_key", sa.Text),
+    sa.Column("detach", sa.Integer, nullable=False),
+    sa.Column("wrapped", sa.Integer, nullable=False),
+    sa.Column("priority", sa.Integer, nullable=False),
+    sa.Column("accepted_at_ms", _MS, nullable=False),
+    sa.Column("deadline_at_ms", _MS, nullable=False),
+    sa.Column("state", sa.Integer, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    _text("node"),
+    _text("node_ip"),
+    sa.Column("dispatched_at_ms", _MS),
+    sa.Column("finished_at_ms", _MS),
+    _count("result_code"),
+    _text("message"),
+    _text("reason"),
+    _count("status"),
+    _text("content_type"),
+    _text("encoding"),
+    _text("verdict"),
+    _text("rule"),
+    # NULLs are distinct in a unique index, on SQLite and PostgreSQL alike
+    sa.UniqueConstraint("workspace", "idempotency_key"),
+    # lists: newest first within a workspace; `number` breaks ties and is the cursor
+    sa.Index("ix_tasks_listing", "workspace", "accepted_at_ms", "number"),
+    # recovery reads only these, however many tasks are done
+    sa.Index(
+        "ix_tasks_unfinished",
+        "state",
+        sqlite_where=sa.text("state < 3"),
+        postgresql_where=sa.text("state < 3"),
+    ),
+)
+
+# apart from `tasks`, so that changing a task's state never rewrites its bodies
+bodies = sa.Table(
+    "bodies",
+    metadata,
+    sa.Column("task_id", sa.Text, sa.ForeignKey("tasks.task_id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("part", sa.Text, primary_key=True),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("content", sa.LargeBinary),
+    _text("path"),
+)
+
+attempts = sa.Table(
+    "attempts",
+    metadata,
+    sa.Column("task_id", sa.Text, sa.ForeignKey("tasks.task_id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("attempt", sa.Integer, primary_key=True),
+    sa.Column("node", sa.Text, nullable=False),
+    _text("node_ip"),
+    sa.Column("session", sa.LargeBinary, nullable=False),
+    sa.Column("signed_order", sa.LargeBinary, nullable=False),
+    sa.Column("began_at_ms", _MS, nullable=False),
+    sa.Column("ended_at_ms", _MS),
+    _text("outcome"),
+    _text("reason"),
+    _count("status"),
+    sqlite_with_rowid=False,
+)
+
+# no foreign key: receipts outlive the tasks they were for (they are what is paid)
+receipts = sa.Table(
+    "receipts",
+    metadata,
+    sa.Column("bootstrap", sa.Text, primary_key=True),
+    sa.Column("node", sa.Text, primary_key=True),
+    sa.Column("sequence", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("task_id", sa.Text, nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("hash", sa.LargeBinary, nullable=False),
+    sa.Column("previous", sa.LargeBinary, nullable=False),
+    sa.Column("raw", sa.LargeBinary, nullable=False),
+    sa.Column("acknowledgement", sa.LargeBinary, nullable=False),
+    _text("verdict"),
+    _text("rule"),
+    _text("expected"),
+    _text("actual"),
+    _text("outcome"),
+    _text("meter"),
+    _count("started_at_ms"),
+    _count("ended_at_ms"),
+    _count("duration_ms"),
+    _count("reserved_gpu_ms"),
+    _count("busy_gpu_ms"),
+    sa.Column("received_at_ms", _MS, nullable=False),
+    sa.Index("ix_receipts_task", "task_id", "attempt"),
+    sqlite_with_rowid=False,
+)
+
+# the last receipt up to which a chain has no gap
+chains = sa.Table(
+    "chains",
+    metadata,
+    sa.Column("bootstrap", sa.Text, primary_key=True),
+    sa.Column("node", sa.Text, primary_key=True),
+    sa.Column("head_sequence", sa.BigInteger, nullable=False),
+    sa.Column("head_hash", sa.LargeBinary, nullable=False),
+)
+
+chain_faults = sa.Table(
+    "chain_faults",
+    metadata,
+    sa.Column("bootstrap", sa.Text, primary_key=True),
+    sa.Column("node", sa.Text, primary_key=True),
+    sa.Column("sequence", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("kind", sa.Text, primary_key=True),
+    sa.Column("hash", sa.LargeBinary, primary_key=True),
+    sa.Column("raw", sa.LargeBinary, nullable=False),
+    sa.Column("expected", sa.LargeBinary, nullable=False),
+    sa.Column("actual", sa.LargeBinary, nullable=False),
+    sa.Column("found_at_ms", _MS, nullable=False),
+)
+
+nodes = sa.Table(
+    "nodes",
+    metadata,
+    sa.Column("address", sa.Text, primary_key=True),
+    _text("name"),
+    _text("peer_id"),
+    _text("software"),
+    sa.Column("session", sa.LargeBinary, nullable=False),
+    sa.Column("first_seen_ms", _MS, nullable=False),
+    sa.Column("last_seen_ms", _MS, nullable=False),
+)
