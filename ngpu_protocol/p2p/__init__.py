@@ -3,8 +3,8 @@
 This package is the only one that imports py-libp2p. What the library gets wrong is closed here, each trap in one
 place with the reason beside it, so that the rest of the house can use streams as it uses sockets.
 
-Import from this module; the ones below it are its parts: `host`, `swarm`, `listener`, `noise`, `links`, `yamux`, `stream`,
-`negotiation`, `events`, `reconnect`, `frames`, `limits`, `errors`.
+Import from this module; its parts are `host`, `swarm`, `listener`, `noise`, `links`, `yamux`, `stream`, `negotiation`,
+`events`, `reconnect`, `frames`, `limits` and `errors`.
 """
 
 from ngpu_protocol.p2p.errors import (

@@ -13,13 +13,12 @@ from ipaddress import ip_address
 
 import structlog
 import trio
-from libp2p.abc import IHost
+from libp2p.abc import IHost, INetStream
 from libp2p.custom_types import TProtocol
 from libp2p.host.basic_host import BasicHost
 from libp2p.host.ping import ID as PING
 from libp2p.identity.identify.identify import ID as IDENTIFY
 from libp2p.network.exceptions import SwarmException
-from libp2p.network.stream.net_stream import NetStream
 from libp2p.peer.id import ID
 from libp2p.stream_muxer.exceptions import MuxedConnUnavailable
 from multiaddr import Multiaddr
@@ -39,7 +38,7 @@ from ngpu_protocol.p2p.events import EventFan, PeerEvent, PeerInfo
 from ngpu_protocol.p2p.limits import HostLimits
 from ngpu_protocol.p2p.listener import tcp_endpoint
 from ngpu_protocol.p2p.stream import P2PStream
-from ngpu_protocol.p2p.swarm import Connection, SafeSwarm, StreamHandler, _first_text, _reason, address_or_none
+from ngpu_protocol.p2p.swarm import Connection, SafeSwarm, StreamHandler, address_or_none, first_text, innermost_reason
 
 __all__ = ["Host", "open_host", "parse_multiaddr"]
 
@@ -78,10 +77,11 @@ class Host:
         self.address = account.address
         self.peer_id = account.peer_id
         self.network = network
-        self.library_host: IHost = _LibraryHost(swarm)
+        library_host = _LibraryHost(swarm)
+        self.library_host: IHost = library_host
         self._swarm = swarm
         self._events = events
-        swarm.library_handlers = self.library_host.multiselect.handlers
+        swarm.library_handlers = library_host.multiselect.handlers
 
     @property
     def addresses(self) -> list[str]:
@@ -125,7 +125,7 @@ class Host:
         except trio.TooSlowError as error:
             raise DialError(multiaddr_text, f"no answer within {timeout_s:g} s") from error
         except Exception as error:
-            raise DialError(multiaddr_text, _reason(error)) from error
+            raise DialError(multiaddr_text, innermost_reason(error)) from error
         return peer_text
 
     async def open_stream(self, peer_id: str, protocol: str, *, timeout_s: float) -> P2PStream:
@@ -182,7 +182,7 @@ class Host:
                 PeerInfo(
                     peer_id=newest.peer_text,
                     address=address_or_none(newest.peer_text),
-                    remote=_first_text(newest.get_transport_addresses()),
+                    remote=first_text(newest.get_transport_addresses()),
                     inbound=not newest.is_initiator,
                     connections=len(ours),
                     streams=sum(c.muxed_conn.stream_count for c in ours),
@@ -301,5 +301,5 @@ def _parse_peer_id(text: str) -> ID:
         raise BadMultiaddrError(text, "not a PeerId") from error
 
 
-async def _never(stream: NetStream) -> None:
+async def _never(stream: INetStream) -> None:
     raise AssertionError(f"{stream.get_protocol()} is served by the swarm")

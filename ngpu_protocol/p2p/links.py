@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Protocol
 
 import trio
@@ -121,10 +122,8 @@ class TcpLink:
 
     def shutdown(self) -> None:
         if self._fileno() >= 0:
-            try:
+            with suppress(OSError):  # already gone is all the same here
                 self._socket.shutdown(socket.SHUT_WR)
-            except OSError:
-                pass  # already gone, which is all the same here
 
     def close(self) -> None:
         self._socket.close()
@@ -171,10 +170,8 @@ class RawLink:
 
     async def _close_raw(self) -> None:
         with trio.move_on_after(1):
-            try:
+            with suppress(Exception):  # a failure to close leaves nothing to do
                 await self._raw.close()
-            except Exception:
-                pass
 
 
 def _after(pieces: Sequence[bytes], written: int) -> list[bytes]:

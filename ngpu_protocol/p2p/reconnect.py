@@ -114,7 +114,6 @@ async def _connect_and_wait(host: Host, addresses: list[str], timeout_s: float) 
         if not host.is_connected(peer_id):
             return PeerDisconnected(peer_id, None, "lost at once")
         async for event in events:
-            if isinstance(event, PeerDisconnected) and event.peer_id == peer_id:
-                if not host.is_connected(peer_id):
-                    return event
+            if isinstance(event, PeerDisconnected) and event.peer_id == peer_id and not host.is_connected(peer_id):
+                return event
     return PeerDisconnected(peer_id, None, "events overran" if host.is_connected(peer_id) else "lost")

@@ -14,7 +14,8 @@ The library's protocols (identify, ping, the DHT) go on working through the inte
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -22,7 +23,7 @@ import structlog
 import trio
 from libp2p.abc import IMuxedConn, IMuxedStream, INetConn, ISecureConn
 from libp2p.crypto.secp256k1 import create_new_key_pair
-from libp2p.custom_types import TProtocol
+from libp2p.custom_types import StreamHandlerFn, TProtocol
 from libp2p.io.trio import TrioTCPStream
 from libp2p.network.config import ConnectionConfig, RetryConfig
 from libp2p.network.connection.raw_connection import RawConnection
@@ -49,7 +50,7 @@ from ngpu_protocol.p2p.stream import P2PStream
 from ngpu_protocol.p2p.yamux import PROTOCOL as YAMUX
 from ngpu_protocol.p2p.yamux import Muxer, PeerQuota
 
-__all__ = ["Connection", "SafeSwarm", "StreamHandler", "address_or_none"]
+__all__ = ["Connection", "SafeSwarm", "StreamHandler", "address_or_none", "first_text", "innermost_reason"]
 
 _log = structlog.get_logger(__name__)
 
@@ -93,10 +94,8 @@ class _LibraryStream(IMuxedStream):
 
     async def close(self) -> None:
         # The library's close is a half-close: identify closes, then reads.
-        try:
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
             await self.stream.send_eof()
-        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
-            pass
 
     async def reset(self) -> None:
         self.stream.reset_nowait()
@@ -175,6 +174,7 @@ class Connection(SwarmConn):
 
     async def _serve_library(self, stream: P2PStream, protocol: str) -> None:
         handler = self.swarm.library_handlers[TProtocol(protocol)]
+        assert handler is not None
         net_stream = await self._library_stream(stream, Direction.INBOUND)
         net_stream.set_protocol(TProtocol(protocol))
         try:
@@ -233,7 +233,7 @@ class SafeSwarm(Swarm):
         self.nursery = nursery
         self.limits = limits
         self.handlers: dict[str, StreamHandler] = {}
-        self.library_handlers: dict[TProtocol, Callable[[NetStream], Awaitable[None]]] = {}
+        self.library_handlers: Mapping[TProtocol | None, StreamHandlerFn | None] = {}
         self._events = events
         self._admission = Admission(limits)
         self._quotas: dict[ID, PeerQuota] = {}
@@ -265,7 +265,7 @@ class SafeSwarm(Swarm):
             raw = RawConnection(TrioTCPStream(stream), initiator=False)
             muxer = await self.upgrade_inbound_raw_conn(raw, Multiaddr("/ip4/0.0.0.0"))
         except Exception as error:
-            _log.info("inbound_connection_refused", remote=key, reason=_reason(error))
+            _log.info("inbound_connection_refused", remote=key, reason=innermost_reason(error))
         finally:
             self._admission.upgraded(key)
         if isinstance(muxer, Muxer):
@@ -385,7 +385,7 @@ class SafeSwarm(Swarm):
         return PeerConnected(
             muxer.peer_text,
             address_or_none(muxer.peer_text),
-            _first_text(muxer.get_transport_addresses()),
+            first_text(muxer.get_transport_addresses()),
             connection.direction == Direction.INBOUND,
         )
 
@@ -412,11 +412,11 @@ class SafeSwarm(Swarm):
                     nursery.start_soon(connection.muxed_conn.close_gracefully, "closed here", _GOODBYE_S)
 
 
-def _first_text(addresses: list[Multiaddr]) -> str:
+def first_text(addresses: list[Multiaddr]) -> str:
     return str(addresses[0]) if addresses else ""
 
 
-def _reason(error: BaseException) -> str:
+def innermost_reason(error: BaseException) -> str:
     """Return the innermost reason of an error of the library's, on one line."""
     while error.__cause__ is not None:
         error = error.__cause__

@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from time import perf_counter
 
 import trio
@@ -206,10 +207,8 @@ class Muxer(IMuxedConn):
             self._forget(stream)
             stream.break_off(f"connection lost: {reason}")
         self._outbox.append(_pack(0, _GO_AWAY, 0, 0, code))
-        try:
+        with suppress(LinkClosedError):
             self._pump()
-        except LinkClosedError:
-            pass
         self._link.close()
         self._room.unpark_all()
         self.event_closed.set()
