@@ -34,7 +34,7 @@ from typing import Any, Generic, TypeVar
 import msgpack  # type: ignore[import-untyped]
 
 from ngpu_protocol.errors import AddressError, MalformedError
-from ngpu_protocol.identity import address_bytes, keccak, parse_address
+from ngpu_protocol.identity import Address, address_bytes, keccak, parse_address
 
 RecordT = TypeVar("RecordT")
 
@@ -112,12 +112,16 @@ def _hash_text(value: str) -> bytes:
 def _accept_text(value: object) -> str:
     if type(value) is not str:
         raise ValueError("must be text")
+    value.encode()  # UnicodeEncodeError, a ValueError, for half a surrogate pair, which JSON can spell
     return value
 
 
 @lru_cache(maxsize=4096)
-def _hash_address(value: Any) -> bytes:
-    return address_bytes(value).rjust(32, b"\0")
+def _hash_address(value: Address) -> bytes:
+    raw = address_bytes(value)
+    if len(raw) != 20:
+        raise ValueError(f"{value} is not an address")
+    return raw.rjust(32, b"\0")
 
 
 def _accept_address(value: object) -> str:
@@ -239,6 +243,8 @@ class SignedType(Generic[RecordT]):
                 values.append(accept(wire[name]))
             except KeyError:
                 raise MalformedError(self.what, f"{name} is missing") from None
+            except UnicodeEncodeError:
+                raise MalformedError(self.what, f"{name} must be valid Unicode text") from None
             except (ValueError, AddressError) as error:
                 raise MalformedError(self.what, f"{name} {error}") from None
         return self._record(*values)
@@ -285,6 +291,8 @@ def _json_value(value: object) -> object:
         return "0x" + value.hex()
     if isinstance(value, tuple):
         return [_json_value(item) for item in value]
+    if isinstance(value, str):
+        return str(value)  # an enumeration's plain word
     return value
 
 

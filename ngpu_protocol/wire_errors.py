@@ -108,4 +108,9 @@ def parse_refusal(body: bytes) -> Refusal:
     reason, message = document.get("reason"), document.get("message", "")
     if not isinstance(reason, str) or not isinstance(message, str):
         raise MalformedError("refusal", "reason and message must be text")
-    return Refusal(reason[:64], message[:500])
+    # JSON can spell half a surrogate pair, which would break whoever writes the text down later.
+    return Refusal(_writable(reason[:64]), _writable(message[:500]))
+
+
+def _writable(text: str) -> str:
+    return text.encode(errors="replace").decode()

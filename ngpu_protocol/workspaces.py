@@ -39,7 +39,8 @@ RESERVED_API_NAMES = frozenset(
 _MAX_TEXT = 4096
 _NAME_IN_PATH = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_DOT_SEGMENT = re.compile(r"(?:^|/)(?:\.|%2e){1,2}(?:/|$)", re.IGNORECASE)
+# A path that climbs, however it is spelled: servers differ in whether they decode %2f before they resolve dots.
+_DOT_SEGMENT = re.compile(r"(?:/|%2f|%5c)(?:\.|%2e){1,2}(?:/|%2f|%5c|$)", re.IGNORECASE)
 
 
 def _api_name(name: str) -> str:
@@ -73,10 +74,9 @@ def _no_nul(text: str) -> str:
 
 
 def _environment(env: dict[str, str]) -> dict[str, str]:
-    for name, value in env.items():
+    for name in env:
         if _ENV_NAME.fullmatch(name) is None:
             raise ValueError(f"{name[:64]!r} is not a name of an environment variable")
-        _no_nul(value)
     return env
 
 
