@@ -26,6 +26,7 @@ Client:
 Failures: `errors` says which tell that a request may run again. Proxies: `headers.end_to_end`.
 """
 
+from ngpu_protocol.http1.asgi import AsgiHandler
 from ngpu_protocol.http1.client import Body, Call, Client, Response
 from ngpu_protocol.http1.draining import Draining
 from ngpu_protocol.http1.errors import (
@@ -55,6 +56,7 @@ from ngpu_protocol.http1.streams import SwitchedStream, abort_stream
 from ngpu_protocol.http1.tcp import BoundAddress, open_listeners, serve_tcp, tcp_opener
 
 __all__ = [
+    "AsgiHandler",
     "Body",
     "BoundAddress",
     "Call",

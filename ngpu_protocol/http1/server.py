@@ -127,6 +127,11 @@ class Exchange:
         """Whether the whole request body has arrived (it may still wait to be received)."""
         return self._decoder is None or self._decoder.done
 
+    @property
+    def body_ready(self) -> bool:
+        """Whether `receive` has bytes to return without waiting."""
+        return bool(self._ready)
+
     async def receive(self) -> bytes:
         """Return the next bytes of the request's body, b"" once it is complete.
 
