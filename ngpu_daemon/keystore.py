@@ -12,7 +12,9 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -81,7 +83,8 @@ def write_keystore(path: Path, account: Account, passphrase: str, kdf: Kdf = Kdf
         KeystoreExists: there is a file already; it is left as it is.
         KeystoreError: the file cannot be written.
     """
-    from eth_keyfile.keyfile import create_keyfile_json  # 0.7 s to import, and only `init` needs it at once
+    with _recursion_limit_kept():
+        from eth_keyfile.keyfile import create_keyfile_json  # 0.7 s to import, and only `init` needs it at once
 
     document = create_keyfile_json(account.key_bytes, passphrase.encode(), kdf="scrypt", iterations=_SCRYPT_N[kdf])
     draft = path.with_name(f".{path.name}.{os.getpid()}")
@@ -115,8 +118,9 @@ def open_keystore(path: Path, passphrase: str, *, private: bool = True) -> Accou
         KeystoreError: the file cannot be read.
     """
     document = _parse(path, _read_private(path, private=private))
-    from eth_keyfile.exceptions import EthKeyfileException
-    from eth_keyfile.keyfile import decode_keyfile_json
+    with _recursion_limit_kept():
+        from eth_keyfile.exceptions import EthKeyfileException
+        from eth_keyfile.keyfile import decode_keyfile_json
 
     try:
         key = decode_keyfile_json(document, passphrase.encode())
@@ -134,6 +138,17 @@ def open_keystore(path: Path, passphrase: str, *, private: bool = True) -> Accou
     if stated is not None and stated.lower().removeprefix("0x") != account.address.lower().removeprefix("0x"):
         raise KeystoreDamaged(path, f"keystore {path} is damaged: it names {stated} but holds {account.address}")
     return account
+
+
+@contextmanager
+def _recursion_limit_kept() -> Iterator[None]:
+    # eth_keyfile imports py_ecc, which raises the limit to 100,000 for the whole process. From then on one request body
+    # of brackets nested deep enough would end the daemon by SIGSEGV, where json should raise RecursionError.
+    limit = sys.getrecursionlimit()
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 def _read_private(path: Path, *, private: bool) -> bytes:
