@@ -89,7 +89,7 @@ Hash32 = Annotated[bytes, Field(strict=True, min_length=32, max_length=32)]
 Number = Annotated[int, Field(strict=True, ge=0, le=MAX_NUMBER)]
 Text = Annotated[str, Field(strict=True)]
 Flag = Annotated[bool, Field(strict=True)]
-Seconds = Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(strict=True, gt=0, le=3600, allow_inf_nan=False)]
 NodeAddress = Annotated[Address, BeforeValidator(_address)]
 Packed = Annotated[bytes, Field(strict=True, max_length=64 * 1024)]
 

@@ -134,7 +134,7 @@ class WorkspaceSpec(BaseModel):
     concurrency: Annotated[int, Field(strict=True, ge=1, le=4096)] = Field(
         default=4, description="tasks at once on one node"
     )
-    request_timeout_s: Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)] = Field(
+    request_timeout_s: Annotated[float, Field(strict=True, gt=0, le=86400, allow_inf_nan=False)] = Field(
         default=300.0, description="time limit of one task"
     )
     gpu_count: Annotated[int, Field(strict=True, ge=0, le=64)] = Field(default=0, description="GPUs it holds on a node")
@@ -145,7 +145,7 @@ class WorkspaceSpec(BaseModel):
     memory_bytes: Annotated[int, Field(strict=True, ge=4 * 1024 * 1024, le=2**50)] | None = Field(
         default=None, description="memory limit; none: the node's default"
     )
-    cpus: Annotated[float, Field(gt=0, le=4096, allow_inf_nan=False)] | None = Field(
+    cpus: Annotated[float, Field(strict=True, gt=0, le=4096, allow_inf_nan=False)] | None = Field(
         default=None, description="CPU limit; none: the node's default"
     )
 
