@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from ngpu_protocol.acknowledgements import VerdictKind
 from ngpu_protocol.errors import SignatureError
-from ngpu_protocol.identity import Address
+from ngpu_protocol.identity import Address, recover
 from ngpu_protocol.orders import TaskOrder
 from ngpu_protocol.receipts import FIRST_PREVIOUS, Meter, Outcome, ReceiptLink, SignedReceipt, TaskReceipt
 
@@ -327,10 +327,10 @@ def _case(
     tolerance_ms: int,
     offered_gpus: Container[bytes] | None,
 ) -> Case:
+    digest = signed.receipt.digest(chain_id)
     signer: Address | SignatureError
     try:
-        signer = signed.signer(chain_id)
+        signer = recover(digest, signed.signature)
     except SignatureError as error:
         signer = error
-    digest = signed.receipt.digest(chain_id)
     return Case(signed, signed.receipt, order, seen, last, chain_id, tolerance_ms, offered_gpus, digest, signer)

@@ -1,0 +1,73 @@
+"""The golden vectors: the code makes them, and reads them back."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from ngpu_protocol.acknowledgements import ACKNOWLEDGEMENT_TYPE, SignedAcknowledgement
+from ngpu_protocol.control import UnknownMessage, decode_control, decode_receipts, encode_message
+from ngpu_protocol.identity import address_of_peer_id, address_of_public_key
+from ngpu_protocol.orders import ORDER_TYPE, SignedOrder
+from ngpu_protocol.receipt_file import ReceiptFile, check_receipt_file
+from ngpu_protocol.receipts import RECEIPT_TYPE, SignedReceipt
+from tests.vectors import generate
+
+
+def stored(name: str) -> Any:
+    return json.loads((generate.FOLDER / name).read_text())
+
+
+@pytest.mark.parametrize("name", list(generate.documents()))
+def test_vectors_are_what_the_code_makes(name: str) -> None:
+    made = json.loads(json.dumps(generate.documents()[name]))
+    assert made == stored(name), "the wire changed; if that is meant, run python -m tests.vectors.generate"
+
+
+def test_no_vector_file_is_forgotten() -> None:
+    assert {path.name for path in generate.FOLDER.glob("*.json")} == set(generate.documents())
+
+
+@pytest.mark.parametrize(
+    ("name", "signed", "signed_type"),
+    [
+        ("orders.json", SignedOrder, ORDER_TYPE),
+        ("receipts.json", SignedReceipt, RECEIPT_TYPE),
+        ("acknowledgements.json", SignedAcknowledgement, ACKNOWLEDGEMENT_TYPE),
+    ],
+)
+def test_stored_records_decode_to_their_fields_and_signer(name: str, signed: Any, signed_type: Any) -> None:
+    document = stored(name)
+    for vector in document["vectors"]:
+        received = signed.decode(vector["text"])
+        record, signature = signed_type.from_json(vector["record"])
+        assert (getattr(received, signed_type.what), received.signature) == (record, signature)
+        assert "0x" + record.digest(document["chainId"]).hex() == vector["digest"]
+        assert received.signer(document["chainId"]) == document["signer"]
+
+
+def test_stored_messages_decode_and_encode_to_the_same_bytes() -> None:
+    for vector in stored("messages.json"):
+        data = bytes.fromhex(vector["msgpack"][2:])
+        message = decode_control(data)
+        if isinstance(message, UnknownMessage):
+            message = decode_receipts(data)  # type: ignore[assignment]
+        assert type(message).__name__ == vector["type"]
+        assert encode_message(message) == data  # type: ignore[arg-type]
+
+
+def test_stored_identities_follow_from_key_and_peer_id() -> None:
+    for vector in stored("identity.json"):
+        assert address_of_peer_id(vector["peerId"]) == vector["address"]
+        assert address_of_public_key(bytes.fromhex(vector["publicKey"][2:])) == vector["address"]
+
+
+def test_well_known_address_of_the_key_one() -> None:
+    assert stored("identity.json")[0]["address"] == "0x7E5F4552091A69125d5DfCb7b8C2659029395Bdf"
+
+
+def test_stored_receipt_file_holds_in_every_rule() -> None:
+    file = ReceiptFile.from_document(stored("receipt-file.json"))
+    assert all(result.holds for result in check_receipt_file(file))

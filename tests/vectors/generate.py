@@ -1,0 +1,266 @@
+"""Golden vectors of the wire: what any implementation must reproduce byte for byte.
+
+`python -m tests.vectors.generate` writes the JSON files beside this one; a test compares them with what the code
+makes, so a change of the wire shows up as a change of these files in review. Keys here are public: never use them.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ngpu_protocol.acknowledgements import (
+    ACKNOWLEDGEMENT_TYPE,
+    Acknowledgement,
+    SignedAcknowledgement,
+    VerdictKind,
+    sign_acknowledgement,
+)
+from ngpu_protocol.control import (
+    Ack,
+    Bye,
+    DeploymentPhase,
+    DeploymentState,
+    Desired,
+    Gap,
+    GpuOffer,
+    Head,
+    Heartbeat,
+    Hello,
+    Offer,
+    Refused,
+    ServiceOffer,
+    Welcome,
+    encode_message,
+)
+from ngpu_protocol.identity import Account, gpu_id, keccak
+from ngpu_protocol.networks import network_named
+from ngpu_protocol.orders import ORDER_TYPE, SignedOrder, TaskOrder, sign_order
+from ngpu_protocol.receipt_file import ReceiptFile
+from ngpu_protocol.receipts import (
+    FIRST_PREVIOUS,
+    RECEIPT_TYPE,
+    Meter,
+    Outcome,
+    SignedReceipt,
+    TaskReceipt,
+    sign_receipt,
+)
+from ngpu_protocol.typed_data import SignedType, domain_separator
+from ngpu_protocol.workspaces import WorkspaceSpec
+
+FOLDER = Path(__file__).parent
+NETWORK = network_named("local")
+NODE = Account.from_key(keccak(b"vector: node"))
+BOOTSTRAP = Account.from_key(keccak(b"vector: bootstrap"))
+GPUS = tuple(gpu_id(NODE.address, f"GPU-00000000-0000-4000-8000-00000000000{number}") for number in range(2))
+AT_MS = 1_750_000_000_000
+
+ORDER = TaskOrder(
+    task_id="20250615_23_06_40_01234567890123456789",
+    attempt=1,
+    bootstrap=BOOTSTRAP.address,
+    node=NODE.address,
+    session=keccak(b"vector: session"),
+    workspace="1001",
+    revision=3,
+    port=8080,
+    method="POST",
+    target="/sdapi/v1/txt2img?steps=20&name=caf%C3%A9",
+    detach=False,
+    issued_at_ms=AT_MS,
+    deadline_ms=AT_MS + 300_000,
+)
+DETACHED = replace(ORDER, attempt=2, method="GET", target="/", port=65535, detach=True, deadline_ms=2**53 + 1)
+ORDERS = {"synchronous": ORDER, "detached": DETACHED}
+
+FIRST = TaskReceipt(
+    order_hash=ORDER.digest(NETWORK.chain_id),
+    node=NODE.address,
+    bootstrap=BOOTSTRAP.address,
+    sequence=1,
+    previous=FIRST_PREVIOUS,
+    image_digest=bytes.fromhex("11" * 32),
+    request_hash=bytes.fromhex("22" * 32),
+    request_bytes=27,
+    status=200,
+    response_hash=bytes.fromhex("33" * 32),
+    response_bytes=5_000_000_000,
+    outcome=Outcome.COMPLETE,
+    started_at_ms=AT_MS + 3,
+    ended_at_ms=AT_MS + 903,
+    duration_ms=900,
+    gpus=GPUS,
+    reserved_gpu_ms=1800,
+    busy_gpu_ms=1234,
+    meter=Meter.NVML_PROCESS,
+)
+NO_ANSWER = replace(
+    FIRST,
+    order_hash=DETACHED.digest(NETWORK.chain_id),
+    sequence=2,
+    previous=FIRST.digest(NETWORK.chain_id),
+    image_digest=bytes(32),
+    status=0,
+    response_bytes=0,
+    outcome=Outcome.WORKSPACE_BROKE,
+    gpus=(),
+    reserved_gpu_ms=0,
+    busy_gpu_ms=0,
+    meter=Meter.NONE,
+)
+RECEIPTS = {"first of its chain": FIRST, "no answer, no GPU": NO_ANSWER}
+
+VERIFIED = Acknowledgement(
+    receipt_hash=FIRST.digest(NETWORK.chain_id),
+    node=NODE.address,
+    bootstrap=BOOTSTRAP.address,
+    sequence=1,
+    verdict=VerdictKind.VERIFIED,
+    reason="",
+    at_ms=AT_MS + 910,
+)
+DISPUTED = replace(
+    VERIFIED,
+    receipt_hash=NO_ANSWER.digest(NETWORK.chain_id),
+    sequence=2,
+    verdict=VerdictKind.DISPUTED,
+    reason="response_hash",
+)
+ACKNOWLEDGEMENTS = {"verified": VERIFIED, "disputed": DISPUTED}
+
+WORKSPACE = WorkspaceSpec.model_validate(
+    {
+        "id": "1001",
+        "revision": 3,
+        "name": "paint",
+        "image": "registry:5000/paint@sha256:" + "11" * 32,
+        "command": ["python", "-m", "paint"],
+        "env": {"SEED": "1"},
+        "ports": [8080],
+        "apis": [{"name": "createImage", "path": "/sdapi/v1/txt2img", "port": 8080}],
+        "gpu_count": 2,
+        "gpu_types": ["RTX4090"],
+    }
+)
+
+
+def _hex(data: bytes) -> str:
+    return "0x" + data.hex()
+
+
+def _identity() -> list[dict[str, str]]:
+    accounts = [Account.from_key(bytes(31) + b"\x01"), NODE, BOOTSTRAP]
+    return [
+        {
+            "privateKey": _hex(account.key_bytes),
+            "publicKey": _hex(account.public_key),
+            "address": account.address,
+            "peerId": account.peer_id,
+            "gpuUuid": "GPU-0",
+            "gpuId": _hex(gpu_id(account.address, "GPU-0")),
+        }
+        for account in accounts
+    ]
+
+
+def _networks() -> list[dict[str, Any]]:
+    return [
+        {
+            "name": name,
+            "chainId": network_named(name).chain_id,
+            "kadProtocol": network_named(name).kad_protocol,
+            "domainSeparator": _hex(domain_separator(network_named(name).chain_id)),
+        }
+        for name in ("main", "test", "local", "acme-lab")
+    ]
+
+
+def _signed_order(order: TaskOrder) -> SignedOrder:
+    return sign_order(order, BOOTSTRAP, NETWORK.chain_id)
+
+
+def _signed_receipt(receipt: TaskReceipt) -> SignedReceipt:
+    return sign_receipt(receipt, NODE, NETWORK.chain_id)
+
+
+def _signed_acknowledgement(acknowledgement: Acknowledgement) -> SignedAcknowledgement:
+    return sign_acknowledgement(acknowledgement, BOOTSTRAP, NETWORK.chain_id)
+
+
+def _records(signed_type: SignedType[Any], records: dict[str, Any], sign: Any, account: Account) -> dict[str, Any]:
+    vectors = []
+    for name, record in records.items():
+        signed = sign(record)
+        vectors.append(
+            {
+                "name": name,
+                "record": signed_type.to_json(record, signed.signature),
+                "structHash": _hex(record.struct_hash()),
+                "digest": _hex(record.digest(NETWORK.chain_id)),
+                "text": signed.encode(),
+            }
+        )
+    return {
+        "type": signed_type.text,
+        "typeHash": _hex(keccak(signed_type.text.encode())),
+        "chainId": NETWORK.chain_id,
+        "signer": account.address,
+        "privateKey": _hex(account.key_bytes),
+        "vectors": vectors,
+    }
+
+
+def _messages() -> list[dict[str, str]]:
+    messages = [
+        Hello(
+            "local", 1, 1, ORDER.session, NODE.address, "ngpu-node 1", AT_MS, (GpuOffer(GPUS[0], "RTX4090", 2**34),), 8
+        ),
+        Welcome("local", 1, "acme", AT_MS, 2, NO_ANSWER.digest(NETWORK.chain_id), 2.0, True),
+        Refused("wrong_network", "this bootstrap serves test"),
+        Heartbeat(
+            AT_MS,
+            3,
+            False,
+            (DeploymentState("1001", 3, DeploymentPhase.READY, "", 3, bytes.fromhex("11" * 32), GPUS),),
+            (ServiceOffer("acme", "llama", "chat", 1),),
+        ),
+        Desired((WORKSPACE,)),
+        Bye("draining"),
+        Offer(_signed_order(ORDER).wire, _signed_receipt(FIRST).wire),
+        Ack(_signed_acknowledgement(VERIFIED).wire),
+        Gap(1, 1),
+        Head(2, NO_ANSWER.digest(NETWORK.chain_id)),
+    ]
+    return [{"type": type(message).__name__, "msgpack": _hex(encode_message(message))} for message in messages]
+
+
+def documents() -> dict[str, Any]:
+    """Return the vectors by file name."""
+    file = ReceiptFile(
+        order=_signed_order(ORDER),
+        receipt=_signed_receipt(FIRST),
+        acknowledgement=_signed_acknowledgement(VERIFIED),
+        chain_id=NETWORK.chain_id,
+    )
+    return {
+        "identity.json": _identity(),
+        "networks.json": _networks(),
+        "orders.json": _records(ORDER_TYPE, ORDERS, _signed_order, BOOTSTRAP),
+        "receipts.json": _records(RECEIPT_TYPE, RECEIPTS, _signed_receipt, NODE),
+        "acknowledgements.json": _records(ACKNOWLEDGEMENT_TYPE, ACKNOWLEDGEMENTS, _signed_acknowledgement, BOOTSTRAP),
+        "messages.json": _messages(),
+        "receipt-file.json": file.to_document(),
+    }
+
+
+def main() -> None:
+    for name, document in documents().items():
+        (FOLDER / name).write_text(json.dumps(document, indent=2) + "\n")
+        print(f"wrote {name}")
+
+
+if __name__ == "__main__":
+    main()
