@@ -38,6 +38,7 @@ class Job:
 
 JobT = TypeVar("JobT", bound=Job)
 
+
 class Handoff(Generic[JobT]):
     """A bounded queue between the trio run it was made in and one service thread.
 

@@ -15,6 +15,7 @@ from ngpu_bootstrap.store.records import (
     ChainFault,
     NewReceipt,
     NodeRow,
+    OpenTask,
     Part,
     ReceiptRecord,
     StoredBody,
@@ -80,22 +81,7 @@ def attempts(connection: sa.Connection, task_id: str) -> list[AttemptRecord]:
     """Return a task's attempts, first one first."""
     a = tables.attempts
     rows = connection.execute(sa.select(a).where(a.c.task_id == task_id).order_by(a.c.attempt))
-    return [
-        AttemptRecord(
-            task_id=row.task_id,
-            attempt=row.attempt,
-            node=Address(row.node),
-            node_ip=row.node_ip,
-            session=bytes(row.session),
-            order=bytes(row.signed_order),
-            began_at_ms=row.began_at_ms,
-            ended_at_ms=row.ended_at_ms,
-            outcome=row.outcome,
-            reason=row.reason,
-            status=row.status,
-        )
-        for row in rows
-    ]
+    return [_attempt(row) for row in rows]
 
 
 def receipts(connection: sa.Connection, task_id: str, attempt: int | None = None) -> list[ReceiptRecord]:
@@ -139,11 +125,23 @@ def tasks(connection: sa.Connection, wanted: TaskFilter) -> TaskPage:
     return TaskPage(records, f"{last.accepted_at_ms}-{last.number}" if last else "")
 
 
-def unfinished(connection: sa.Connection) -> list[TaskRecord]:
+def unfinished(connection: sa.Connection) -> list[OpenTask]:
     """Return every task that is not final, oldest first, without bodies."""
-    t = tables.tasks
-    rows = connection.execute(sa.select(t).where(sa.text("state < 3")).order_by(t.c.number))
-    return [_task(row) for row in rows]
+    t, a, b = tables.tasks, tables.attempts, tables.bodies
+    joined = t.outerjoin(a, sa.and_(a.c.task_id == t.c.task_id, a.c.attempt == t.c.attempts)).outerjoin(
+        b, sa.and_(b.c.task_id == t.c.task_id, b.c.part == Part.REQUEST.value)
+    )
+    query = (
+        sa.select(*_TASK_COLUMNS, *a.columns, b.c.size)
+        .select_from(joined)
+        .where(sa.text("tasks.state < 3"))
+        .order_by(t.c.number)
+    )
+    width = len(_TASK_COLUMNS)
+    return [
+        OpenTask(_task(row[:width]), _attempt(row[width:-1]) if row[width] is not None else None, row[-1] is not None)
+        for row in connection.execute(query)
+    ]
 
 
 def workspaces(connection: sa.Connection, *, removed: bool = False) -> list[WorkspaceRow]:
@@ -240,6 +238,23 @@ def _task(row: Any, request: StoredBody | None = None, response: StoredBody | No
 
 
 _TASK_NAMES: Final = tuple(column.name for column in _TASK_COLUMNS)
+
+
+def _attempt(row: Any) -> AttemptRecord:
+    task_id, attempt, node, node_ip, session, order, began_at_ms, ended_at_ms, outcome, reason, status = row
+    return AttemptRecord(
+        task_id=task_id,
+        attempt=attempt,
+        node=Address(node),
+        node_ip=node_ip,
+        session=bytes(session),
+        order=bytes(order),
+        began_at_ms=began_at_ms,
+        ended_at_ms=ended_at_ms,
+        outcome=outcome,
+        reason=reason,
+        status=status,
+    )
 
 
 def _body(row: Any) -> StoredBody | None:

@@ -303,6 +303,19 @@ class AttemptRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenTask:
+    """A task that is not final, with what a restart needs to decide about it.
+
+    *last* is its last attempt, None before the first. *request_kept* says that the request's body is stored (perhaps
+    empty), so that the request can be made again.
+    """
+
+    task: TaskRecord
+    last: AttemptRecord | None
+    request_kept: bool
+
+
+@dataclass(frozen=True, slots=True)
 class ReceiptRecord:
     """A filed receipt with its verdict and acknowledgement, and the order it answers (empty if that is not on file)."""
 

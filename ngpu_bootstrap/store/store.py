@@ -38,6 +38,7 @@ from ngpu_bootstrap.store.records import (
     NewReceipt,
     NewTask,
     NodeRow,
+    OpenTask,
     Part,
     ReceiptRecord,
     StoredBody,
@@ -314,7 +315,7 @@ class Store:
         """
         return await self._lists.read(lambda connection: queries.tasks(connection, wanted))
 
-    async def unfinished(self) -> list[TaskRecord]:
+    async def unfinished(self) -> list[OpenTask]:
         """Return every task that is not final, oldest first, without bodies: what a restart has to deal with."""
         return await self._lists.read(queries.unfinished)
 

@@ -107,8 +107,15 @@ tasks = sa.Table(
     _text("encoding"),
     _text("verdict"),
     _text("rule"),
-    # NULLs are distinct in a unique index, on SQLite and PostgreSQL alike
-    sa.UniqueConstraint("workspace", "idempotency_key"),
+    # most tasks have no key: they cost this index nothing
+    sa.Index(
+        "uq_tasks_idempotency_key",
+        "workspace",
+        "idempotency_key",
+        unique=True,
+        sqlite_where=sa.text("idempotency_key IS NOT NULL"),
+        postgresql_where=sa.text("idempotency_key IS NOT NULL"),
+    ),
     # lists: newest first within a workspace; `number` breaks ties and is the cursor
     sa.Index("ix_tasks_listing", "workspace", "accepted_at_ms", "number"),
     # recovery reads only these, however many tasks are done

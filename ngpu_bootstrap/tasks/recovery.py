@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from ngpu_bootstrap.store.records import AttemptRecord, TaskRecord
+from ngpu_bootstrap.store.records import OpenTask
 from ngpu_bootstrap.tasks.retry import is_idempotent
 from ngpu_bootstrap.tasks.states import TaskState
 from ngpu_protocol.identity import Address
@@ -55,15 +55,16 @@ class Unfinished:
     session: bytes = b""
 
     @classmethod
-    def from_store(cls, task: TaskRecord, last: AttemptRecord | None, *, request_kept: bool) -> Unfinished:
-        """Return the task as the store has it; *last* is its last attempt."""
+    def from_store(cls, found: OpenTask) -> Unfinished:
+        """Return what decides about a task of ``Store.unfinished``."""
+        task, last = found.task, found.last
         return cls(
             task_id=task.task_id,
             method=task.method,
             detach=task.detach,
             deadline_at_ms=task.deadline_at_ms,
             idempotency_key=task.idempotency_key,
-            request_kept=request_kept,
+            request_kept=found.request_kept,
             attempts=task.attempts,
             node=last.node if last else None,
             under_way=last is not None and last.ended_at_ms is None,

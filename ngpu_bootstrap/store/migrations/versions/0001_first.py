@@ -114,7 +114,6 @@ def upgrade() -> None:
         sa.Column("rule", sa.Text(), server_default="", nullable=False),
         sa.PrimaryKeyConstraint("number", name=op.f("pk_tasks")),
         sa.UniqueConstraint("task_id", name=op.f("uq_tasks_task_id")),
-        sa.UniqueConstraint("workspace", "idempotency_key", name=op.f("uq_tasks_workspace_idempotency_key")),
     )
     op.create_index("ix_tasks_listing", "tasks", ["workspace", "accepted_at_ms", "number"], unique=False)
     op.create_index(
@@ -124,6 +123,14 @@ def upgrade() -> None:
         unique=False,
         sqlite_where=sa.text("state < 3"),
         postgresql_where=sa.text("state < 3"),
+    )
+    op.create_index(
+        "uq_tasks_idempotency_key",
+        "tasks",
+        ["workspace", "idempotency_key"],
+        unique=True,
+        sqlite_where=sa.text("idempotency_key IS NOT NULL"),
+        postgresql_where=sa.text("idempotency_key IS NOT NULL"),
     )
     op.create_table(
         "workspaces",
