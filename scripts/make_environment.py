@@ -130,7 +130,7 @@ def install(what: str, *arguments: str, count: int) -> None:
         for line in pip.stdout:
             log.write(line)
             tail = [*tail[-11:], line.rstrip()]
-            if line.startswith(("Collecting ", "Requirement already satisfied")):
+            if line.startswith(("Collecting ", "Processing ", "Requirement already satisfied")):
                 seen += 1
                 if in_place or seen % 25 == 0:
                     show(f"  {what}: {seen} of at most {count}")
