@@ -1,8 +1,8 @@
 """The bytes under a secured connection, with a way to write that does not wait.
 
-`TcpLink` drives the socket's descriptor itself: a small message is written in the very call that sends it, which
-saves a task switch and three layers of locks each way (py-libp2p's TrioTCPStream, RawConnection and read_exactly). A
-`RawLink` does the same work over any raw connection of the library (a relayed one has no socket of its own).
+`TcpLink` drives the socket's descriptor itself: it reads into a standing buffer, writes many pieces in one call, and
+passes by three layers of locks (py-libp2p's TrioTCPStream, RawConnection and read_exactly). A `RawLink` does the same
+work over any raw connection of the library (a relayed one has no socket of its own).
 
 Invariant: nothing touches the descriptor after `close`, since its number may already be someone else's.
 """

@@ -126,6 +126,8 @@ class P2PStream(trio.abc.Stream):
             raise trio.BusyResourceError("another task is sending on this stream")
         await trio.lowlevel.checkpoint_if_cancelled()
         self._check_sendable()
+        if isinstance(data, memoryview):
+            data = data.cast("B")
         size = len(data)
         muxer = self._muxer
         if size <= muxer.max_payload and size <= self._send_credit and muxer.has_room:
@@ -140,7 +142,7 @@ class P2PStream(trio.abc.Stream):
             return
         self._sending = True
         try:
-            await self._send_pieces(memoryview(data).cast("B"))
+            await self._send_pieces(memoryview(data))
         finally:
             self._sending = False
 
