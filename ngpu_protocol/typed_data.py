@@ -171,6 +171,7 @@ class SignedType(Generic[RecordT]):
         text: EIP-712's encodeType of the record, which is also the table this object works by.
         fields: ``(solidity type, name)`` in order.
         attributes: the record's attribute per field.
+        record: the dataclass.
     """
 
     def __init__(self, text: str, record: type[RecordT], *, what: str, max_bytes: int) -> None:
@@ -193,7 +194,7 @@ class SignedType(Generic[RecordT]):
         self.attributes = [re.sub(r"(?=[A-Z])", "_", name).lower() for _, name in self.fields]
         if self.attributes != [field.name for field in fields(record)]:  # type: ignore[arg-type]
             raise ValueError(f"the fields of {record.__name__} are not those of {text}")
-        self._record = record
+        self.record = record
         self._type_hash = keccak(text.encode())
         self._values: Callable[[RecordT], tuple[Any, ...]] = attrgetter(*self.attributes)
         codecs = [_CODECS[kind] for kind, _ in self.fields]
@@ -247,7 +248,7 @@ class SignedType(Generic[RecordT]):
                 raise MalformedError(self.what, f"{name} must be valid Unicode text") from None
             except (ValueError, AddressError) as error:
                 raise MalformedError(self.what, f"{name} {error}") from None
-        return self._record(*values)
+        return self.record(*values)
 
     def to_json(self, record: RecordT, signature: bytes) -> dict[str, Any]:
         """Return the record with its signature for a JSON file: byte strings as 0x text, addresses checksummed."""

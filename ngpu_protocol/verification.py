@@ -37,6 +37,9 @@ _ROUNDING_MS = 20
 _DRIFT_DIVISOR = 1000
 """Two monotonic clocks of the same second: 500 parts in a million is the most NTP slews, twice that is allowed."""
 
+_OUTCOMES = tuple(word.value for word in Outcome)
+_METERS = tuple(word.value for word in Meter)
+
 
 @dataclass(frozen=True, slots=True)
 class Observed:
@@ -127,7 +130,7 @@ def _bootstrap(case: Case) -> Breach | None:
 
 
 def _outcome(case: Case) -> Breach | None:
-    return _one_of(Outcome, case.receipt.outcome)
+    return _one_of(_OUTCOMES, case.receipt.outcome)
 
 
 def _request_bytes(case: Case) -> Breach | None:
@@ -199,7 +202,7 @@ def _busy(case: Case) -> Breach | None:
 def _meter(case: Case) -> Breach | None:
     if case.receipt.meter == Meter.NONE and case.receipt.busy_gpu_ms:
         return Breach("0 busy, since nothing was metered", str(case.receipt.busy_gpu_ms))
-    return _one_of(Meter, case.receipt.meter)
+    return _one_of(_METERS, case.receipt.meter)
 
 
 def _chain(case: Case) -> Breach | None:
@@ -233,8 +236,7 @@ def _same(expected: str | bytes, actual: str | bytes) -> Breach | None:
     return None if expected == actual else Breach(_text(expected), _text(actual))
 
 
-def _one_of(words: type[Outcome] | type[Meter], actual: str) -> Breach | None:
-    known = [word.value for word in words]
+def _one_of(known: tuple[str, ...], actual: str) -> Breach | None:
     return None if actual in known else Breach(" or ".join(known), actual[:64])
 
 

@@ -73,7 +73,7 @@ ORDER = TaskOrder(
     issued_at_ms=AT_MS,
     deadline_ms=AT_MS + 300_000,
 )
-DETACHED = replace(ORDER, attempt=2, method="GET", target="/", port=65535, detach=True, deadline_ms=2**53 + 1)
+DETACHED = replace(ORDER, attempt=2, method="GET", target="/", port=65535, detach=True, deadline_ms=2**53 - 1)
 ORDERS = {"synchronous": ORDER, "detached": DETACHED}
 
 FIRST = TaskReceipt(

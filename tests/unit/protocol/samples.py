@@ -127,4 +127,4 @@ _KINDS: dict[str, st.SearchStrategy[Any]] = {
 
 def records_of(signed_type: Any) -> st.SearchStrategy[Any]:
     """Return any record of a `SignedType`."""
-    return st.builds(signed_type._record, *(_KINDS[kind] for kind, _ in signed_type.fields))
+    return st.builds(signed_type.record, *(_KINDS[kind] for kind, _ in signed_type.fields))
