@@ -193,7 +193,7 @@ class Statements:
         self.insert_token = self._insert("insert_token", k, _names(k))
 
     def _insert(self, name: str, table: sa.Table, columns: Sequence[str]) -> Prepared:
-        return self._prepare(name, sa.insert(table).values(_binds(*columns)), rows=1)
+        return self._prepare(name, sa.insert(table).values(_binds(*columns)).inline(), rows=1)
 
     def _prepare(self, name: str, statement: Executable, rows: int = ANY_ROWS) -> Prepared:
         compiled = statement.compile(dialect=self._dialect)  # type: ignore[attr-defined]
