@@ -1,7 +1,7 @@
 """What can go wrong on a node, by who must act.
 
-An `OperatorError` (from `ngpu_daemon`) is the owner's to mend and ends the daemon at start. Everything here happens while it runs.
-Refusals of orders are no exceptions: they are answers, see `execution.admission`.
+An `OperatorError` (from `ngpu_daemon`) is the owner's to mend and ends the daemon at start. Everything here happens
+while it runs. Refusals of orders are no exceptions: they are answers, see `execution.admission`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class EngineUnavailable(NodeError):
 
 
 class ImageUnavailable(NodeError):
-    """The workspace's image is neither on the engine nor to be had from its registry; the message says which and why."""
+    """The workspace's image is neither on the engine nor to be had from its registry; the message says why."""
 
 
 class DeploymentImpossible(NodeError):

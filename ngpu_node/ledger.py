@@ -1,12 +1,14 @@
 """The ledger: every receipt this node has written, chained per bootstrap, durable before it leaves.
 
 A receipt is a claim for money, and each names the one before it, so there must never be two with one sequence number.
-Therefore sequence and predecessor are assigned, and the receipt signed over them, inside the transaction that stores it, and only
-one thread ever writes. The thread takes all that wait (at most `BATCH`), commits once, and wakes the waiters: while a commit is
-on its way to the disk the next batch gathers, so one `fsync` serves many receipts without a lone one waiting for
-company. What is not urgent (acknowledgements) rides along, or is committed after `LAZY_S` at the latest.
+Therefore sequence and predecessor are assigned, and the receipt signed over them, inside the transaction that stores
+it, and only one thread ever writes. The thread takes all that wait (at most `BATCH`), commits once, and wakes the
+waiters: while a commit is on its way to the disk the next batch gathers, so one `fsync` serves many receipts without
+a lone one waiting for company. What is not urgent (acknowledgements) rides along, or is committed after `LAZY_S` at
+the latest.
 
-When a batch fails its jobs run again one by one, so that one bad row costs only itself. When the disk itself fails, `failed` is
+When a batch fails its jobs run again one by one, so that one bad row costs only itself. When the disk itself fails,
+`failed` is
 set: the daemon ends, since a node that cannot keep receipts must not work.
 """
 
@@ -26,13 +28,12 @@ from typing import Any, Generic, TypeVar
 import structlog
 import trio
 
+from ngpu_node import ledger_schema
+from ngpu_node.errors import LedgerUnavailable
 from ngpu_protocol.acknowledgements import SignedAcknowledgement
 from ngpu_protocol.identity import Account, Address
 from ngpu_protocol.orders import SignedOrder
 from ngpu_protocol.receipts import FIRST_PREVIOUS, ReceiptLink, SignedReceipt, TaskReceipt, sign_receipt
-
-from ngpu_node import ledger_schema
-from ngpu_node.errors import LedgerUnavailable
 
 log = structlog.get_logger(__name__)
 
@@ -210,8 +211,8 @@ class Ledger:
     async def adopt_head(self, bootstrap: Address, theirs: ReceiptLink) -> ReceiptLink:
         """Continue the chain from the higher of our head and the one *bootstrap* knows, and return it.
 
-        A ledger restored from a backup would otherwise issue numbers a second time. At one number with two hashes theirs wins: it is what
-        our next receipt will be judged against.
+        A ledger restored from a backup would otherwise issue numbers a second time. At one number with two hashes
+        theirs wins: it is what our next receipt will be judged against.
 
         Raises:
             ValueError: no chain can be that long.
@@ -231,8 +232,8 @@ class Ledger:
     def acknowledge(self, signed: SignedAcknowledgement, among: Sequence[Address], now_ms: int) -> None:
         """Keep *signed*, whose signature the caller checked, with the receipt it names; returns at once.
 
-        Durable within `LAZY_S`: losing it costs one more offer. One that names no receipt of ours, or one that was acknowledged before,
-        changes nothing.
+        Durable within `LAZY_S`: losing it costs one more offer. One that names no receipt of ours, or one that was
+        acknowledged before, changes nothing.
 
         Args:
             among: the bootstraps whose receipts the signer may acknowledge.

@@ -1,8 +1,8 @@
 """The ledger's tables and how an older ledger becomes one of today's.
 
-`PRAGMA user_version` counts the migrations that ran; each runs in one transaction with its count, so a crash between two leaves a ledger
-that the next start continues with. Migrations are only ever appended. (Alembic, which the bootstrap uses, would load
-SQLAlchemy into every node for four tables that only `ledger.py` touches.)
+`PRAGMA user_version` counts the migrations that ran; each runs in one transaction with its count, so a crash between
+two leaves a ledger that the next start continues with. Migrations are only ever appended. (Alembic, which the
+bootstrap uses, would load SQLAlchemy into every node for four tables that only `ledger.py` touches.)
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def connect(path: Path) -> sqlite3.Connection:
     except sqlite3.DatabaseError as error:
         connection.close()
         raise NodeConfigurationError(
-            f"the ledger {path} cannot be used ({error}): restore it from a backup, or move it away and keep it as evidence"
+            f"the ledger {path} cannot be used ({error}): restore it from a backup, or move it away and keep it"
         ) from error
     except BaseException:
         connection.close()

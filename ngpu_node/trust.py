@@ -1,8 +1,8 @@
 """The bootstraps this node serves, grouped into services.
 
-A service is one operator's several bootstraps on one store: what one of them wished (deployments), asked (orders) or is owed (receipts,
-spooled answers), any other of the same service may ask about. Nothing crosses from one service to another, the numbers of
-workspaces included. Immutable once built: the owner restarts the node to trust others.
+A service is one operator's several bootstraps on one store: what one of them wished (deployments), asked (orders) or
+is owed (receipts, spooled answers), any other of the same service may ask about. Nothing crosses from one service to
+another, the numbers of workspaces included. Immutable once built: the owner restarts the node to trust others.
 """
 
 from __future__ import annotations

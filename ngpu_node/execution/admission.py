@@ -1,14 +1,16 @@
 """Admit an order or refuse it, before any byte reaches the workspace (design: One task, step 5).
 
-Pure: takes the order's text, the request it came with, the node's state and the time, and returns `Admitted` or `Refusal`. A refusal costs
-nothing and promises that nothing ran, so the bootstrap may try elsewhere at once. Each ground for one has its own reason; the
-reason fixes the HTTP status (`ngpu_protocol.wire_errors`).
+Pure: takes the order's text, the request it came with, the node's state and the time, and returns `Admitted` or
+`Refusal`. A refusal costs nothing and promises that nothing ran, so the bootstrap may try elsewhere at once. Each
+ground for one has its own reason; the reason fixes the HTTP status (`ngpu_protocol.wire_errors`).
 
 The order of the checks is part of the contract: what a stranger may learn ends at `unknown_bootstrap` and
-`bad_signature`; what depends on this node's load comes last, so that a busy node still says what is wrong with an order.
+`bad_signature`; what depends on this node's load comes last, so that a busy node still says what is wrong with an
+order.
 
-Replay: an order that was admitted is remembered until its deadline plus the tolerance, after which its deadline refuses it. The memory does not
-survive a restart and need not: `session` is random, new at each start and part of every order.
+Replay: an order that was admitted is remembered until its deadline plus the tolerance, after which its deadline
+refuses it. The memory does not survive a restart and need not: `session` is random, new at each start and part of
+every order.
 """
 
 from __future__ import annotations
@@ -18,12 +20,11 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
+from ngpu_node.trust import Trust
 from ngpu_protocol.errors import MalformedError, SignatureError
 from ngpu_protocol.identity import Address, recover
 from ngpu_protocol.orders import SignedOrder
 from ngpu_protocol.wire_errors import Reason
-
-from ngpu_node.trust import Trust
 
 PREFIX = "/ngpu/v1/workspaces/"
 
@@ -103,7 +104,8 @@ class Admitted(Generic[C]):
 class SeenOrders:
     """The orders admitted by this run of the node that could still be replayed; bounded by *limit*.
 
-    Remembered as (service, task, attempt), not by hash: one attempt at a task runs once, whatever two orders for it say.
+    Remembered as (service, task, attempt), not by hash: one attempt at a task runs once, whatever two orders for it
+    say.
     """
 
     def __init__(self, limit: int = 500_000) -> None:
@@ -145,7 +147,8 @@ class AdmissionState(Generic[C]):
     """What the decision depends on besides the order and the request.
 
     Attributes:
-        clock_offset_ms: what to add to this node's clock to get a bootstrap's, as measured when it was greeted; 0 when unknown.
+        clock_offset_ms: what to add to this node's clock to get a bootstrap's, as measured when it was greeted; 0
+        when unknown.
             A node whose clock is wrong still serves (its receipts are judged `skew`).
         slots: attempts this node runs at once, all workspaces together.
     """
@@ -201,7 +204,9 @@ def judge(order_text: str | None, asked: Asked, state: AdmissionState[C], now_ms
     except SignatureError as error:
         return Refusal(Reason.BAD_SIGNATURE, f"the order's signature is not valid: {error}")
     if signer != order.bootstrap:
-        return Refusal(Reason.BAD_SIGNATURE, f"the order was signed by {signer}, on this network, not by {order.bootstrap}")
+        return Refusal(
+            Reason.BAD_SIGNATURE, f"the order was signed by {signer}, on this network, not by {order.bootstrap}"
+        )
     if order.node != state.node:
         return Refusal(Reason.WRONG_NODE, f"the order is for {order.node}, this is {state.node}")
     if order.session != state.session:

@@ -1,11 +1,12 @@
 """Reserved GPU time: the integral over a task of (GPUs held / tasks running on them) (design: GPU time).
 
-Pure: the caller gives the monotonic time in nanoseconds with every event. This module knows when tasks held which GPU; how
-busy a GPU was is measured elsewhere (issue: GPU truth), so every reading made here says `meter = none`.
+Pure: the caller gives the monotonic time in nanoseconds with every event. This module knows when tasks held which
+GPU; how busy a GPU was is measured elsewhere (issue: GPU truth), so every reading made here says `meter = none`.
 
-The integral costs O(GPUs) an event, whatever the number of tasks, by keeping one virtual clock per GPU that advances by
-dt / n(t) while n tasks run on it: a task's share is the clock's reading at its end minus that at its start. The clocks count
-in integer units of 2**-20 ns and round down, and so does every reading. Hence the invariant, in exact arithmetic:
+The integral costs O(GPUs) an event, whatever the number of tasks, by keeping one virtual clock per GPU that advances
+by dt / n(t) while n tasks run on it: a task's share is the clock's reading at its end minus that at its start. The
+clocks count in integer units of 2**-20 ns and round down, and so does every reading. Hence the invariant, in exact
+arithmetic:
 
     sum over tasks of reserved time on a GPU  <=  the wall time during which the GPU had a task
 

@@ -12,11 +12,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ngpu_node.execution import admission
-from ngpu_node.execution.admission import AdmissionState, Admitted, Asked, Refusal, SeenOrders, judge, parse_target, take
+from ngpu_node.execution.admission import (
+    AdmissionState,
+    Admitted,
+    Asked,
+    Refusal,
+    SeenOrders,
+    judge,
+    parse_target,
+    take,
+)
 from ngpu_node.trust import Trust, TrustedBootstrap
 from ngpu_protocol.orders import SignedOrder, sign_order
 from ngpu_protocol.wire_errors import Reason
-from tests.unit.node.builders import BOOTSTRAP, CHAIN_ID, NODE, NOW_MS, SESSION, SIBLING, STRANGER, an_order, signed_order
+from tests.unit.node.builders import (
+    BOOTSTRAP,
+    CHAIN_ID,
+    NODE,
+    NOW_MS,
+    SESSION,
+    SIBLING,
+    STRANGER,
+    an_order,
+    signed_order,
+)
 
 
 @dataclass

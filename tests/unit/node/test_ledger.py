@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import sqlite3
 import subprocess
@@ -87,7 +88,7 @@ def test_many_receipts_at_once_share_commits_and_keep_one_chain(tmp_path: Path) 
                 nursery.start_soon(one, number)
         receipts.sort(key=lambda r: r.receipt.sequence)
         assert [r.receipt.sequence for r in receipts] == list(range(1, 301))
-        for before, after in zip(receipts, receipts[1:], strict=False):
+        for before, after in itertools.pairwise(receipts):
             assert after.receipt.previous == before.link(CHAIN_ID).hash
 
     with_ledger(tmp_path / "ledger.db", body)

@@ -1,0 +1,179 @@
+"""The calls by which model servers on this machine announce themselves, on a loopback port.
+
+The calls and their shapes are those model servers were written for (`POST /api/v0/ai/model/register` and its
+siblings); answers are `{"code": 0, "message": "ok"}`, errors a status and `{"code": 10xx, "message"}`.
+
+Whoever can open a loopback connection may register: that is any program on this machine, and by way of a careless
+browser any web page. Pages are kept out by two checks: the Host field must name this machine (a rebound DNS name does
+not), and an Origin field, which browsers add to what a page posts, must too.
+
+Plain functions on the HTTP server that is here anyway: an ASGI application would cost an idle node 20 MB for seven
+calls.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, TypeVar
+from urllib.parse import parse_qs, urlsplit
+
+from pydantic import BaseModel, Field, ValidationError
+
+from ngpu_node.services import ModelServers, Registration, RegistrationRefused
+from ngpu_protocol.http1 import Exchange, LimitError, header
+
+MAX_BODY_BYTES = 256 * 1024
+LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
+
+BAD_PARAMETER = 1001
+BAD_JSON = 1002
+NOT_FOUND = 1003
+
+Short = Annotated[str, Field(max_length=2048)]
+B = TypeVar("B", bound=BaseModel)
+
+
+class _Model(BaseModel):
+    model: Short
+    api: Short = ""
+    type: int = 0
+    cid: Short = ""
+
+
+class _Register(_Model):
+    project: Short
+
+
+class _Unregister(BaseModel):
+    project: Short
+    model: Short
+    cid: Short = ""
+
+
+class _Project(BaseModel):
+    project: Short
+    models: list[_Model] = Field(default_factory=list, max_length=256)
+
+
+class CallRefused(Exception):
+    """A call that gets an error answer."""
+
+    def __init__(self, status: int, code: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
+class ModelApi:
+    """The handler of the loopback port."""
+
+    def __init__(self, servers: ModelServers, identity: Callable[[], dict[str, Any]]) -> None:
+        """Answer from *servers*; *identity* returns what `GET /api/v0/id` says."""
+        self._servers = servers
+        self._identity = identity
+        self._calls: dict[tuple[str, str], Callable[[Exchange], Awaitable[Any]]] = {
+            ("POST", "/api/v0/ai/model/register"): self._register,
+            ("POST", "/api/v0/ai/model/unregister"): self._unregister,
+            ("POST", "/api/v0/ai/project/register"): self._register_project,
+            ("POST", "/api/v0/ai/project/unregister"): self._unregister_project,
+            ("GET", "/api/v0/ai/projects/list"): self._projects,
+            ("GET", "/api/v0/ai/projects/models"): self._models,
+            ("GET", "/api/v0/id"): self._id,
+        }
+
+    async def handle(self, exchange: Exchange) -> None:
+        """Answer one request (an `http1` handler)."""
+        try:
+            check_local(exchange)
+            path = exchange.request.target.partition("?")[0]
+            call = self._calls.get((exchange.request.method, path))
+            if call is None:
+                raise CallRefused(404, NOT_FOUND, f"no such call: {exchange.request.method} {path[:200]}")
+            answer = await call(exchange)
+        except CallRefused as refused:
+            await exchange.respond_json(refused.status, {"code": refused.code, "message": str(refused)})
+            return
+        except RegistrationRefused as refused:
+            await exchange.respond_json(400, {"code": BAD_PARAMETER, "message": str(refused)})
+            return
+        await exchange.respond_json(200, {"code": 0, "message": "ok"} if answer is None else answer)
+
+    async def _register(self, exchange: Exchange) -> None:
+        body = await _body(exchange, _Register)
+        await self._servers.register(Registration(body.project, body.model, body.api, body.type, body.cid))
+
+    async def _unregister(self, exchange: Exchange) -> None:
+        body = await _body(exchange, _Unregister)
+        if not self._servers.unregister(body.project, body.model, body.cid or None):
+            raise CallRefused(404, NOT_FOUND, f"{body.project}/{body.model} is not registered here")
+
+    async def _register_project(self, exchange: Exchange) -> None:
+        body = await _body(exchange, _Project)
+        if not body.models:
+            raise CallRefused(400, BAD_PARAMETER, "models must name at least one model")
+        for one in body.models:
+            await self._servers.register(Registration(body.project, one.model, one.api, one.type, one.cid))
+
+    async def _unregister_project(self, exchange: Exchange) -> None:
+        body = await _body(exchange, _Project)
+        if not self._servers.unregister(body.project):
+            raise CallRefused(404, NOT_FOUND, f"{body.project} is not registered here")
+
+    async def _projects(self, exchange: Exchange) -> Any:
+        projects = sorted({copy.registration.project for copy in self._servers.copies()})
+        return {"data": projects[: _number(exchange)]}
+
+    async def _models(self, exchange: Exchange) -> Any:
+        project = _query(exchange, "project")
+        if not project:
+            raise CallRefused(400, BAD_PARAMETER, "project is required")
+        models = {c.registration.model for c in self._servers.copies() if c.registration.project == project}
+        return {"data": sorted(models)[: _number(exchange)]}
+
+    async def _id(self, exchange: Exchange) -> Any:
+        return self._identity()
+
+
+def check_local(exchange: Exchange) -> None:
+    """Refuse a request that a web page, by a rebound name or across origins, had a browser make."""
+    host = (header(exchange.request.headers, b"host") or b"").decode("latin-1")
+    if _without_port(host).lower() not in LOOPBACK_NAMES:
+        raise CallRefused(403, BAD_PARAMETER, "the Host field must be 127.0.0.1, localhost or [::1]")
+    origin = header(exchange.request.headers, b"origin")
+    if origin is not None:
+        try:
+            origin_host = urlsplit(origin.decode("latin-1")).netloc
+        except ValueError:
+            origin_host = ""
+        if _without_port(origin_host).lower() not in LOOPBACK_NAMES:
+            raise CallRefused(403, BAD_PARAMETER, "calls from web pages are refused")
+
+
+def _without_port(host: str) -> str:
+    name, colon, port = host.rpartition(":")
+    return name if colon and port.isdigit() else host
+
+
+async def _body(exchange: Exchange, kind: type[B]) -> B:
+    try:
+        raw = await exchange.receive_all(MAX_BODY_BYTES)
+    except LimitError:
+        raise CallRefused(413, BAD_PARAMETER, f"the body is over {MAX_BODY_BYTES} bytes") from None
+    try:
+        return kind.model_validate(json.loads(raw))
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']}" for e in error.errors()[:5])
+        raise CallRefused(400, BAD_PARAMETER, problems) from None
+    except (ValueError, RecursionError):
+        raise CallRefused(400, BAD_JSON, "the body is not JSON") from None
+
+
+def _query(exchange: Exchange, name: str) -> str:
+    values = parse_qs(exchange.request.target.partition("?")[2], max_num_fields=20).get(name)
+    return values[0] if values else ""
+
+
+def _number(exchange: Exchange) -> int:
+    text = _query(exchange, "number")
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 7 and int(text) else 100

@@ -1,0 +1,52 @@
+"""Where a workspace's port is really served: an address, a pool of kept connections to it, and how busy it is.
+
+Loopback or a container's own address; the connections are plain TCP and reused, so that a small request costs the
+workspace no handshake. Whoever makes an upstream closes it.
+"""
+
+from __future__ import annotations
+
+import socket
+
+import trio
+
+from ngpu_protocol.http1 import Client
+
+CONNECT_TIMEOUT_S = 5.0
+
+
+class Upstream:
+    """One server. `running` counts the attempts that use it, for choosing the least busy of several."""
+
+    def __init__(self, host: str, port: int, *, max_connections: int) -> None:
+        """Make the pool; nothing is connected yet.
+
+        Args:
+            host: an IP address.
+            max_connections: as many as attempts may run at once, or they would wait for each other here.
+        """
+        self.host = host
+        self.port = port
+        self.running = 0
+        self.client = Client(self._connect, max_connections=max_connections)
+
+    async def _connect(self) -> trio.SocketStream:
+        # Not trio.open_tcp_stream: there is no name to resolve and no second address to race.
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        connection = trio.socket.socket(family, socket.SOCK_STREAM)
+        try:
+            with trio.fail_after(CONNECT_TIMEOUT_S):
+                await connection.connect((self.host, self.port))
+        except BaseException as error:
+            connection.close()
+            if isinstance(error, trio.TooSlowError):
+                raise TimeoutError(f"no connection within {CONNECT_TIMEOUT_S:g} s") from None
+            raise
+        return trio.SocketStream(connection)
+
+    async def aclose(self) -> None:
+        """Close the kept connections."""
+        await self.client.aclose()
+
+    def __repr__(self) -> str:
+        return f"Upstream({self.host}:{self.port}, running={self.running})"
