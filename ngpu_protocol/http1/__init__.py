@@ -41,6 +41,7 @@ from ngpu_protocol.http1.errors import (
     PoolTimeoutError,
     RemoteError,
 )
+from ngpu_protocol.http1.exchange import Exchange, Handler, Remote
 from ngpu_protocol.http1.headers import (
     Headers,
     comma_list,
@@ -51,7 +52,7 @@ from ngpu_protocol.http1.headers import (
 )
 from ngpu_protocol.http1.heads import Request, ResponseHead
 from ngpu_protocol.http1.limits import Limits
-from ngpu_protocol.http1.server import Exchange, Handler, Remote, serve_stream
+from ngpu_protocol.http1.server import serve_stream
 from ngpu_protocol.http1.streams import SwitchedStream, abort_stream
 from ngpu_protocol.http1.tcp import BoundAddress, open_listeners, serve_tcp, tcp_opener
 

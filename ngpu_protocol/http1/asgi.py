@@ -1,8 +1,8 @@
 """An ASGI application behind the same server: FastAPI for what is documented and not hot.
 
-Covers the HTTP part of ASGI 3 (spec version 2.4): streamed bodies both ways, disconnects, trailers. Not the lifespan protocol (a
-daemon's parts start in its nursery) and not WebSockets. The application runs on trio; a client that leaves cancels it, as any
-handler, unless the answer is complete: then background tasks run on.
+Covers the HTTP part of ASGI 3 (spec version 2.4): streamed bodies both ways, disconnects, trailers. Not the lifespan
+protocol (a daemon's parts start in its nursery) and not WebSockets. The application runs on trio; a client that
+leaves cancels it, as any handler, unless the answer is complete: then background tasks run on.
 """
 
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -12,8 +12,8 @@ from urllib.parse import unquote
 import trio
 
 from ngpu_protocol.http1.errors import MisuseError
+from ngpu_protocol.http1.exchange import Exchange
 from ngpu_protocol.http1.headers import Headers
-from ngpu_protocol.http1.server import Exchange
 
 Message = MutableMapping[str, Any]
 Application = Callable[
@@ -39,7 +39,7 @@ class AsgiHandler:
         """Run the application for one exchange."""
         request = exchange.request
         raw_path, _, query = request.target.partition("?")
-        scope = {
+        scope: Message = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.4"},
             "http_version": request.http_version,
@@ -88,7 +88,8 @@ class _Cycle:
         if kind == "http.response.start":
             headers: Headers = [(bytes(name), bytes(value)) for name, value in message.get("headers", ())]
             self._wants_trailers = message.get("trailers", False)
-            # A known length means that the body follows at once: one write. A stream's head must not wait for its first piece.
+            # A known length means that the body follows at once: one write. A stream's head must not wait for its
+            # first piece.
             known_length = any(name.lower() == b"content-length" for name, _ in headers)
             await exchange.send_head(message["status"], headers, more=known_length)
         elif kind == "http.response.body":

@@ -1,10 +1,10 @@
 """Bodies between wire form and content: by length, chunked, or until the connection closes. Pure.
 
-A decoder takes whatever bytes arrive and returns the content in them; `done` says that the message is complete, and then `rest`
-holds the bytes that already belong to the next one. Any split of the same bytes yields the same content.
+A decoder takes whatever bytes arrive and returns the content in them; `done` says that the message is complete, and
+then `rest` holds the bytes that already belong to the next one. Any split of the same bytes yields the same content.
 
-An end of the connection goes through `eof`, which is silent only where the framing makes that a proper end: nothing cut short
-is ever `done`.
+An end of the connection goes through `eof`, which is silent only where the framing makes that a proper end: nothing
+cut short is ever `done`.
 """
 
 import re

@@ -1,14 +1,15 @@
 """The client's half: requests over a pool of kept connections.
 
-What decides retries is what may have reached the other side, so failures say it: `NotSentError` while no complete head can have
-left, `MaybeSentError` from then until the first byte of an answer, `IncompleteError` after it. This module itself never sends a
-request twice.
+What decides retries is what may have reached the other side, so failures say it: `NotSentError` while no complete
+head can have left, `MaybeSentError` from then until the first byte of an answer, `IncompleteError` after it. This
+module itself never sends a request twice.
 
-A connection goes back to the pool only when both messages on it are complete and nothing else came; one whose request was
-cancelled, refused before its body, or cut short is reset.
+A connection goes back to the pool only when both messages on it are complete and nothing else came; one whose request
+was cancelled, refused before its body, or cut short is reset.
 
-A body of up to 64 KiB goes out with its head in one write. A longer or a streamed one is sent by a task of its own, so that an
-answer that begins (or ends) before the body does is seen, and two streams through the same host cannot starve each other.
+A body of up to 64 KiB goes out with its head in one write. A longer or a streamed one is sent by a task of its own,
+so that an answer that begins (or ends) before the body does is seen, and two streams through the same host cannot
+starve each other.
 """
 
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
@@ -369,14 +370,12 @@ class Call:
         """Send *data*; a failure is only noted where an answer may explain it."""
         link = self._link
         assert link is not None
-        sent_before: int | None = getattr(link.stream, "sent_bytes", None)
+        sent_before = getattr(link.stream, "sent_bytes", None)
         try:
             await link.stream.send_all(data)
         except _BROKEN as error:
-            if head and (
-                isinstance(error, trio.ClosedResourceError)
-                or (sent_before is not None and link.stream.sent_bytes - sent_before < len(self._head))  # type: ignore[attr-defined]
-            ):
+            sent = None if sent_before is None else getattr(link.stream, "sent_bytes", 0) - sent_before
+            if head and (isinstance(error, trio.ClosedResourceError) or (sent is not None and sent < len(self._head))):
                 raise NotSentError("the connection broke before the request went out") from error
             self._send_failed = True
 
@@ -514,8 +513,8 @@ class Client:
         open: Makes a new connection. What it raises becomes the cause of a `NotSentError`.
         authority: The Host field of requests that bring none.
         max_connections: Connections at once; further requests wait in order.
-        max_idle_s: A connection idle for longer is closed, not used. Below the server's own limit, so that a request rarely
-            meets a connection being closed.
+        max_idle_s: A connection idle for longer is closed, not used. Below the server's own limit, so that a request
+            rarely meets a connection being closed.
         acquire_timeout_s: How long a request waits for a connection.
         open_timeout_s: How long opening one may take.
         limits: Bounds of the answers' heads and trailers.
@@ -582,7 +581,7 @@ class Client:
         )
 
     async def sweep(self) -> None:
-        """Close connections idle for too long. Owners of clients that rest call it now and then; requests do it themselves."""
+        """Close connections idle for too long; each request does so too, so only clients at rest need it called."""
         for link in self.pool.dropped():
             await close_stream(link.stream)
 

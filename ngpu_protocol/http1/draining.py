@@ -47,7 +47,7 @@ class Draining:
 
     @contextmanager
     def connection(self, drain: Callable[[], None]) -> Iterator[None]:
-        """Count a connection for as long as the context lasts; *drain* is called when the switch is thrown meanwhile."""
+        """Count a connection for as long as the context lasts; *drain* is called when the switch is thrown."""
         number = self._next
         self._next += 1
         self._connections[number] = drain

@@ -9,7 +9,7 @@
 | `ClientGoneError` | the remote's: the client left | the answer cannot be delivered |
 | `NotSentError` | the network's: no complete request left this host | trying again, here or elsewhere, is always safe |
 | `PoolTimeoutError` | ours: every connection stayed busy | as `NotSentError` |
-| `MaybeSentError` | the network's: no answer to a request that may have arrived | only an idempotent request may run again |
+| `MaybeSentError` | the network's: no answer to what may have arrived | only an idempotent request may run again |
 
 The difference between the last three decides retries, so a doubtful case is always a `MaybeSentError`.
 """

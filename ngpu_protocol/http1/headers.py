@@ -1,7 +1,7 @@
 """Header fields as lists of byte pairs, and what a proxy must take out of them.
 
-Names are lower case as parsed; every function here compares without regard to case. Order and repetition are kept: a proxy
-may change neither (RFC 9110 section 5.3).
+Names are lower case as parsed; every function here compares without regard to case. Order and repetition are kept: a
+proxy may change neither (RFC 9110 section 5.3).
 """
 
 from collections.abc import Iterable
@@ -63,8 +63,8 @@ def comma_list(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> list[byte
 def end_to_end(headers: Iterable[tuple[bytes, bytes]], *, drop: Iterable[bytes] = ()) -> Headers:
     """Return the fields a proxy forwards: all but the hop-by-hop ones, those Connection names, and *drop*.
 
-    Content-Length stays: it is the length of the content, and the next hop frames by it. "Expect" stays too; a proxy that
-    asks for its own 100 Continue drops it.
+    Content-Length stays: it is the length of the content, and the next hop frames by it. "Expect" stays too; a proxy
+    that asks for its own 100 Continue drops it.
 
     Args:
         headers: The fields of a message as received.

@@ -1,13 +1,13 @@
 """Start lines and header fields, between bytes and values. Pure.
 
-The grammar is RFC 9112's without its tolerances: lines end in CRLF alone, fields do not fold, nothing stands between a field
-name and its colon, values hold no control characters, and a message says its length in one way only. Each tolerance is one
-more reading of the same bytes, and two readings of one message are how requests are smuggled (RFC 9112 section 11.2), so
-what other implementations disagree about is refused rather than interpreted.
+The grammar is RFC 9112's without its tolerances: lines end in CRLF alone, fields do not fold, nothing stands between
+a field name and its colon, values hold no control characters, and a message says its length in one way only. Each
+tolerance is one more reading of the same bytes, and two readings of one message are how requests are smuggled (RFC
+9112 section 11.2), so what other implementations disagree about is refused rather than interpreted.
 
-h11 is stricter than most, yet reads a bare LF as a line end, unfolds fields, lets Transfer-Encoding win over a Content-Length
-and control characters through, and costs 29 us a head where this costs a fifth. So heads are read here, and the tests hold
-h11 against it: whatever this accepts, h11 reads alike.
+h11 is stricter than most, yet reads a bare LF as a line end, unfolds fields, lets Transfer-Encoding win over a
+Content-Length and control characters through, and costs 29 us a head where this costs a fifth. So heads are read
+here, and the tests hold h11 against it: whatever this accepts, h11 reads alike.
 """
 
 import re
@@ -175,7 +175,8 @@ def parse_response_head(head: bytes, limits: Limits) -> ResponseHead:
         _require_chunked(steering.codings)
         response.chunked = True
     elif steering.lengths:
-        # RFC 9112 section 6.3: repeated equal lengths may be taken as one. Servers behind careless middleware send them.
+        # RFC 9112 section 6.3: repeated equal lengths may be taken as one. Servers behind careless middleware send
+        # them.
         if len(set(steering.lengths)) > 1:
             raise MalformedError("conflicting Content-Length", status=502, reason="malformed_answer")
         response.content_length = _length(steering.lengths[0])

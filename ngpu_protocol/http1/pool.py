@@ -1,8 +1,8 @@
 """Which connection a request gets: bounded, last used first, waiters in order.
 
-The pool knows nothing of HTTP or streams. `acquire` yields a kept connection or leave to open one; whoever got either gives it
-back exactly once, by `release` (usable again) or `forget` (closed). A waiter that is cancelled between being served and noticing
-passes on what it was given.
+The pool knows nothing of HTTP or streams. `acquire` yields a kept connection or leave to open one; whoever got either
+gives it back exactly once, by `release` (usable again) or `forget` (closed). A waiter that is cancelled between being
+served and noticing passes on what it was given.
 """
 
 from collections import deque
@@ -63,7 +63,7 @@ class Pool(Generic[T]):
         return len(self._waiters)
 
     def take(self) -> tuple[T | None, bool]:
-        """Return a kept connection, or (None, True) for leave to open one, or (None, False) when the caller must wait."""
+        """Return a kept connection, (None, True) for leave to open one, or (None, False) to make the caller wait."""
         if not self._waiters:
             while self._idle:
                 connection, since_s = self._idle.pop()
@@ -115,7 +115,7 @@ class Pool(Generic[T]):
             self.open -= 1
 
     def dropped(self) -> list[T]:
-        """Return, once, the connections that left the pool and are to be closed by the caller; expired ones included."""
+        """Return, once, the connections that left the pool; the caller closes them. Expires idle ones first."""
         while self._idle and self._now() - self._idle[0][1] > self.max_idle_s:
             self._dropped.append(self._idle.popleft()[0])
             self.open -= 1

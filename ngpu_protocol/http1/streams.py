@@ -1,9 +1,11 @@
-"""Endings of streams: cut so that nothing looks complete, or lingering so that a last answer arrives; and switched ones.
+"""How streams end: cut so that nothing looks complete, or lingering so that a last answer arrives; and switched ones.
 
-Works on any `trio.abc.Stream`. A stream that has an async method `reset` (a libp2p stream) is cut with it; a TCP socket by a
-reset, also beneath TLS. Everything here is meant to run under cancellation, so each function brings its own shield and deadline.
+Works on any `trio.abc.Stream`. A stream that has an async method `reset` (a libp2p stream) is cut with it; a TCP socket
+by a reset, also beneath TLS. All of it is meant to run under cancellation, so each function brings its own shield and
+deadline.
 """
 
+import contextlib
 import socket
 import struct
 from collections.abc import Awaitable, Callable
@@ -27,20 +29,16 @@ async def abort_stream(stream: trio.abc.Stream) -> None:
         while isinstance(transport, trio.SSLStream):
             transport = transport.transport_stream
         if isinstance(transport, trio.SocketStream):
-            try:
+            with contextlib.suppress(OSError):  # already closed
                 transport.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOTHING)
-            except OSError:
-                pass  # already closed
         await trio.aclose_forcefully(transport)
 
 
 async def close_stream(stream: trio.abc.Stream) -> None:
     """Close *stream* in order, or forcefully when that takes too long."""
     with trio.move_on_after(_CLOSE_GRACE_S, shield=True) as scope:
-        try:
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError, OSError):
             await stream.aclose()
-        except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
-            pass
     if scope.cancelled_caught:
         await abort_stream(stream)
 
@@ -48,8 +46,8 @@ async def close_stream(stream: trio.abc.Stream) -> None:
 async def linger_and_close(stream: trio.abc.Stream) -> None:
     """Close *stream* after an answer that went out before all of the request came in.
 
-    Closing a TCP socket with unread input resets it, and the reset may overtake the answer (RFC 9112 section 9.6): so end our
-    side, then read on for a moment until the client has closed its own.
+    Closing a TCP socket with unread input resets it, and the reset may overtake the answer (RFC 9112 section 9.6): so
+    end our side, then read on for a moment until the client has closed its own.
     """
     with trio.move_on_after(_CLOSE_GRACE_S, shield=True):
         try:

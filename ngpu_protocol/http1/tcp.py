@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import trio
 
 from ngpu_protocol.http1.draining import Draining
+from ngpu_protocol.http1.exchange import Handler, Remote
 from ngpu_protocol.http1.limits import Limits
-from ngpu_protocol.http1.server import Handler, Remote, serve_stream
+from ngpu_protocol.http1.server import serve_stream
 from ngpu_protocol.http1.streams import abort_stream
 
 _TLS_HANDSHAKE_S = 10.0
