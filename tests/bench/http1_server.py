@@ -22,8 +22,16 @@ from typing import Any
 
 import trio
 
-from ngpu_protocol.http1 import AsgiHandler, Client, Exchange, Handler, end_to_end, serve_tcp, tcp_opener,
-trailers_end_to_end
+from ngpu_protocol.http1 import (
+    AsgiHandler,
+    Client,
+    Exchange,
+    Handler,
+    end_to_end,
+    serve_tcp,
+    tcp_opener,
+    trailers_end_to_end,
+)
 
 _BODY = b'{"prompt":"hello","max_tokens":16}'
 _ANSWER = b'{"answer":"a constant one","tokens":16}'
