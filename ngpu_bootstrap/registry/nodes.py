@@ -21,7 +21,7 @@ import trio
 from ngpu_bootstrap.errors import NotServed
 from ngpu_bootstrap.scheduling import Candidate, Choice, Exclusion, choose
 from ngpu_protocol.control import DeploymentState, GpuOffer, Heartbeat, ServiceOffer
-from ngpu_protocol.http1.client import Client
+from ngpu_protocol.http1 import Client
 from ngpu_protocol.identity import Address
 from ngpu_protocol.workspaces import WorkspaceSpec
 
@@ -38,6 +38,7 @@ class NodeSession:
     Attributes:
         session: the 32 random bytes of this run of the node; every order carries them.
         requests: the pooled HTTP client over streams of the connection the node itself made.
+        reported: whether a heartbeat has come, so that the rest is known.
         in_flight: our attempts running there now, by workspace id.
         peak: the most of them since the last heartbeat: what the node's `slots_free` may already count.
     """
@@ -53,6 +54,7 @@ class NodeSession:
     heard_at_ms: int
     requests: Client
     slots_free: int = 0
+    reported: bool = False
     draining: bool = False
     deployments: dict[str, DeploymentState] = field(default_factory=dict)
     services: tuple[ServiceOffer, ...] = ()
@@ -65,6 +67,7 @@ class NodeSession:
     def hear(self, heartbeat: Heartbeat, now_ms: int) -> None:
         """Take over what the node says of itself."""
         self.heard_at_ms = now_ms
+        self.reported = True
         self.slots_free = heartbeat.slots_free
         self.draining = heartbeat.draining
         self.deployments = {state.workspace: state for state in heartbeat.deployments}
@@ -133,7 +136,7 @@ class Slot:
 @dataclass(eq=False, slots=True)
 class _Waiter:
     spec: WorkspaceSpec
-    tried: Collection[Address]
+    tried: Collection[NodeSession]
     ready: trio.Event = field(default_factory=trio.Event)
     slot: Slot | None = None
     gone: bool = False
@@ -187,17 +190,29 @@ class Nodes:
         session.hear(heartbeat, self._now_ms())
         self.serve_waiting()
 
-    def choice(self, spec: WorkspaceSpec, tried: Collection[Address] = ()) -> Choice:
+    def choice(self, spec: WorkspaceSpec, tried: Collection[NodeSession] = ()) -> Choice:
         """Return where an attempt of *spec* would run now, and why not elsewhere; reserves nothing."""
         now_ms = self._now_ms()
         candidates = [session.candidate(spec, now_ms) for session in self._sessions.values()]
-        return choose(candidates, revision=spec.revision, now_ms=now_ms, draw=self._draw(), tried=tried)
+        # A node that was restarted or came back since is another session, and worth another try.
+        nodes = [session.node for session in tried if self._sessions.get(session.node) is session] if tried else ()
+        return choose(candidates, revision=spec.revision, now_ms=now_ms, draw=self._draw(), tried=nodes)
+
+    def require_served(self, spec: WorkspaceSpec) -> None:
+        """Return if some node serves *spec* now, be it with every slot taken.
+
+        Raises:
+            NotServed: 503.
+        """
+        choice = self.choice(spec)
+        if choice.node is None and not choice.waitable:
+            raise no_node(spec, choice.excluded)
 
     def waiting(self, workspace: str) -> int:
         """Return how many calls of *workspace* wait for a slot."""
         return sum(not waiter.gone for waiter in self._waiting.get(workspace, ()))
 
-    def take(self, spec: WorkspaceSpec, tried: Collection[Address] = ()) -> Slot | None:
+    def take(self, spec: WorkspaceSpec, tried: Collection[NodeSession] = ()) -> Slot | None:
         """Return a slot when one is free now and nobody waits before the caller; else None."""
         if self._waiting.get(spec.id):
             return None
@@ -208,14 +223,14 @@ class Nodes:
         self,
         spec: WorkspaceSpec,
         *,
-        tried: Collection[Address] = (),
+        tried: Collection[NodeSession] = (),
         timeout_s: float,
         wait_for_node: bool = False,
     ) -> Slot:
         """Return a slot for one attempt of *spec*, waiting for one in a bounded queue, first come first served.
 
         Args:
-            tried: nodes that must not be asked again for this task.
+            tried: sessions that must not be asked again for this task.
             timeout_s: how long the call may wait.
             wait_for_node: wait too when no node serves the workspace now, for tasks that were promised already.
 

@@ -1,0 +1,269 @@
+"""Asynchronous tasks: promised, carried out without their client, taken up again after a restart or a lost node.
+
+Owns every task that nobody waits on a connection for. Each is a trio task of its own that waits for a slot, runs, and
+where its node was lost asks for the answer until it is known to come or not. What to do in each case is
+`tasks.recovery`'s decision; this carries it out. Bodies of waiting tasks stay in the store but for small ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections import Counter
+from collections.abc import Awaitable, Callable
+
+import structlog
+import trio
+
+from ngpu_bootstrap.dispatch.attempt import Attempt, How
+from ngpu_bootstrap.dispatch.calls import Call, KeptBody, WholeBody
+from ngpu_bootstrap.dispatch.collector import Collector
+from ngpu_bootstrap.dispatch.dispatcher import Dispatcher, Progress
+from ngpu_bootstrap.dispatch.ends import Ending
+from ngpu_bootstrap.errors import NotServed
+from ngpu_bootstrap.registry.nodes import Nodes
+from ngpu_bootstrap.store.errors import BodyMissing, StoreError
+from ngpu_bootstrap.store.records import AttemptEnd, AttemptRecord, Part, TaskRecord
+from ngpu_bootstrap.store.store import Store
+from ngpu_bootstrap.tasks.recovery import (
+    Collected,
+    Decision,
+    End,
+    KeepAsking,
+    Requeue,
+    Unfinished,
+    after_asking,
+    decide,
+)
+from ngpu_bootstrap.tasks.states import TaskState
+from ngpu_protocol.errors import MalformedError
+from ngpu_protocol.orders import SignedOrder
+from ngpu_protocol.workspaces import WorkspaceSpec
+
+log = structlog.get_logger(__name__)
+
+KEEP_IN_MEMORY_BYTES = 16 * 1024
+# How often a node is asked for an answer: soon at first, then ever more rarely.
+ASK_FIRST_S = 0.25
+ASK_LAST_S = 5.0
+
+_WORDS = {
+    "bootstrap_lost": "the bootstrap was restarted while the call ran; whether the workspace acted is unknown",
+    "node_lost": "the node was lost while it ran the task; whether the workspace acted is unknown",
+    "attempt_cap": "no node could finish the task within the allowed attempts",
+    "deadline": "the deadline passed before there was an answer",
+    "request_lost": "the request can no longer be read from the store",
+    "workspace_removed": "the workspace was removed before the task ran",
+}
+_STATUS = {"deadline": 504, "workspace_removed": 410}
+
+
+class DetachedTasks:
+    """Every asynchronous task that is not final.
+
+    Args:
+        limit: unfinished tasks of one workspace at most.
+        answer_bytes: the largest answer kept.
+        attempts: orders signed for one task at most.
+    """
+
+    def __init__(
+        self,
+        *,
+        dispatcher: Dispatcher,
+        store: Store,
+        nodes: Nodes,
+        limit: int,
+        answer_bytes: int,
+        attempts: int,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._store = store
+        self._nodes = nodes
+        self._limit = limit
+        self._answer_bytes = answer_bytes
+        self._attempts = attempts
+        self._now_ms = now_ms
+        self._nursery: trio.Nursery | None = None
+        self._unfinished: Counter[str] = Counter()
+
+    def __len__(self) -> int:
+        return self._unfinished.total()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Hold the running tasks; for ever. Cancelled, they stay in the store for the next start."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            task_status.started()
+            await trio.sleep_forever()
+
+    async def submit(self, call: Call) -> None:
+        """Promise *call*: when this returns it is committed, and will be finished or failed with a reason.
+
+        Raises:
+            NotServed: too many tasks of the workspace are unfinished, or no node serves it.
+            IdempotencyKeyUsed: the workspace asked for this before.
+            StoreError: it could not be committed; nothing is promised.
+        """
+        workspace = call.spec.id
+        waiting = self._unfinished[workspace]
+        if waiting >= self._limit:
+            raise NotServed(
+                429,
+                "queue_full",
+                f"{waiting} asynchronous tasks of workspace {workspace} are unfinished; come again later",
+                retry_after_s=5,
+            )
+        self._nodes.require_served(call.spec)
+        await self._store.accept(call.new_task())
+        if isinstance(call.body, WholeBody) and len(call.body.content) > KEEP_IN_MEMORY_BYTES:
+            call = dataclasses.replace(call, body=KeptBody(functools.partial(self._read_request, call.task_id)))
+        self._start(workspace, self._carry, call, Progress(accepted=True, wait_for_node=True))
+
+    # -- taking up what a restart left
+
+    async def recover(self, specs: Callable[[TaskRecord], WorkspaceSpec | None]) -> int:
+        """Decide about every unfinished task of the store; return how many there were.
+
+        Args:
+            specs: the workspace a task is of; None when it was removed.
+        """
+        tasks = await self._store.unfinished()
+        for task in tasks:
+            found = Unfinished.from_store(task)
+            decision = decide(found, now_ms=self._now_ms())
+            spec = specs(task.task)
+            log.info("task_taken_up", task_id=found.task_id, decision=type(decision).__name__.lower())
+            if isinstance(decision, End):
+                await self._close(found, decision)
+            elif spec is None:
+                await self._close(found, End(TaskState.FAILED, "workspace_removed", found.under_way))
+            else:
+                call = self._call(task.task, spec)
+                self._start(spec.id, self._take_up, call, found, task.last, decision)
+        return len(tasks)
+
+    async def _take_up(self, call: Call, found: Unfinished, last: AttemptRecord | None, decision: Decision) -> None:
+        if isinstance(decision, Requeue):
+            await self._requeue(call, found, decision)
+        elif last is not None:
+            signed = SignedOrder.from_bytes(last.order)
+            attempt = Attempt(call, signed, found.attempts)
+            attempt.sent_at_ms = signed.order.issued_at_ms
+            await self._collect(call, attempt, found)
+
+    async def _close(self, found: Unfinished, end: End) -> None:
+        under_way = found.attempts if found.under_way else None
+        await self._dispatcher.close(found.task_id, _ending(end), under_way)
+
+    # -- one task
+
+    async def _carry(self, call: Call, progress: Progress) -> None:
+        sink = Collector(self._answer_bytes)
+        result = await self._dispatcher.carry(call, sink, progress)
+        attempt = result.attempt
+        if attempt is None or attempt.how not in (How.LOST, How.DEADLINE):
+            return
+        found = Unfinished(
+            task_id=call.task_id,
+            method=call.method,
+            detach=True,
+            deadline_at_ms=call.deadline_ms,
+            idempotency_key=call.idempotency_key,
+            request_kept=True,
+            attempts=attempt.number,
+            node=attempt.signed.order.node,
+            under_way=True,
+            session=attempt.signed.order.session,
+        )
+        await self._collect(call, attempt, found)
+
+    async def _collect(self, call: Call, attempt: Attempt, found: Unfinished) -> None:
+        """Ask the attempt's node for its answer until there is one, or a decision."""
+        pause_s = ASK_FIRST_S
+        while True:
+            said = Collected.UNREACHABLE
+            sink = Collector(self._answer_bytes)
+            session = self._nodes.get(attempt.signed.order.node)
+            if session is not None:
+                said = await attempt.collect(session.requests, sink, self._now_ms())
+            if said is Collected.ANSWERED:
+                await self._dispatcher.collected(call, attempt, sink)
+                return
+            decision = after_asking(found, said, now_ms=self._now_ms(), attempt_cap=self._attempts)
+            if isinstance(decision, KeepAsking):
+                await trio.sleep(pause_s)
+                pause_s = min(pause_s * 1.5, ASK_LAST_S)
+                continue
+            log.info("answer_not_collected", task_id=call.task_id, node=attempt.signed.order.node, said=said.value)
+            if isinstance(decision, End):
+                await self._dispatcher.give_up(call, _ending(decision), attempt)
+            elif isinstance(decision, Requeue):
+                await self._requeue(call, found, decision)
+            return
+
+    async def _requeue(self, call: Call, found: Unfinished, decision: Requeue) -> None:
+        if decision.ends_attempt:
+            end = AttemptEnd(call.task_id, found.attempts, "lost", self._now_ms(), "connection_lost")
+            await self._store.end_attempt(end, requeue=True)
+        await self._carry(call, Progress(accepted=True, attempts=found.attempts, wait_for_node=True))
+
+    def _call(self, record: TaskRecord, spec: WorkspaceSpec) -> Call:
+        body = KeptBody(functools.partial(self._read_request, record.task_id))
+        return Call(
+            task_id=record.task_id,
+            spec=spec,
+            api=record.api,
+            method=record.method,
+            port=record.port,
+            target=record.target,
+            headers=[(name.encode("latin-1"), value.encode("latin-1")) for name, value in record.headers],
+            body=body,
+            accepted_at_ms=record.accepted_at_ms,
+            deadline_ms=record.deadline_at_ms,
+            detach=record.detach,
+            wrapped=True,
+            idempotency_key=record.idempotency_key,
+        )
+
+    async def _read_request(self, task_id: str) -> bytes:
+        record = await self._store.task(task_id)
+        if record is None or record.request is None:
+            return b""
+        return await self._store.read_body(task_id, Part.REQUEST, record.request)
+
+    def _start(self, workspace: str, work: Callable[..., Awaitable[None]], call: Call, *arguments: object) -> None:
+        if self._nursery is None:
+            raise RuntimeError("asynchronous tasks are not running")
+        self._unfinished[workspace] += 1
+        self._nursery.start_soon(self._contained, workspace, work, call, *arguments)
+
+    async def _contained(
+        self, workspace: str, work: Callable[..., Awaitable[None]], call: Call, *arguments: object
+    ) -> None:
+        """Run *work* for one task; what goes wrong with it stays with it, and leaves it to the next start."""
+        try:
+            await work(call, *arguments)
+        except BodyMissing:
+            await self._lost(call)
+        except (StoreError, MalformedError) as error:
+            log.error("task_left_unfinished", task_id=call.task_id, reason=str(error))
+        finally:
+            self._unfinished[workspace] -= 1
+            if not self._unfinished[workspace]:
+                del self._unfinished[workspace]
+
+    async def _lost(self, call: Call) -> None:
+        """End a task whose request is no longer there to be sent."""
+        try:
+            last = next(reversed(await self._store.attempts(call.task_id)), None)
+            under_way = last.attempt if last is not None and last.ended_at_ms is None else None
+            await self._dispatcher.close(call.task_id, _ending(End(TaskState.FAILED, "request_lost")), under_way)
+        except StoreError as error:
+            log.error("task_left_unfinished", task_id=call.task_id, reason=str(error))
+
+
+def _ending(end: End) -> Ending:
+    message = _WORDS.get(end.reason, end.reason.replace("_", " "))
+    return Ending(end.state, _STATUS.get(end.reason, 502), end.reason, message, "lost" if end.ends_attempt else "")

@@ -1,0 +1,416 @@
+"""Tasks carried through: placed, ordered, attempted, tried again where that is allowed, judged, recorded.
+
+Owns the order of events of one task, and nothing else knows it:
+
+    accepted and begun (one commit) -> order leaves -> answer comes -> receipt judged -> finished (one commit)
+    -> acknowledged
+
+The order is signed before the commit and leaves after it, so that no order is out that the store does not know. The
+acknowledgement goes after the finish, so that no node forgets a receipt that we could still lose. A transparent answer
+has reached its client by then; a wrapped one is released after it.
+
+What may run again is `tasks.retry`'s to say, which node `scheduling`'s, what an end means `ends`'.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import structlog
+import trio
+
+from ngpu_bootstrap.dispatch.attempt import Attempt, How, Sink
+from ngpu_bootstrap.dispatch.calls import Call
+from ngpu_bootstrap.dispatch.collector import Collector
+from ngpu_bootstrap.dispatch.ends import Ending, ending_of
+from ngpu_bootstrap.dispatch.receipts import Awaited, ReceiptDesk
+from ngpu_bootstrap.dispatch.verdicts import Judge, Judged
+from ngpu_bootstrap.errors import NotServed
+from ngpu_bootstrap.metrics import Metrics
+from ngpu_bootstrap.registry.nodes import Nodes, NodeSession, Slot
+from ngpu_bootstrap.store.errors import RecordRefused, StoreError, TaskIsFinal
+from ngpu_bootstrap.store.records import AttemptEnd, AttemptStart, Filing, Finish
+from ngpu_bootstrap.store.store import Store
+from ngpu_bootstrap.tasks.retry import may_retry
+from ngpu_bootstrap.tasks.states import TaskState
+from ngpu_protocol.identity import Account
+from ngpu_protocol.networks import Network
+from ngpu_protocol.orders import SignedOrder, TaskOrder, sign_order
+from ngpu_protocol.wire_errors import Reason
+
+log = structlog.get_logger(__name__)
+
+# Ends of tasks being committed while their clients have their answers; beyond it new attempts wait for the store.
+UNRECORDED_LIMIT = 2048
+
+_NO_RECEIPT_FOLLOWS = frozenset({How.REFUSED, How.NOT_SENT})
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of a task. `attempt` is None when no node was found, `judged` when no receipt has come."""
+
+    ending: Ending
+    attempt: Attempt | None = None
+    judged: Judged | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a task stands when it is taken up: as new, or as a restart found it.
+
+    Attributes:
+        accepted: it is in the store already.
+        attempts: made so far.
+        wait_for_node: it was promised: it waits while no node serves it.
+    """
+
+    accepted: bool = False
+    attempts: int = 0
+    wait_for_node: bool = False
+
+
+NEW = Progress()
+
+
+@dataclass(frozen=True, slots=True)
+class DispatchLimits:
+    """How far a task is carried: orders signed for it at most, and seconds one call waits for a slot."""
+
+    attempts: int
+    queue_wait_s: float
+
+
+class Dispatcher:
+    """Runs tasks. Its `run` must be running for as long as it is used.
+
+    Args:
+        now_ms: the wall clock.
+    """
+
+    def __init__(
+        self,
+        *,
+        account: Account,
+        network: Network,
+        store: Store,
+        nodes: Nodes,
+        judge: Judge,
+        desk: ReceiptDesk,
+        metrics: Metrics,
+        limits: DispatchLimits,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._account = account
+        self._chain_id = network.chain_id
+        self._store = store
+        self._nodes = nodes
+        self._judge = judge
+        self._desk = desk
+        self._metrics = metrics
+        self._limits = limits
+        self._now_ms = now_ms
+        self._recorders: trio.Nursery | None = None
+        self._unrecorded = 0
+        self._recorded = trio.Event()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Hold the tasks that record ends; for ever. Cancelled, ends not yet committed are left to recovery."""
+        async with trio.open_nursery() as nursery:
+            self._recorders = nursery
+            task_status.started()
+            await trio.sleep_forever()
+
+    async def settle(self) -> None:
+        """Return when every end of a task so far is committed."""
+        while self._unrecorded:
+            await self._recorded.wait()
+
+    async def carry(self, call: Call, sink: Sink, progress: Progress = NEW) -> Result:
+        """Run *call* until it ended, its answer going to *sink* as it comes.
+
+        The end of a wrapped call is committed when this returns; that of another one is being committed. A detached
+        call whose attempt was lost ends with `How.LOST` or `How.DEADLINE` and nothing recorded: its answer is still
+        to be collected.
+
+        Cancelled (the client left), the attempt is stopped and the task recorded as cancelled; a detached one stays as
+        it is.
+
+        Raises:
+            NotServed: no node took the call, and nothing was promised or recorded.
+            ClientFault: the client's request broke; recorded as cancelled.
+            StoreError: the task could not be committed; nothing was sent.
+        """
+        tried: set[NodeSession] = set()
+        number = progress.attempts
+        accepted = progress.accepted
+        before: Attempt | None = None
+        while True:
+            try:
+                slot = await self._place(call, tried, wait_for_node=progress.wait_for_node)
+            except NotServed as refusal:
+                if not accepted:
+                    raise
+                ending = ending_of(before, None) if before is not None else _unplaced(refusal)
+                await self._end(call, ending, before, None)
+                return Result(ending, before)
+            number += 1
+            attempt, judged = await self._attempt(call, sink, slot, number, before, accepted=accepted)
+            accepted = True
+            if attempt.how is How.ANSWERED or not self._may_repeat(call, sink, attempt):
+                if call.detach and attempt.how in (How.LOST, How.DEADLINE):
+                    return Result(ending_of(attempt, None), attempt)
+                ending = ending_of(attempt, judged)
+                await self._end(call, ending, attempt, judged, sink=sink)
+                return Result(ending, attempt, judged)
+            if attempt.reason == Reason.NO_FREE_SLOT:
+                self._nodes.refused_full(slot.session, call.spec.id)
+            else:
+                tried.add(slot.session)
+            if judged is not None:  # the node answered in the workspace's place: its receipt counts all the same
+                self._record_soon(self._file, judged)
+            before = attempt
+
+    async def collected(self, call: Call, attempt: Attempt, sink: Collector) -> Result:
+        """Judge and record the answer of a detached *attempt* that was collected later (`Attempt.collect`)."""
+        judged = self._judged(attempt)
+        ending = ending_of(attempt, judged)
+        await self._end(call, ending, attempt, judged, sink=sink)
+        return Result(ending, attempt, judged)
+
+    async def give_up(self, call: Call, ending: Ending, attempt: Attempt | None) -> None:
+        """Record the end of a task that gets no answer any more."""
+        await self._end(call, ending, attempt, None)
+
+    async def close(self, task_id: str, ending: Ending, attempt: int | None) -> None:
+        """Record the end of a task that a restart found and nothing can be done for; *attempt* was under way."""
+        await self._store.finish(
+            Finish(
+                task_id=task_id,
+                state=ending.state,
+                at_ms=self._now_ms(),
+                attempt=attempt,
+                result_code=ending.status,
+                message=ending.message,
+                reason=ending.reason,
+                outcome=ending.outcome,
+            )
+        )
+
+    # -- one attempt
+
+    async def _place(self, call: Call, tried: set[NodeSession], *, wait_for_node: bool) -> Slot:
+        slot = self._nodes.take(call.spec, tried)
+        if slot is not None:
+            return slot
+        left_s = (call.deadline_ms - self._now_ms()) / 1000
+        timeout_s = left_s if wait_for_node else min(left_s, self._limits.queue_wait_s)
+        return await self._nodes.acquire(
+            call.spec, tried=tried, timeout_s=max(0.0, timeout_s), wait_for_node=wait_for_node
+        )
+
+    async def _attempt(
+        self, call: Call, sink: Sink, slot: Slot, number: int, before: Attempt | None, *, accepted: bool
+    ) -> tuple[Attempt, Judged | None]:
+        session = slot.session
+        attempt: Attempt | None = None
+        try:
+            while self._unrecorded >= UNRECORDED_LIMIT:
+                await self._recorded.wait()
+            signed = self._order(call, session, number)
+            await self._commit_start(call, signed, before, accepted=accepted)
+            attempt = Attempt(call, signed, number)
+            self._desk.attempt_began(signed.order)
+            await attempt.run(session.requests, sink, self._now_ms())
+        except BaseException:
+            # The client left or broke its request: what runs on the node has been told to stop.
+            if attempt is not None and not call.detach:
+                finish = self._finish(call, ending_of(attempt, None), attempt, None, None)
+                self._record_soon(self._commit_end, finish, None)
+            raise
+        finally:
+            slot.release()
+            if attempt is not None:
+                awaits = attempt.receipt is None and attempt.how not in _NO_RECEIPT_FOLLOWS
+                offered = frozenset(gpu.id for gpu in session.gpus) if session.gpus else frozenset[bytes]()
+                self._desk.attempt_ended(attempt.signed.order, Awaited(attempt.observed(), offered) if awaits else None)
+                self._metrics.attempt_ended(attempt.how.value, attempt.first_byte_s)
+        judged = self._judged(attempt)
+        self._log(attempt, judged)
+        return attempt, judged
+
+    def _order(self, call: Call, session: NodeSession, number: int) -> SignedOrder:
+        now_ms = self._now_ms()
+        order = TaskOrder(
+            task_id=call.task_id,
+            attempt=number,
+            bootstrap=self._account.address,
+            node=session.node,
+            session=session.session,
+            workspace=call.spec.id,
+            revision=call.spec.revision,
+            port=call.port,
+            method=call.method,
+            target=call.target,
+            detach=call.detach,
+            issued_at_ms=now_ms,
+            deadline_ms=min(call.deadline_ms, now_ms + int(call.spec.request_timeout_s * 1000)),
+        )
+        return sign_order(order, self._account, self._chain_id)
+
+    async def _commit_start(self, call: Call, signed: SignedOrder, before: Attempt | None, *, accepted: bool) -> None:
+        order = signed.order
+        start = AttemptStart(
+            task_id=order.task_id,
+            attempt=order.attempt,
+            node=order.node,
+            session=order.session,
+            order=signed.wire,
+            at_ms=order.issued_at_ms,
+        )
+        if not accepted:
+            await self._store.accept_and_begin(call.new_task(), start)
+            return
+        previous = None
+        if before is not None:
+            ended = ending_of(before, None)
+            previous = AttemptEnd(
+                before.call.task_id, before.number, ended.outcome, before.ended_at_ms, before.reason, before.status or 0
+            )
+        await self._store.begin_attempt(start, previous=previous)
+
+    def _may_repeat(self, call: Call, sink: Sink, attempt: Attempt) -> bool:
+        if not call.body.can_be_sent or attempt.how in (How.OVERSIZE, How.SWITCHED):
+            return False
+        if call.detach and attempt.how in (How.LOST, How.DEADLINE):
+            return False  # the node goes on without us: the answer is collected, not asked for again
+        return bool(
+            may_retry(
+                call.method,
+                call.idempotency_key,
+                bytes_sent=attempt.how is not How.NOT_SENT,
+                bytes_to_client=sink.reached_client,
+                refused=attempt.reason if attempt.how is How.REFUSED else "",
+                upgrade=call.upgrade,
+                attempts=attempt.number,
+                cap=self._limits.attempts,
+                deadline_at_ms=call.deadline_ms,
+                now_ms=self._now_ms(),
+            )
+        )
+
+    def _judged(self, attempt: Attempt) -> Judged | None:
+        if attempt.receipt is None:
+            return None
+        session = self._nodes.get(attempt.signed.order.node)
+        offered = frozenset(gpu.id for gpu in session.gpus) if session is not None else None
+        judged = self._judge.judge(attempt.receipt, attempt.signed.order, attempt.observed(), offered_gpus=offered)
+        self._metrics.judged(judged.verdict.kind.value, judged.verdict.rule)
+        return judged
+
+    # -- what is recorded
+
+    async def _end(
+        self, call: Call, ending: Ending, attempt: Attempt | None, judged: Judged | None, *, sink: Sink | None = None
+    ) -> None:
+        """Record the end of a task; wait for the commit where the answer is released after it."""
+        finish = self._finish(call, ending, attempt, judged, sink)
+        if call.wrapped:
+            # The client leaving now must not lose an answer that is here.
+            with trio.CancelScope(shield=True):
+                await self._commit_end(finish, judged)
+        else:
+            self._record_soon(self._commit_end, finish, judged)
+
+    def _finish(
+        self, call: Call, ending: Ending, attempt: Attempt | None, judged: Judged | None, sink: Sink | None
+    ) -> Finish:
+        kept = sink if isinstance(sink, Collector) and ending.state is TaskState.FINISHED else None
+        now_ms = self._now_ms()
+        api = "async" if call.detach else "sync" if call.wrapped else "proxy"
+        self._metrics.task_ended(api, ending.state.name.lower(), (now_ms - call.accepted_at_ms) / 1000)
+        return Finish(
+            task_id=call.task_id,
+            state=ending.state,
+            at_ms=now_ms,
+            attempt=attempt.number if attempt is not None else None,
+            result_code=200 if 200 <= ending.status < 300 else ending.status,
+            message=ending.message,
+            reason=ending.reason,
+            status=attempt.status or 0 if attempt is not None else 0,
+            response=kept.body if kept is not None else None,
+            content_type=attempt.content_type if attempt is not None else "",
+            outcome=ending.outcome,
+            receipt=judged.record if judged is not None and judged.record.authentic else None,
+        )
+
+    async def _commit_end(self, finish: Finish, judged: Judged | None) -> None:
+        """Commit the end of a task, then acknowledge its receipt. What fails here is taken up by recovery."""
+        try:
+            filed = await self._store.finish(finish)
+        except TaskIsFinal:
+            filed = None  # ended on another way meanwhile; the receipt is filed below
+        except RecordRefused as error:
+            log.warning("receipt_not_storable", task_id=finish.task_id, reason=str(error))
+            finish = dataclasses.replace(finish, receipt=None)
+            judged = None
+            await self._store.finish(finish)
+            return
+        if judged is None:
+            return
+        if filed is None:
+            await self._file(judged)
+        elif filed.filing is Filing.EQUIVOCATION:
+            self._desk.acknowledge(judged.record.node, self._judge.contradicted(judged).acknowledgement.wire)
+        else:
+            self._desk.acknowledge(judged.record.node, judged.acknowledgement.wire)
+
+    async def _file(self, judged: Judged) -> None:
+        """File a receipt whose task ended otherwise, and acknowledge it."""
+        filed = await self._store.late_receipt(judged.record)
+        if filed.filing is Filing.EQUIVOCATION:
+            judged = self._judge.contradicted(judged)
+        acknowledgement = filed.acknowledgement if filed.filing is Filing.DUPLICATE else judged.acknowledgement.wire
+        self._desk.acknowledge(judged.record.node, acknowledgement)
+
+    def _record_soon(self, record: Callable[..., Awaitable[None]], *arguments: object) -> None:
+        """Commit something while its task's client goes on."""
+        if self._recorders is None:
+            raise RuntimeError("the dispatcher is not running")
+        self._unrecorded += 1
+        self._recorders.start_soon(self._record, record, *arguments)
+
+    async def _record(self, record: Callable[..., Awaitable[None]], *arguments: object) -> None:
+        try:
+            await record(*arguments)
+        except StoreError as error:
+            log.error("end_not_recorded", reason=str(error))
+        finally:
+            self._unrecorded -= 1
+            if self._unrecorded in (0, UNRECORDED_LIMIT - 1):
+                self._recorded.set()
+                self._recorded = trio.Event()
+
+    def _log(self, attempt: Attempt, judged: Judged | None) -> None:
+        order = attempt.signed.order
+        log.info(
+            "attempt",
+            task_id=order.task_id,
+            attempt=order.attempt,
+            workspace=order.workspace,
+            node=order.node,
+            how=attempt.how.value,
+            status=attempt.status,
+            reason=attempt.reason,
+            outcome=judged.record.outcome if judged is not None else "",
+            verdict=judged.verdict.kind.value if judged is not None else "",
+            rule=judged.verdict.rule if judged is not None else "",
+            ms=attempt.ended_at_ms - attempt.sent_at_ms,
+        )
+
+
+def _unplaced(refusal: NotServed) -> Ending:
+    expired = refusal.reason == "no_free_slot"
+    return Ending(TaskState.EXPIRED if expired else TaskState.FAILED, refusal.status, refusal.reason, refusal.message)

@@ -1,0 +1,236 @@
+"""The bootstrap's side of `/ngpu/receipts/1.0.0`: receipts that did not come with their answer, and acknowledgements.
+
+Owns the receipts stream of every node. Most receipts arrive as a trailer and only their acknowledgement goes this
+way. The others are offered here: the client left, the connection changed protocol or broke, one of the two sides was
+restarted. An offer may come any number of times; each time the same acknowledgement goes back, and a node repeats an
+offer until it has it. So nothing here needs to be sent twice: what a lost stream took with it is offered again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import OrderedDict
+from collections.abc import Callable, Container
+from dataclasses import dataclass, field
+
+import structlog
+import trio
+
+from ngpu_bootstrap.dispatch.verdicts import Judge, Judged
+from ngpu_bootstrap.store.errors import StoreError
+from ngpu_bootstrap.store.records import Filing, Gap
+from ngpu_bootstrap.store.store import Store
+from ngpu_protocol import control
+from ngpu_protocol.control import MAX_MESSAGE_BYTES, Ack, Head, Offer, UnknownMessage, decode_receipts, encode_message
+from ngpu_protocol.errors import MalformedError, SignatureError
+from ngpu_protocol.identity import Address
+from ngpu_protocol.networks import Network
+from ngpu_protocol.orders import SignedOrder, TaskOrder
+from ngpu_protocol.p2p import FrameError, P2PStream
+from ngpu_protocol.p2p.frames import HEADER_BYTES, receive_frame, send_frame
+from ngpu_protocol.receipts import FIRST_PREVIOUS, ReceiptLink, SignedReceipt
+from ngpu_protocol.verification import Observed
+
+log = structlog.get_logger(__name__)
+
+# Acknowledgements are in no hurry: collecting them for this long makes one frame of the connection out of many.
+COLLECT_S = 0.02
+OUTBOX_LIMIT = 4096
+BATCH_BYTES = 64 * 1024
+OFFERS_AT_ONCE = 16
+# A receipt offered while its attempt still runs here (a slow client reads on) waits for the attempt to end.
+RUNNING_PATIENCE_S = 60.0
+AWAITED_LIMIT = 10_000
+# Receipts overtake each other by milliseconds; what is missing for longer than this is asked for.
+GAP_CHECK_S = 15.0
+GAPS_ASKED = 16
+
+AttemptKey = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Awaited:
+    """What is known of an ended attempt whose receipt has not come."""
+
+    seen: Observed
+    offered_gpus: Container[bytes] | None
+
+
+@dataclass(eq=False, slots=True)
+class _Line:
+    """One node's receipts stream, as far as sending goes."""
+
+    outbox: list[bytes] = field(default_factory=list)
+    filled: trio.Event = field(default_factory=trio.Event)
+
+    def put(self, payload: bytes) -> None:
+        if len(self.outbox) < OUTBOX_LIMIT:  # beyond it the node offers again, which empties the line in its own time
+            self.outbox.append(payload)
+            self.filled.set()
+
+
+class ReceiptDesk:
+    """Handles every node's receipts stream.
+
+    Args:
+        own: this bootstrap's address: receipts for other bootstraps' orders are not ours to judge.
+        on_judged: told of every receipt filed here, with what it was worth.
+    """
+
+    def __init__(
+        self,
+        *,
+        own: Address,
+        network: Network,
+        judge: Judge,
+        store: Store,
+        on_judged: Callable[[Judged], None],
+    ) -> None:
+        self._own = own
+        self._chain_id = network.chain_id
+        self._judge = judge
+        self._store = store
+        self._on_judged = on_judged
+        self._lines: dict[Address, _Line] = {}
+        self._running: dict[AttemptKey, trio.Event] = {}
+        self._awaited: OrderedDict[AttemptKey, Awaited] = OrderedDict()
+
+    # -- told by the dispatcher
+
+    def attempt_began(self, order: TaskOrder) -> None:
+        """Note that an attempt runs here: an early offer of its receipt waits until it ended."""
+        self._running[order.task_id, order.attempt] = trio.Event()
+
+    def attempt_ended(self, order: TaskOrder, awaited: Awaited | None) -> None:
+        """Note that an attempt ended here; with *awaited* its receipt is still to come, and will be judged by that."""
+        key = (order.task_id, order.attempt)
+        if awaited is not None:
+            self._awaited[key] = awaited
+            if len(self._awaited) > AWAITED_LIMIT:
+                self._awaited.popitem(last=False)
+        ended = self._running.pop(key, None)
+        if ended is not None:
+            ended.set()
+
+    def acknowledge(self, node: Address, acknowledgement: bytes) -> None:
+        """Send an acknowledgement, if the node listens now; if not, it will ask by offering the receipt again."""
+        line = self._lines.get(node)
+        if line is not None:
+            line.put(encode_message(Ack(acknowledgement)))
+
+    # -- the protocol
+
+    async def handle(self, stream: P2PStream) -> None:
+        """Serve one receipts stream until it ends."""
+        node = stream.remote_address
+        line = _Line()
+        try:
+            head = await self._store.chain_head(node) or ReceiptLink(0, FIRST_PREVIOUS)
+            await send_frame(stream, encode_message(Head(head.sequence, head.hash)))
+            self._lines[node] = line
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._send, stream, line)
+                nursery.start_soon(self._ask_for_gaps, node, line)
+                await self._listen(stream, node, line)
+                nursery.cancel_scope.cancel()
+        except* (MalformedError, FrameError) as group:
+            for error in group.exceptions:
+                log.info("node_misbehaved", node=node, reason=str(error))
+            await stream.reset()
+        except* (trio.BrokenResourceError, trio.ClosedResourceError):
+            await stream.reset()
+        except* StoreError as group:
+            log.error("receipts_not_stored", node=node, reason=str(group.exceptions[0]))
+            await stream.reset()
+        finally:
+            if self._lines.get(node) is line:
+                del self._lines[node]
+        await stream.aclose()
+
+    async def _listen(self, stream: P2PStream, node: Address, line: _Line) -> None:
+        places = trio.Semaphore(OFFERS_AT_ONCE)
+        async with trio.open_nursery() as nursery:
+            while (frame := await receive_frame(stream, MAX_MESSAGE_BYTES)) is not None:
+                message = decode_receipts(frame)
+                if isinstance(message, Offer):
+                    await places.acquire()
+                    nursery.start_soon(self._take_offer, message, node, line, places)
+                elif not isinstance(message, UnknownMessage):
+                    raise MalformedError("receipts stream", f"a {type(message).__name__} is not for a node to send")
+
+    async def _take_offer(self, offer: Offer, node: Address, line: _Line, places: trio.Semaphore) -> None:
+        try:
+            order = SignedOrder.from_bytes(offer.order)
+            receipt = SignedReceipt.from_bytes(offer.receipt)
+            if order.order.node != node or order.order.bootstrap != self._own or not self._is_ours(order):
+                log.info("offer_not_ours", node=node, bootstrap=order.order.bootstrap, task_id=order.order.task_id[:64])
+                return
+            acknowledgement = await self._file(order.order, receipt)
+            if acknowledgement:
+                line.put(encode_message(Ack(acknowledgement)))
+        finally:
+            places.release()
+
+    def _is_ours(self, order: SignedOrder) -> bool:
+        try:
+            return order.signer(self._chain_id) == self._own
+        except SignatureError:
+            return False
+
+    async def _file(self, order: TaskOrder, receipt: SignedReceipt) -> bytes:
+        """Judge and store an offered receipt; return the acknowledgement to send, b"" for none now."""
+        key = (order.task_id, order.attempt)
+        running = self._running.get(key)
+        if running is not None:
+            with trio.move_on_after(RUNNING_PATIENCE_S) as patience:
+                await running.wait()
+            if patience.cancelled_caught:
+                return b""
+        filed = await self._store.receipt(order.task_id, order.attempt)
+        if filed is not None and filed.receipt.raw == receipt.wire:
+            return filed.receipt.acknowledgement
+        awaited = self._awaited.pop(key, None)
+        seen = awaited.seen if awaited is not None else Observed(None, None, None, None, None, None, None)
+        judged = self._judge.judge(
+            receipt, order, seen, offered_gpus=awaited.offered_gpus if awaited is not None else None
+        )
+        outcome = await self._store.late_receipt(judged.record)
+        if outcome.filing is Filing.EQUIVOCATION:
+            judged = self._judge.contradicted(judged)
+        log.info(
+            "receipt_filed",
+            task_id=order.task_id,
+            attempt=order.attempt,
+            node=order.node,
+            sequence=receipt.receipt.sequence,
+            outcome=judged.record.outcome,
+            verdict=judged.verdict.kind.value,
+            rule=judged.verdict.rule,
+        )
+        if outcome.filing is Filing.DUPLICATE:
+            return outcome.acknowledgement
+        self._on_judged(judged)
+        return judged.acknowledgement.wire
+
+    async def _send(self, stream: P2PStream, line: _Line) -> None:
+        while True:
+            await line.filled.wait()
+            await trio.sleep(COLLECT_S)
+            line.filled = trio.Event()
+            payloads, line.outbox = line.outbox, []
+            frames = b"".join(len(payload).to_bytes(HEADER_BYTES, "big") + payload for payload in payloads)
+            for start in range(0, len(frames), BATCH_BYTES):
+                await stream.send_all(frames[start : start + BATCH_BYTES])
+
+    async def _ask_for_gaps(self, node: Address, line: _Line) -> None:
+        """Ask for receipts that were missing at two checks in a row, for ever."""
+        before: set[Gap] = set()
+        while True:
+            await trio.sleep(GAP_CHECK_S)
+            with contextlib.suppress(StoreError):
+                gaps = await self._store.gaps(node)
+                missing = [gap for gap in gaps if gap in before][:GAPS_ASKED]
+                before = set(gaps)
+                for gap in missing:
+                    log.info("receipts_missing", node=node, first=gap.from_sequence, last=gap.to_sequence)
+                    line.put(encode_message(control.Gap(gap.from_sequence, gap.to_sequence)))

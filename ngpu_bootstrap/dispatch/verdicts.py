@@ -1,0 +1,146 @@
+"""Receipts judged: the verdict, the acknowledgement that says it to the node, and the record that keeps both.
+
+Owns the step from a receipt as it arrived to what is stored and sent back. The rules are
+`ngpu_protocol.verification`; where the acknowledgement goes is `receipts`. Signing and recovery cost about 0.2 ms of
+processor time here, and happen once for each receipt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container
+from dataclasses import dataclass
+
+from ngpu_bootstrap.store.records import NewReceipt
+from ngpu_protocol.acknowledgements import Acknowledgement, SignedAcknowledgement, VerdictKind, sign_acknowledgement
+from ngpu_protocol.identity import Account, Address
+from ngpu_protocol.networks import Network
+from ngpu_protocol.orders import TaskOrder
+from ngpu_protocol.receipts import ReceiptLink, SignedReceipt
+from ngpu_protocol.verification import Observed, Verdict, verify_receipt
+
+# A receipt that breaks one of these does not speak of the answer that came: the answer is not released as its result.
+# The others are about time, GPUs and the chain, which the answer itself does not suffer from.
+ANSWER_RULES = frozenset(
+    {
+        "signer",
+        "order_hash",
+        "node",
+        "bootstrap",
+        "outcome",
+        "request_bytes",
+        "request_hash",
+        "status",
+        "response_bytes",
+        "response_hash",
+    }
+)
+
+LinkBefore = Callable[[Address, int], ReceiptLink | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A receipt with what this bootstrap says to it."""
+
+    receipt: SignedReceipt
+    order: TaskOrder
+    verdict: Verdict
+    acknowledgement: SignedAcknowledgement
+    record: NewReceipt
+
+    @property
+    def answer_stands(self) -> bool:
+        """Whether the answer that came with the receipt may be released as the task's result."""
+        return self.verdict.kind is not VerdictKind.DISPUTED or self.verdict.rule not in ANSWER_RULES
+
+
+class Judge:
+    """Judges receipts in the name of one bootstrap.
+
+    Args:
+        link_before: the receipt before a sequence of a node, where it is at hand.
+    """
+
+    def __init__(
+        self,
+        account: Account,
+        network: Network,
+        *,
+        tolerance_ms: int,
+        now_ms: Callable[[], int],
+        link_before: LinkBefore,
+    ) -> None:
+        self._account = account
+        self._chain_id = network.chain_id
+        self._tolerance_ms = tolerance_ms
+        self._now_ms = now_ms
+        self._link_before = link_before
+
+    def judge(
+        self,
+        signed: SignedReceipt,
+        order: TaskOrder,
+        seen: Observed,
+        *,
+        offered_gpus: Container[bytes] | None = None,
+    ) -> Judged:
+        """Return the verdict on *signed*, signed by us, and its record."""
+        receipt = signed.receipt
+        verdict = verify_receipt(
+            signed,
+            order,
+            seen,
+            last=self._link_before(order.node, receipt.sequence),
+            chain_id=self._chain_id,
+            tolerance_ms=self._tolerance_ms,
+            offered_gpus=offered_gpus,
+        )
+        return self._judged(signed, order, verdict)
+
+    def contradicted(self, judged: Judged) -> Judged:
+        """Return the same receipt disputed: another one of its node holds its place in the chain already."""
+        verdict = Verdict(VerdictKind.DISPUTED, "chain", "one receipt for each sequence", "a second one")
+        return self._judged(judged.receipt, judged.order, verdict)
+
+    def _judged(self, signed: SignedReceipt, order: TaskOrder, verdict: Verdict) -> Judged:
+        receipt = signed.receipt
+        now_ms = self._now_ms()
+        receipt_hash = receipt.digest(self._chain_id)
+        acknowledgement = sign_acknowledgement(
+            Acknowledgement(
+                receipt_hash=receipt_hash,
+                node=order.node,
+                bootstrap=self._account.address,
+                sequence=receipt.sequence,
+                verdict=verdict.kind.value,
+                reason=verdict.rule,
+                at_ms=now_ms,
+            ),
+            self._account,
+            self._chain_id,
+        )
+        record = NewReceipt(
+            task_id=order.task_id,
+            attempt=order.attempt,
+            bootstrap=self._account.address,
+            node=order.node,
+            sequence=receipt.sequence,
+            hash=receipt_hash,
+            previous=receipt.previous,
+            raw=signed.wire,
+            acknowledgement=acknowledgement.wire,
+            verdict=verdict.kind.value,
+            rule=verdict.rule,
+            expected=verdict.expected[:200],
+            actual=verdict.actual[:200],
+            outcome=receipt.outcome[:64],
+            meter=receipt.meter[:64],
+            started_at_ms=receipt.started_at_ms,
+            ended_at_ms=receipt.ended_at_ms,
+            duration_ms=receipt.duration_ms,
+            reserved_gpu_ms=receipt.reserved_gpu_ms,
+            busy_gpu_ms=receipt.busy_gpu_ms,
+            received_at_ms=now_ms,
+            authentic=verdict.rule != "signer",
+        )
+        return Judged(signed, order, verdict, acknowledgement, record)

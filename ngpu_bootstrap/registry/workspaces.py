@@ -1,0 +1,178 @@
+"""The workspaces of clients: kept in the store, held in memory whole, looked up on every call.
+
+Owns making, finding and removing workspaces and the check of a token against them. What a specification may say is
+`ngpu_protocol.workspaces`; where a workspace runs is `assignment`. The store is written first and the memory after
+it, so that what a caller was told survives a crash.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, model_validator
+from pydantic.json_schema import SkipJsonSchema
+
+from ngpu_bootstrap.credentials import SECRET_BYTES, Token, make_token, opens, stored_hash
+from ngpu_bootstrap.errors import Forbidden, Refusal, Unauthorized
+from ngpu_bootstrap.registry.assignment import Wanted
+from ngpu_bootstrap.store.errors import UnknownWorkspace, WorkspaceConflict
+from ngpu_bootstrap.store.records import WorkspaceRow, WorkspaceToken
+from ngpu_bootstrap.store.store import Store
+from ngpu_protocol.workspaces import WorkspaceSpec
+
+# Ids have 18 digits, as the documents' have: enough that two bootstraps do not meet, and exact in 64 bits.
+_ID_LOW, _ID_HIGH = 10**17, 10**18
+_NOBODY = bytes(32)
+
+
+class NewWorkspace(WorkspaceSpec):
+    """A workspace to be made: a specification without id and revision, which the bootstrap gives it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: SkipJsonSchema[str] = "1"
+    revision: SkipJsonSchema[int] = 1
+    replicas: Annotated[int, Field(strict=True, ge=1, le=10_000)] | None = Field(
+        default=None, description="nodes to run an image on; none: every suitable one"
+    )
+    owner: Annotated[str, Field(max_length=128)] = Field(default="", description="who it belongs to, for the operator")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _not_given(cls, document: Any) -> Any:
+        for key in ("id", "revision"):
+            if isinstance(document, dict) and key in document:
+                raise ValueError(f"{key} is given by the bootstrap; leave it out")
+        return document
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """A workspace as this bootstrap knows it. Its tokens are known by their hashes alone."""
+
+    spec: WorkspaceSpec
+    replicas: int | None
+    owner: str
+    tokens: tuple[WorkspaceToken, ...]
+    created_at_ms: int
+
+    @property
+    def id(self) -> str:
+        return self.spec.id
+
+    @property
+    def wanted(self) -> Wanted:
+        return Wanted(self.spec, self.replicas)
+
+
+class Workspaces:
+    """Every workspace that is not removed.
+
+    Args:
+        on_change: called after each change, for whoever distributes workspaces.
+    """
+
+    def __init__(self, store: Store, *, now_ms: Callable[[], int], on_change: Callable[[], None]) -> None:
+        self._store = store
+        self._now_ms = now_ms
+        self._on_change = on_change
+        self._by_id: dict[str, Workspace] = {}
+
+    def __iter__(self) -> Iterator[Workspace]:
+        return iter(self._by_id.values())
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    async def load(self) -> None:
+        """Read every workspace from the store."""
+        self._by_id = {row.id: _workspace(row) for row in await self._store.list_workspaces()}
+        self._on_change()
+
+    def get(self, workspace_id: str) -> Workspace | None:
+        """Return the workspace, or None when there is none of this id."""
+        return self._by_id.get(workspace_id)
+
+    def require(self, workspace_id: str) -> Workspace:
+        """Return the workspace.
+
+        Raises:
+            Refusal: 404.
+        """
+        workspace = self._by_id.get(workspace_id)
+        if workspace is None:
+            raise Refusal(404, "workspace_unknown", f"there is no workspace {workspace_id}")
+        return workspace
+
+    def authenticate(self, token: Token | None) -> tuple[Workspace, WorkspaceToken]:
+        """Return the workspace that *token* opens, and which of its tokens it is.
+
+        Raises:
+            Unauthorized: no token, or one that opens nothing.
+            Forbidden: an operator key, which manages workspaces and calls none.
+        """
+        if token is None:
+            raise Unauthorized(
+                "token_missing", "this call needs a workspace token: send `Authorization: Bearer <token>`"
+            )
+        if token.is_operator_key:
+            raise Forbidden("operator_key", "an operator key manages workspaces; calls need a workspace token")
+        workspace = self._by_id.get(token.subject)
+        if workspace is None:
+            opens(token, _NOBODY)  # takes as long as a wrong secret
+        else:
+            for known in workspace.tokens:
+                if opens(token, known.hash) and (known.expires_at_ms is None or self._now_ms() < known.expires_at_ms):
+                    return workspace, known
+        raise Unauthorized("token_unknown", "this workspace token is not known here; it may have been removed")
+
+    async def add(self, new: NewWorkspace) -> tuple[Workspace, Token]:
+        """Make a workspace and return it with its token, which is shown this once."""
+        fields = new.model_dump(exclude={"id", "revision", "replicas", "owner"})
+        while True:
+            workspace_id = str(_ID_LOW + secrets.randbelow(_ID_HIGH - _ID_LOW))
+            spec = WorkspaceSpec(id=workspace_id, **fields)
+            token = make_token(workspace_id, secrets.token_bytes(SECRET_BYTES))
+            now_ms = self._now_ms()
+            row = WorkspaceRow(
+                id=workspace_id,
+                name=spec.name,
+                revision=spec.revision,
+                spec={**spec.to_wire(), "replicas": new.replicas},
+                tokens=(WorkspaceToken(f"{workspace_id}.1", stored_hash(token), now_ms),),
+                created_at_ms=now_ms,
+                owner=new.owner,
+                updated_at_ms=now_ms,
+            )
+            try:
+                await self._store.add_workspace(row)
+            except WorkspaceConflict:  # the id is taken: one in 10**18 for each workspace there is
+                continue
+            workspace = _workspace(row)
+            self._by_id[workspace_id] = workspace
+            self._on_change()
+            return workspace, token
+
+    async def remove(self, workspace_id: str) -> Workspace:
+        """Remove the workspace: its token opens nothing any more and its deployments stop. Its tasks stay on record.
+
+        Raises:
+            Refusal: 404.
+        """
+        workspace = self.require(workspace_id)
+        with contextlib.suppress(UnknownWorkspace):  # removed by another process on the same database
+            await self._store.remove_workspace(workspace_id, self._now_ms())
+        self._by_id.pop(workspace_id, None)
+        self._on_change()
+        return workspace
+
+
+def _workspace(row: WorkspaceRow) -> Workspace:
+    document = dict(row.spec)
+    replicas = document.pop("replicas", None)
+    spec = WorkspaceSpec.from_wire({**document, "id": row.id, "revision": row.revision})
+    return Workspace(spec, replicas, row.owner, row.tokens, row.created_at_ms)
