@@ -91,7 +91,7 @@ class GroupCommit:
     def _run(self) -> None:
         while (batch := self._handoff.take(BATCH_LIMIT, self._linger_s)) is not None:
             try:
-                self._write(batch)
+                self.write(batch)
             except BaseException as error:
                 # a bug of ours must not strand the callers of this batch nor those after it
                 _log.exception("store_writer_bug")
@@ -99,7 +99,8 @@ class GroupCommit:
             self._handoff.deliver(batch)
         self._disconnect()
 
-    def _write(self, batch: Sequence[Operation]) -> None:
+    def write(self, batch: Sequence[Operation]) -> None:
+        """Commit *batch* and set the outcome of each operation. Blocking; the thread calls it, or a test without one."""
         try:
             self._commit_together(batch)
         except Exception as error:
