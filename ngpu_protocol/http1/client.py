@@ -381,7 +381,8 @@ class Call:
 
     async def _send_body(self) -> None:
         link = self._link
-        assert link is not None
+        if link is None:
+            return  # the whole answer was there before this task first ran
         try:
             left = self._length
             async for piece in _pieces(self._body):
