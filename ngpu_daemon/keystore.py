@@ -159,16 +159,18 @@ def _read_private(path: Path, *, private: bool) -> bytes:
         raise KeystoreMissing(path, f"there is no keystore at {path}: run `init` first") from None
     except OSError as error:
         raise KeystoreError(path, f"cannot read the keystore {path}: {error.strerror}") from None
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         # asked of the open file, not of the path: nobody can swap it in between
-        mode = os.fstat(file.fileno()).st_mode
+        mode = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(mode):
             raise KeystoreDamaged(path, f"keystore {path} is not a regular file")
         if private and mode & 0o077:
             raise KeystoreReadableByOthers(
                 path, f"keystore {path} can be read by other users (mode {stat.S_IMODE(mode):04o}): chmod 600 it"
             )
-        content = file.read(MAX_FILE_BYTES + 1)
+        content = os.read(descriptor, MAX_FILE_BYTES + 1)
+    finally:
+        os.close(descriptor)
     if len(content) > MAX_FILE_BYTES:
         raise KeystoreDamaged(path, f"keystore {path} is damaged: larger than {MAX_FILE_BYTES} bytes")
     return content

@@ -26,7 +26,7 @@ _SECRET_NAMES = re.compile(
 _SECRET_TEXT = re.compile(
     r"""
     (?i:\bbearer\s+|\bbasic\s+)[A-Za-z0-9+/._~=-]+   # an Authorization header
-    | (?:\bngpu_)?\b\d{1,20}-(?![0-9a-fA-F]{4}-)[A-Za-z0-9_~-]{16,}   # a workspace token <id>-<secret>, but no UUID
+    | (?:\bngpu_|\b)\d{1,20}-(?![0-9a-fA-F]{4}-)[A-Za-z0-9_~-]{16,}   # a workspace token <id>-<secret>, but no UUID
     | (?<=://)[^/\s:@]+:[^/\s@]+(?=@)                  # user:password@ in a URL
     """,
     re.VERBOSE,
