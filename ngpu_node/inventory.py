@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import pynvml
+import pynvml  # type: ignore[import-untyped]
 import structlog
 import trio
 

@@ -66,8 +66,11 @@ def connect(path: Path) -> sqlite3.Connection:
     Raises:
         NodeConfigurationError: a later version of this software wrote it, or it is no ledger.
     """
-    # isolation_level None: transactions are ours to begin; the sqlite3 module would begin and end them at odd moments
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=64)
+    try:
+        # isolation_level None: transactions are ours to begin; the module would begin and end them at odd moments
+        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=64)
+    except sqlite3.OperationalError as error:
+        raise NodeConfigurationError(f"cannot open the ledger {path}: {error}") from error
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         # FULL syncs the log at each commit: a receipt that left survives the machine, not only the process

@@ -14,6 +14,10 @@ from ngpu_protocol.http1 import Client
 
 CONNECT_TIMEOUT_S = 5.0
 
+#: Below the 5 s after which common servers (uvicorn, node) close a kept connection: a request that meets the closing
+#: may or may not have been read, and only some may be sent again.
+MAX_IDLE_S = 4.0
+
 
 class Upstream:
     """One server. `running` counts the attempts that use it, for choosing the least busy of several."""
@@ -28,19 +32,22 @@ class Upstream:
         self.host = host
         self.port = port
         self.running = 0
-        self.client = Client(self._connect, max_connections=max_connections)
+        self.client = Client(
+            self._connect,
+            authority=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+            max_connections=max_connections,
+            max_idle_s=MAX_IDLE_S,
+            open_timeout_s=CONNECT_TIMEOUT_S,
+        )
 
     async def _connect(self) -> trio.SocketStream:
         # Not trio.open_tcp_stream: there is no name to resolve and no second address to race.
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
         connection = trio.socket.socket(family, socket.SOCK_STREAM)
         try:
-            with trio.fail_after(CONNECT_TIMEOUT_S):
-                await connection.connect((self.host, self.port))
-        except BaseException as error:
+            await connection.connect((self.host, self.port))
+        except BaseException:
             connection.close()
-            if isinstance(error, trio.TooSlowError):
-                raise TimeoutError(f"no connection within {CONNECT_TIMEOUT_S:g} s") from None
             raise
         return trio.SocketStream(connection)
 

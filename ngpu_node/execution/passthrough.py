@@ -235,7 +235,7 @@ async def _answer(attempt: Attempt, method: str, response: Response, sink: Sink)
         await sink.begin(head, more=True)
         if data:
             await sink.send(data, more=True)
-        return response.trailers if not bodiless else []
+        return [] if bodiless else answer_trailers(response.trailers)
     gathered = await _gather(response)
     # From here on the answer counts as given: what breaks later breaks it in its middle.
     attempt.status = response.status
@@ -247,7 +247,7 @@ async def _answer(attempt: Attempt, method: str, response: Response, sink: Sink)
         while data := await response.receive():
             attempt.response.add(data)
             await sink.send(data, more=response.ended)
-    return trailers_end_to_end(response.trailers)
+    return answer_trailers(response.trailers)
 
 
 async def _gather(response: Response) -> bytes:
@@ -282,6 +282,11 @@ def answer_fields(headers: Headers) -> Headers:
         elif name != b"trailer" and not name.startswith(_OURS):
             fields.append((name, value))
     return fields
+
+
+def answer_trailers(trailers: Headers) -> Headers:
+    """Return the trailers the bootstrap gets: none that look like ours."""
+    return [(name, value) for name, value in trailers_end_to_end(trailers) if not name.startswith(_OURS)]
 
 
 def own_answer(outcome: Outcome, message: str, *, bodiless: bool) -> tuple[AnswerHead, bytes]:

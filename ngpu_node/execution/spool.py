@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-import msgpack
+import msgpack  # type: ignore[import-untyped]
 import structlog
 import trio
 
