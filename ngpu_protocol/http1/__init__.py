@@ -27,7 +27,8 @@ Failures: `errors` says which tell that a request may run again. Proxies: `heade
 """
 
 from ngpu_protocol.http1.asgi import AsgiHandler
-from ngpu_protocol.http1.client import Body, Call, Client, Response
+from ngpu_protocol.http1.call import Body, Call, Response
+from ngpu_protocol.http1.client import Client
 from ngpu_protocol.http1.draining import Draining
 from ngpu_protocol.http1.errors import (
     ClientGoneError,

@@ -161,7 +161,7 @@ def parse_response_head(head: bytes, limits: Limits) -> ResponseHead:
     line, block = (head, b"") if line_end < 0 else (head[:line_end], head[line_end + 2 :] + b"\r\n")
     match = _STATUS_LINE.fullmatch(line)
     if match is None:
-        raise MalformedError(f"illegal status line: {_shown(line)}", status=502, reason="malformed_answer")
+        raise MalformedError(f"illegal status line: {_shown(line)}")
     minor, status, reason = match.groups()
     headers, steering = _fields(block, limits)
     response = ResponseHead(int(status), reason or b"", headers, "1.0" if minor == b"0" else "1.1")
@@ -171,14 +171,14 @@ def parse_response_head(head: bytes, limits: Limits) -> ResponseHead:
         return response
     if steering.codings:
         if steering.lengths:
-            raise MalformedError("both Content-Length and Transfer-Encoding", status=502, reason="malformed_answer")
+            raise MalformedError("both Content-Length and Transfer-Encoding")
         _require_chunked(steering.codings)
         response.chunked = True
     elif steering.lengths:
         # RFC 9112 section 6.3: repeated equal lengths may be taken as one. Servers behind careless middleware send
         # them.
         if len(set(steering.lengths)) > 1:
-            raise MalformedError("conflicting Content-Length", status=502, reason="malformed_answer")
+            raise MalformedError("conflicting Content-Length")
         response.content_length = _length(steering.lengths[0])
     if steering.connection and b"close" in _tokens(steering.connection):
         response.keep_alive = False

@@ -1,20 +1,24 @@
 """HTTP/1.1 on TCP: listening (IPv6 wherever IPv4), TLS, bounded connections, and opening connections as a client."""
 
-import contextlib
 import errno
 import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+import structlog
 import trio
 
 from ngpu_protocol.http1.draining import Draining
 from ngpu_protocol.http1.exchange import Handler, Remote
 from ngpu_protocol.http1.limits import Limits
-from ngpu_protocol.http1.server import serve_stream
-from ngpu_protocol.http1.streams import abort_stream
+from ngpu_protocol.http1.server import ServerConnection
+from ngpu_protocol.http1.streams import abort_stream, linger_and_close
+
+_log = structlog.get_logger("ngpu.http1")
 
 _TLS_HANDSHAKE_S = 10.0
+_REFUSAL_S = 1.0
+_MAX_REFUSING = 64
 _BIND_ATTEMPTS = 8
 _OVERLOADED_BODY = b'{"reason":"too_many_connections","message":"too many connections; try again shortly"}'
 _OVERLOADED = (
@@ -108,48 +112,95 @@ async def serve_tcp(
     """
     limits = limits or Limits()
     listeners = await open_listeners(host, port)
-    switch = Draining() if draining is None else draining
-    open_connections = 0
-
-    async def connection(stream: trio.SocketStream) -> None:
-        nonlocal open_connections
-        if open_connections >= limits.max_connections:
-            with trio.move_on_after(1.0):
-                with contextlib.suppress(trio.BrokenResourceError):
-                    await stream.send_all(_OVERLOADED)
-            await trio.aclose_forcefully(stream)
-            return
-        open_connections += 1
-        try:
-            address = stream.socket.getpeername()
-            remote = Remote(host=address[0], port=address[1])
-            served: trio.abc.Stream = stream
-            if tls is not None:
-                secure: trio.SSLStream[trio.SocketStream] = trio.SSLStream(
-                    stream, tls, server_side=True, https_compatible=True
-                )
-                with trio.fail_after(_TLS_HANDSHAKE_S):
-                    await secure.do_handshake()
-                served = secure
-            await serve_stream(served, handler, limits=limits, remote=remote, date=True, draining=switch)
-        except (OSError, trio.BrokenResourceError, trio.TooSlowError):
-            await abort_stream(stream)
-        finally:
-            open_connections -= 1
-
+    served = _Served(handler, limits, tls, Draining() if draining is None else draining)
     async with trio.open_nursery() as nursery:
-        addresses = [BoundAddress(*one.socket.getsockname()[:2]) for one in listeners]
         accepting = trio.CancelScope()
 
         async def accept() -> None:
             with accepting:
-                await trio.serve_listeners(connection, listeners, handler_nursery=nursery)
+                await trio.serve_listeners(served.connection, listeners, handler_nursery=nursery)
 
         nursery.start_soon(accept)
-        task_status.started(addresses)
+        task_status.started([BoundAddress(*one.socket.getsockname()[:2]) for one in listeners])
         if draining is not None:
             await draining.wait_started()
             accepting.cancel()
+            # The nursery waits for the connections.
+
+
+class _Served:
+    """The connections of one listener."""
+
+    def __init__(self, handler: Handler, limits: Limits, tls: ssl.SSLContext | None, draining: Draining) -> None:
+        self._handler = handler
+        self._limits = limits
+        self._tls = tls
+        self._draining = draining
+        self._connections: set[ServerConnection] = set()
+        self._shaking_hands = 0
+        self._refusing = 0
+
+    async def connection(self, stream: trio.SocketStream) -> None:
+        """Serve one accepted connection; never raises for what happens on it."""
+        try:
+            if not self._make_room():
+                await self._refuse(stream)
+                return
+            address = stream.socket.getpeername()
+            connection = ServerConnection(
+                stream if self._tls is None else await self._secure(stream, self._tls),
+                self._handler,
+                limits=self._limits,
+                remote=Remote(host=address[0], port=address[1]),
+                date=True,
+                closing=self._draining.active,
+            )
+            self._connections.add(connection)
+            try:
+                with self._draining.connection(connection.drain):
+                    await connection.run()
+            finally:
+                self._connections.remove(connection)
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
+            await abort_stream(stream)  # gone before it was served, or no TLS
+        except Exception:
+            _log.exception("connection_failed")  # a fault of ours, which must not end the listener
+            await abort_stream(stream)
+
+    async def _secure(self, stream: trio.SocketStream, tls: ssl.SSLContext) -> trio.abc.Stream:
+        secure: trio.SSLStream[trio.SocketStream]
+        secure = trio.SSLStream(stream, tls, server_side=True, https_compatible=True)
+        self._shaking_hands += 1
+        try:
+            with trio.fail_after(_TLS_HANDSHAKE_S):
+                await secure.do_handshake()
+        finally:
+            self._shaking_hands -= 1
+        return secure
+
+    def _make_room(self) -> bool:
+        """Return whether another connection may be served, after closing the longest idle one if that is needed."""
+        if len(self._connections) + self._shaking_hands < self._limits.max_connections:
+            return True
+        resting = [(one.idle_since_s, one) for one in self._connections if one.idle_since_s is not None]
+        if not resting:
+            return False
+        min(resting, key=lambda pair: pair[0])[1].drain()
+        return True
+
+    async def _refuse(self, stream: trio.SocketStream) -> None:
+        """Say that there are too many connections. To a TLS client it is noise, and a closed connection all the same."""
+        if self._refusing >= _MAX_REFUSING:
+            await trio.aclose_forcefully(stream)
+            return
+        self._refusing += 1
+        try:
+            with trio.move_on_after(_REFUSAL_S):
+                await stream.send_all(_OVERLOADED)
+                await linger_and_close(stream)
+        finally:
+            self._refusing -= 1
+            stream.socket.close()
 
 
 def tcp_opener(
