@@ -100,7 +100,7 @@ class GroupCommit:
         self._disconnect()
 
     def write(self, batch: Sequence[Operation]) -> None:
-        """Commit *batch* and set the outcome of each operation. Blocking; the thread calls it, or a test without one."""
+        """Commit *batch* and set the outcome of each operation. Blocking: the thread calls it, or a test does."""
         try:
             self._commit_together(batch)
         except Exception as error:

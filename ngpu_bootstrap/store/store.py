@@ -262,8 +262,8 @@ class Store:
     async def finish(self, finish: Finish) -> FiledReceipt | None:
         """Commit a task's end (state, attempt, answer, receipt, chain head) and return what became of the receipt.
 
-        Only a receipt that its node really signed may be handed in (rule ``signer``): any other would take its sequence
-        number from the true one. Hand those in by ``late_receipt`` with ``authentic=False``.
+        A receipt its node did not sign (rule ``signer``) must say ``authentic=False``: it would take its sequence
+        number from the true one.
 
         Raises:
             UnknownTask: there is none.
@@ -272,7 +272,7 @@ class Store:
         """
         finish = replace(finish, response=await self._kept(finish.task_id, Part.RESPONSE, finish.response))
         receipt = finish.receipt
-        if receipt is not None:
+        if receipt is not None and receipt.authentic:
             self._links.note(receipt.bootstrap, receipt.node, receipt.sequence, receipt.hash)
         filed: FiledReceipt | None = await self._writes.submit(self._operations.finish(finish))
         return filed
