@@ -287,7 +287,9 @@ class Spool:
     def release_request(self, request: SpooledRequest) -> None:
         """Forget *request*: the workspace has it, or will not get it."""
         request.close()
-        self._growing.discard(request)
+        if request in self._growing:
+            self._growing.remove(request)
+            self._used -= request.size
 
     def release(self, answer: SpooledAnswer) -> None:
         """Say that *answer* grows no more: the ledger has it, or nobody wants it."""
@@ -304,15 +306,19 @@ class Spool:
             await self.sweep()
             await trio.sleep(interval_s)
 
-    async def sweep(self) -> None:
-        """Drop what must go, and files that nothing names (a crash came between a file and its row)."""
+    async def sweep(self, *, room_for: int = 0) -> None:
+        """Drop what must go, and files that nothing names (a crash came between a file and its row).
+
+        Args:
+            room_for: bytes about to be added.
+        """
         async with self._sweeping:
             # In this order: a file that is listed is named by the growing answers, or by a row that is read after them.
             files = await trio.to_thread.run_sync(os.listdir, self.directory)
             named = {one.path.name for one in self._growing if one.path is not None}
             answers = await self._ledger.answers_by_age()
             growing = sum(one.size for one in self._growing)
-            dropped = to_drop(answers, self.limits, self._clock_ms(), room_for=growing)
+            dropped = to_drop(answers, self.limits, self._clock_ms(), room_for=growing + room_for)
             if dropped:
                 await self._ledger.forget_answers([(a.service, a.task_id, a.attempt) for a in dropped])
                 log.info("answers_dropped", answers=len(dropped), bytes=sum(a.body_bytes for a in dropped))
@@ -325,11 +331,11 @@ class Spool:
                 await trio.to_thread.run_sync(_remove, unnamed)
 
     async def _reserve(self, count: int) -> None:
-        self._used += count
-        if self._used > self.limits.total_bytes:
-            await self.sweep()
+        if self._used + count > self.limits.total_bytes:
+            await self.sweep(room_for=count)
             if self._used + count > self.limits.total_bytes:
                 raise Ended(Outcome.LIMIT, f"this node keeps {self.limits.total_bytes} bytes of answers, all taken")
+        self._used += count
 
 
 async def _no_room(count: int) -> None:
