@@ -31,9 +31,11 @@ async def probe(host: str, port: int, path: str = "/", *, timeout_s: float = 3.0
         with trio.fail_after(timeout_s):
             return await _ask(host, port, request.encode("ascii"))
     except trio.TooSlowError:
-        return f"no HTTP answer within {timeout_s:g} s on port {port}"
+        return f"no HTTP answer on port {port} within {timeout_s:g} s"
+    except ConnectionRefusedError:
+        return f"nothing listens on port {port}"
     except OSError as error:
-        return f"cannot connect to port {port}: {error.strerror or type(error).__name__}"
+        return f"no HTTP answer on port {port}: {error.strerror or type(error).__name__}"
 
 
 async def _ask(host: str, port: int, request: bytes) -> str | None:
@@ -47,7 +49,7 @@ async def _ask(host: str, port: int, request: bytes) -> str | None:
         while (match := _STATUS_LINE.match(answer)) is None:
             data = await connection.recv(1024)
             if not data or len(answer) > _MAX_BYTES:
-                return f"port {port} does not answer HTTP"
+                return f"no HTTP answer on port {port}: what listens there speaks something else"
             answer += data
     status = int(match[1])
     return None if status < 500 else f"port {port} answers {status}"

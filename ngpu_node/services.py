@@ -276,7 +276,7 @@ class ModelServers:
     def _save(self) -> None:
         document = {"registrations": [asdict(copy.registration) for copy in self._copies.values()]}
         draft = self._path.with_suffix(".draft")
-        with draft.open("w") as file:
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             json.dump(document, file, indent=1)
             file.flush()
             os.fsync(file.fileno())

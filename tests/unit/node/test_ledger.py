@@ -166,7 +166,7 @@ def test_receipts_are_owed_until_their_acknowledgement_is_kept_across_restarts(t
     async def first(ledger: Ledger) -> None:
         receipts = [await write(ledger, number) for number in range(3)]
         ledger.acknowledge(acknowledged(receipts[1]), [BOOTSTRAP.address], NOW_MS)
-        while await owed(ledger) != [1, 3]:
+        while await owed(ledger) != [1, 3]:  # noqa: ASYNC110
             await trio.sleep(0.01)
 
     async def second(ledger: Ledger) -> None:

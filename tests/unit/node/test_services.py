@@ -1,0 +1,309 @@
+"""Model servers: who may register, what is offered, what a restart remembers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import trio_test
+
+from ngpu_node.changes import Changes
+from ngpu_node.deployments import Deployment, Deployments
+from ngpu_node.errors import NodeConfigurationError
+from ngpu_node.model_api import ModelApi
+from ngpu_node.probes import probe
+from ngpu_node.services import ModelServers, Registration, RegistrationRefused
+from ngpu_protocol.control import DeploymentPhase, ServiceOffer
+from ngpu_protocol.http1 import Client, Exchange, Headers, serve_tcp, tcp_opener
+from ngpu_protocol.workspaces import WorkspaceSpec
+
+
+class ModelServer:
+    """A model server whose health the test decides; `aclose` kills it."""
+
+    def __init__(self) -> None:
+        self.status = 200
+        self.port = 0
+        self._scope = trio.CancelScope()
+
+    async def handle(self, exchange: Exchange) -> None:
+        await exchange.respond(self.status, [], b"model")
+
+    async def run(self, task_status: trio.TaskStatus[None]) -> None:
+        async with trio.open_nursery() as nursery:
+            (address, *_) = await nursery.start(partial(serve_tcp, self.handle, port=self.port))
+            self.port = address.port
+            self._scope = nursery.cancel_scope
+            task_status.started()
+
+    def kill(self) -> None:
+        self._scope.cancel()
+
+
+@asynccontextmanager
+async def servers(path: Path, **options: Any) -> AsyncIterator[tuple[ModelServers, Deployments, trio.Nursery]]:
+    changes = Changes()
+    deployments = Deployments(changes)
+    registry = ModelServers(path / "models.json", deployments, changes, **options)
+    with trio.fail_after(15):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(registry.run, interval_s=0.05))
+            await nursery.start(partial(deployments.run, images=registry, models=registry))
+            yield registry, deployments, nursery
+            nursery.cancel_scope.cancel()
+
+
+def registration(port: int, **changes: Any) -> Registration:
+    values = {"project": "Demo", "model": "Small-7B", "api": f"http://127.0.0.1:{port}/v1/chat/completions"}
+    return Registration(**{**values, **changes})
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    while not holds():  # noqa: ASYNC110
+        await trio.sleep(0.01)
+
+
+def spec(**changes: Any) -> WorkspaceSpec:
+    values: dict[str, Any] = {"id": "7", "name": "chat", "service": "Demo/Small-7B", "ports": [8080]}
+    return WorkspaceSpec(**{**values, **changes})
+
+
+@trio_test
+async def test_a_registered_server_is_offered_while_it_answers(tmp_path: Path) -> None:
+    async with servers(tmp_path) as (registry, _, nursery):
+        server = ModelServer()
+        await nursery.start(server.run)
+        copy = await registry.register(registration(server.port))
+        assert copy.healthy
+        assert registry.offers() == (ServiceOffer("Demo", "Small-7B", "text-to-text", 1),)
+        server.kill()
+        await until(lambda: registry.offers() == ())
+        await nursery.start(server.run)
+        await until(lambda: registry.offers() != ())
+        assert registry.unregister("Demo", "Small-7B") == 1
+        assert registry.offers() == ()
+        assert registry.unregister("Demo") == 0
+
+
+@trio_test
+async def test_copies_are_told_apart_by_cid_and_the_least_busy_one_is_taken(tmp_path: Path) -> None:
+    async with servers(tmp_path) as (registry, deployments, nursery):
+        pair = [ModelServer(), ModelServer()]
+        for number, server in enumerate(pair):
+            await nursery.start(server.run)
+            await registry.register(registration(server.port, cid=str(number)))
+        await registry.register(registration(pair[0].port, cid="0"))  # registering again replaces
+        assert registry.offers() == (ServiceOffer("Demo", "Small-7B", "text-to-text", 2),)
+        deployments.wish("acme", [spec()])
+        (deployment,) = deployments.of_service("acme")
+        await until(lambda: deployment.is_ready)
+        first = deployment.upstream(8080)
+        assert first is not None
+        first.running += 1
+        second = deployment.upstream(8080)
+        assert second is not None
+        assert {first.port, second.port} == {pair[0].port, pair[1].port}
+        assert registry.unregister("Demo", "Small-7B", "1") == 1
+        assert len(registry.copies()) == 1
+
+
+@trio_test
+async def test_a_deployment_follows_its_model_server(tmp_path: Path) -> None:
+    async with servers(tmp_path) as (registry, deployments, nursery):
+        deployments.wish("acme", [spec()])
+        (deployment,) = deployments.of_service("acme")
+        await until(lambda: deployment.phase is DeploymentPhase.STARTING)
+        assert "no model server registered as Demo/Small-7B" in deployment.detail
+        assert deployment.upstream(8080) is None
+        server = ModelServer()
+        await nursery.start(server.run)
+        await registry.register(registration(server.port))
+        await until(lambda: deployment.is_ready)
+        server.status = 503
+        await until(lambda: deployment.phase is DeploymentPhase.UNHEALTHY)
+        assert "503" in deployment.detail
+        server.status = 404  # an answer, if not to this path
+        await until(lambda: deployment.is_ready)
+        deployments.wish("acme", [])
+        await until(lambda: deployments.of_service("acme") == [])
+        assert deployment.phase is DeploymentPhase.GONE
+
+
+@trio_test
+async def test_registrations_survive_a_restart(tmp_path: Path) -> None:
+    server = ModelServer()
+    async with trio.open_nursery() as outer:
+        await outer.start(server.run)
+        async with servers(tmp_path) as (registry, _, _):
+            await registry.register(registration(server.port, type=1, cid="gpu0"))
+        async with servers(tmp_path) as (registry, _, _):
+            await until(lambda: registry.offers() != ())
+            assert registry.copies()[0].registration == registration(server.port, type=1, cid="gpu0")
+        assert (tmp_path / "models.json").stat().st_mode & 0o077 == 0
+        outer.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"api": "http://192.0.2.1:8000/v1"},
+        {"api": "http://example.com/v1"},
+        {"api": "https://127.0.0.1/v1"},
+        {"api": "ftp://127.0.0.1/"},
+        {"api": "http://127.0.0.1:99999/"},
+        {"api": "http://user:pass@127.0.0.1/"},
+        {"api": "http://127.0.0.1:0/"},
+        {"api": "http://[::1"},
+        {"api": ""},
+        {"project": ""},
+        {"project": "a/b"},
+        {"model": "x" * 300},
+        {"model": "bad\nname"},
+        {"cid": "x" * 300},
+        {"type": -1},
+    ],
+)
+def test_registrations_that_are_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    async def main() -> None:
+        async with servers(tmp_path) as (registry, _, _):
+            with pytest.raises(RegistrationRefused):
+                await registry.register(registration(8000, **changes))
+            assert registry.copies() == []
+
+    trio.run(main)
+
+
+@trio_test
+async def test_the_owners_list_allows_hosts_beyond_loopback_and_dropping_one_drops_its_registrations(
+    tmp_path: Path,
+) -> None:
+    async with servers(tmp_path, allowed_hosts=["192.0.2.1:8000"]) as (registry, _, _):
+        with trio.move_on_after(0.01):
+            await registry.register(registration(1, api="http://192.0.2.1:8000/v1"))
+        with pytest.raises(RegistrationRefused):
+            await registry.register(registration(1, api="http://192.0.2.1:8001/v1"))
+    (tmp_path / "models.json").write_text(
+        json.dumps({"registrations": [{"project": "p", "model": "m", "api": "http://192.0.2.1:8000/v1"}]})
+    )
+    async with servers(tmp_path) as (registry, _, _):
+        assert registry.copies() == []
+
+
+def test_a_damaged_file_of_registrations_is_named(tmp_path: Path) -> None:
+    (tmp_path / "models.json").write_text("{")
+    with pytest.raises(NodeConfigurationError, match=r"models\.json"):
+        ModelServers(tmp_path / "models.json", Deployments(Changes()), Changes())
+
+
+@trio_test
+async def test_probes_want_an_http_answer() -> None:
+    async def silent(stream: trio.SocketStream) -> None:
+        await trio.sleep_forever()
+
+    async def babbling(stream: trio.SocketStream) -> None:
+        await stream.send_all(b"SSH-2.0-OpenSSH_9.2\r\n")
+        await stream.aclose()
+
+    async with trio.open_nursery() as nursery:
+        found = []
+        for handler in (silent, babbling):
+            listeners = await nursery.start(partial(trio.serve_tcp, handler, 0, host="127.0.0.1"))
+            found.append(await probe("127.0.0.1", listeners[0].socket.getsockname()[1], timeout_s=0.1))
+        assert found[0] is not None
+        assert "within 0.1 s" in found[0]
+        assert found[1] is not None
+        assert "no HTTP answer" in found[1]
+        nowhere = await probe("127.0.0.1", 1)
+        assert nowhere is not None
+        assert "nothing listens" in nowhere
+        nursery.cancel_scope.cancel()
+
+
+# -- the loopback calls ------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def model_api(path: Path) -> AsyncIterator[tuple[Callable[..., Awaitable[tuple[int, Any]]], ModelServer]]:
+    async with servers(path) as (registry, _, nursery):
+        server = ModelServer()
+        await nursery.start(server.run)
+        api = ModelApi(registry, lambda: {"peer_id": "16Uiu2HA"})
+        (address, *_) = await nursery.start(partial(serve_tcp, api.handle))
+        client = Client(tcp_opener("127.0.0.1", address.port), authority=str(address))
+
+        async def call(method: str, target: str, body: Any = None, headers: Headers | None = None) -> tuple[int, Any]:
+            raw = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
+            async with client.request(method, target, headers, raw) as response:
+                return response.status, json.loads(await response.read(100_000))
+
+        yield call, server
+        await client.aclose()
+
+
+OK = (200, {"code": 0, "message": "ok"})
+
+
+@trio_test
+async def test_a_model_server_registers_lists_and_leaves(tmp_path: Path) -> None:
+    async with model_api(tmp_path) as (call, server):
+        api = f"http://localhost:{server.port}/v1/chat/completions"
+        body = {"project": "Demo", "model": "Small-7B", "api": api, "type": 0, "cid": "a", "later_field": 1}
+        assert await call("POST", "/api/v0/ai/model/register", body) == OK
+        more = {"project": "Art", "models": [{"model": "x", "api": api, "type": 1}, {"model": "y", "api": api}]}
+        assert await call("POST", "/api/v0/ai/project/register", more) == OK
+        assert await call("GET", "/api/v0/ai/projects/list?number=10") == (200, {"data": ["Art", "Demo"]})
+        assert await call("GET", "/api/v0/ai/projects/models?project=Art&number=1") == (200, {"data": ["x"]})
+        assert await call("POST", "/api/v0/ai/project/unregister", {"project": "Art"}) == OK
+        leave = {"project": "Demo", "model": "Small-7B", "cid": "a"}
+        assert await call("POST", "/api/v0/ai/model/unregister", leave) == OK
+        assert (await call("POST", "/api/v0/ai/model/unregister", leave))[0] == 404
+        assert await call("GET", "/api/v0/id") == (200, {"peer_id": "16Uiu2HA"})
+
+
+@trio_test
+async def test_bad_calls_have_a_status_and_a_code(tmp_path: Path) -> None:
+    async with model_api(tmp_path) as (call, _):
+        register = "/api/v0/ai/model/register"
+        for body, code in (
+            (b"{", 1002),
+            (b"[]", 1001),
+            (b"[" * 100_000, 1002),
+            ({}, 1001),
+            ({"project": "a", "model": "b"}, 1001),
+            ({"project": "a", "model": "b", "api": "http://10.0.0.1/"}, 1001),
+        ):
+            status, answer = await call("POST", register, body)
+            assert (status, answer["code"]) == (400, code), body
+            assert answer["message"]
+        assert (await call("POST", register, b"x" * 300_000))[0] == 413
+        assert (await call("GET", "/api/v0/nothing"))[0] == 404
+        assert (await call("GET", "/api/v0/ai/projects/models"))[0] == 400
+
+
+@trio_test
+async def test_web_pages_are_kept_out(tmp_path: Path) -> None:
+    async with model_api(tmp_path) as (call, server):
+        body = {"project": "a", "model": "b", "api": f"http://127.0.0.1:{server.port}/"}
+        for fields in (
+            [(b"host", b"evil.example")],
+            [(b"host", b"127.0.0.1.evil.example:80")],
+            [(b"origin", b"https://evil.example")],
+            [(b"origin", b"null")],
+        ):
+            assert (await call("POST", "/api/v0/ai/model/register", body, fields))[0] == 403, fields
+        for fields in (
+            [(b"host", b"localhost:8000")],
+            [(b"host", b"[::1]:8000")],
+            [(b"origin", b"http://127.0.0.1:3")],
+        ):
+            assert await call("POST", "/api/v0/ai/model/register", body, fields) == OK
+
+
+def test_a_deployment_repr_names_it() -> None:
+    assert repr(Deployment("acme", spec())) == "Deployment(acme/7@1 queued)"
