@@ -235,6 +235,7 @@ async def open_host(
         ListenError: an address cannot be listened on.
     """
     events = EventFan()
+    failure: Exception | None = None
     async with trio.open_nursery() as nursery:
         swarm = SafeSwarm(account, nursery, limits or HostLimits(), events)
         host = Host(account, network, swarm, events)
@@ -243,12 +244,16 @@ async def open_host(
         try:
             await _listen(swarm, listen)
             yield host
+        except Exception as error:
+            failure = error  # raised below: the nursery would wrap what is the caller's own in a group
         finally:
             # The library leaves its ports open when its context ends; and `close` waits, so it needs a shield.
             events.close()
             with trio.move_on_after(_CLOSE_S, shield=True):
                 await swarm.close()
             nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
 
 
 async def _listen(swarm: SafeSwarm, listen: Sequence[str]) -> None:

@@ -124,6 +124,10 @@ class TcpListener(IListener):
         host, port = endpoint
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
+            ipaddress.ip_address(host)
+        except ValueError as error:
+            raise ListenError(str(maddr), "give the IP address of an interface, not a name") from error
+        try:
             sock = trio.socket.socket(family, socket.SOCK_STREAM)
         except OSError as error:
             raise ListenError(str(maddr), error.strerror or str(error)) from error

@@ -417,7 +417,13 @@ def first_text(addresses: list[Multiaddr]) -> str:
 
 
 def innermost_reason(error: BaseException) -> str:
-    """Return the innermost reason of an error of the library's, on one line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    """Return what is at the bottom of an error of the library's, on one line."""
+    while True:
+        if isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        elif error.__cause__ is not None:
+            error = error.__cause__
+        else:
+            break
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return " ".join(text.split())[:200] or type(error).__name__
