@@ -23,7 +23,11 @@ _REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb") ([\x21-\x7e]++) HTTP/(\d)\.(\d)
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9]\d\d)(?: ([\t\x20-\x7e\x80-\xff]*+))?")
 # Possessive quantifiers: a hostile head fails in linear time.
 _FIELDS = re.compile(rb"(?:" + _TOKEN + rb":[\t\x20-\x7e\x80-\xff]*+\r\n)*+")
+_TOKEN_ONLY = re.compile(_TOKEN)
+_VALUE_ONLY = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
+_ABSOLUTE = re.compile(rb"https?://([0-9A-Za-z.\-_~%\[\]:]+)((?:[/?].*)?)", re.IGNORECASE)
+_SLASH = ord("/")
 _BARE_LINE_END = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
 _TOKEN_BYTE = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]")
 
@@ -41,7 +45,7 @@ class Request:
 
     Attributes:
         method: Any token, in the client's case.
-        target: As on the request line: `/path?query`, or the absolute, authority or asterisk form.
+        target: `/path?query` still encoded, or `*` for OPTIONS; an absolute form was reduced to its path.
         headers: All fields in order, names in lower case, values without surrounding blanks.
         http_version: "1.1" or "1.0".
         content_length: Of the body where the client said it, else None.
@@ -117,6 +121,9 @@ def parse_request_head(head: bytes, limits: Limits) -> Request:
         raise LimitError(f"request target over {limits.max_target_bytes} bytes", status=414, reason="target_too_long")
     if method == b"CONNECT":
         raise MalformedError("CONNECT is not offered here", status=501, reason="not_implemented")
+    shown_host: bytes | None = None
+    if target[0] != _SLASH:
+        target, shown_host = _origin_form(method, target)
     headers, steering = _fields(block, limits)
     http_11 = minor != b"0"
     request = Request(method.decode("ascii"), target.decode("ascii"), headers, "1.1" if http_11 else "1.0")
@@ -128,6 +135,8 @@ def parse_request_head(head: bytes, limits: Limits) -> Request:
         return request
     if steering.hosts != 1 and (http_11 or steering.hosts > 1):
         raise MalformedError("HTTP/1.1 requests need one Host header")
+    if shown_host is not None:
+        request.headers = [(name, shown_host if name == b"host" else value) for name, value in headers]
     if steering.codings:
         if steering.lengths:
             raise MalformedError("both Content-Length and Transfer-Encoding")
@@ -213,9 +222,15 @@ def encode_fields(headers: Headers) -> bytes:
         MisuseError: A name or value that would change the message's structure (CR, LF, NUL, a blank in a name).
     """
     block = b"".join([b"%b: %b\r\n" % pair for pair in headers])
-    if _FIELDS.fullmatch(block) is None or block.count(b"\n") != len(headers):
+    names = b":".join([name for name, _ in headers])
+    # The block alone would pass a name with a colon in it: the names are counted, and so are the lines.
+    if (
+        _FIELDS.fullmatch(block) is None
+        or block.count(b"\n") != len(headers)
+        or names.count(b":") != max(0, len(headers) - 1)
+    ):
         for name, value in headers:
-            if _FIELDS.fullmatch(b"%b: %b\r\n" % (name, value)) is None or b"\n" in name or b"\n" in value:
+            if _TOKEN_ONLY.fullmatch(name) is None or _VALUE_ONLY.fullmatch(value) is None:
                 raise MisuseError(f"header field {_shown(name)} has an illegal name or value")
     return block
 
@@ -272,6 +287,21 @@ def _fields(block: bytes, limits: Limits) -> tuple[Headers, _Steering | None]:
             else:
                 steering.expect = value if not steering.expect else steering.expect + b"," + value
     return headers, steering
+
+
+def _origin_form(method: bytes, target: bytes) -> tuple[bytes, bytes | None]:
+    """Return path and query of a target that does not start with them, and the Host it names instead of the field's.
+
+    RFC 9112 section 3.2.2: servers must take the absolute form, and its authority goes before the Host field. So that
+    no handler can be made to see a foreign URL where it expects a path, none ever sees this form.
+    """
+    if target == b"*" and method == b"OPTIONS":
+        return target, None
+    match = _ABSOLUTE.fullmatch(target)
+    if match is None:
+        raise MalformedError(f"the request target must start with a slash: {_shown(target)}")
+    path = match[2]
+    return (path if path.startswith(b"/") else b"/" + path), match[1]
 
 
 def _require_chunked(codings: list[bytes]) -> None:

@@ -189,7 +189,7 @@ class _Served:
         return True
 
     async def _refuse(self, stream: trio.SocketStream) -> None:
-        """Say that there are too many connections. To a TLS client it is noise, and a closed connection all the same."""
+        """Say that there are too many connections; to a TLS client it is noise, and closed all the same."""
         if self._refusing >= _MAX_REFUSING:
             await trio.aclose_forcefully(stream)
             return
