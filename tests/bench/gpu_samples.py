@@ -142,7 +142,7 @@ def speeds() -> dict[str, Any]:
     found["float16 exact"] = said(
         lambda: bool((torch._int_mm(left8, right8) == torch.mm(left16, right16, out_dtype=torch.float32).int()).all())
     )
-    del left, right, left16, right16, words, small
+    left = right = left16 = right16 = words = small = out = None  # the next part wants the memory
     try:
         free = torch.cuda.mem_get_info()[0]
         count = int(free * 0.85) // 4
