@@ -1,0 +1,227 @@
+"""The owner's configuration: every key, its default and what it means.
+
+`ngpu-node sample-config` prints this file's descriptions as TOML. What can be wrong with a value by itself is refused
+here; what depends on the machine (a port in use, an engine that does not answer) when the daemon starts.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, field_validator, model_validator
+
+from ngpu_daemon.logs import LogFormat
+from ngpu_daemon.settings import DaemonSettings, Section
+from ngpu_node.trust import Trust, TrustedBootstrap
+from ngpu_protocol.errors import AddressError, NetworkNameError
+from ngpu_protocol.identity import Address, address_of_peer_id, parse_address
+from ngpu_protocol.networks import network_named
+
+ENV_PREFIX = "NGPU_NODE_"
+DEFAULT_DATA_DIR = Path("/var/lib/ngpu-node")
+
+MIB = 1024 * 1024
+GIB = 1024 * MIB
+
+
+def _network(name: str) -> str:
+    try:
+        network_named(name)
+    except NetworkNameError as error:
+        raise ValueError(str(error)) from None
+    return name
+
+
+def _loopback(text: str) -> str:
+    host, port = split_listen(text)
+    if not ipaddress.ip_address(host).is_loopback:
+        raise ValueError(f"{host} is not a loopback address: whatever reaches this port is trusted")
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def split_listen(text: str) -> tuple[str, int]:
+    """Return host and port of `127.0.0.1:4912` or `[::1]:4912`.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ValueError("write an address and a port, such as 127.0.0.1:4912")
+    host = host.removeprefix("[").removesuffix("]")
+    host = "127.0.0.1" if host == "localhost" else host
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        raise ValueError(f"{host!r} is not an IP address") from None
+    return host, int(port)
+
+
+LoopbackListen = Annotated[str, AfterValidator(_loopback)]
+Seconds = Annotated[float, Field(ge=0, le=86_400)]
+Bytes = Annotated[int, Field(ge=1)]
+
+
+class BootstrapEntry(Section):
+    """One trusted bootstrap."""
+
+    multiaddrs: list[str] = Field(
+        min_length=1,
+        description="Where it listens, each address ending in its PeerId; tried in this order.",
+        examples=[["/ip4/192.0.2.1/tcp/4910/p2p/16Uiu2HAm..."]],
+    )
+    address: str = Field(
+        default="",
+        description="Its account address. May be left out: it follows from the PeerId, with which it must agree.",
+    )
+    service: str = Field(
+        default="",
+        max_length=128,
+        description="A word for whoever runs it. Bootstraps of one operator on one store bear the same word: they may\n"
+        "ask for each other's tasks. Left out, the bootstrap stands alone.",
+    )
+
+    @field_validator("multiaddrs")
+    @classmethod
+    def _name_their_peer(cls, values: list[str]) -> list[str]:
+        peers = {_peer_of(value) for value in values}
+        if len(peers) > 1:
+            raise ValueError("the addresses name different peers: write one [[bootstraps]] for each")
+        return values
+
+    @model_validator(mode="after")
+    def _agrees(self) -> BootstrapEntry:
+        if self.address:
+            try:
+                stated = parse_address(self.address)
+            except AddressError as error:
+                raise ValueError(f"address: {error}") from None
+            if stated != _peer_of(self.multiaddrs[0]):
+                raise ValueError(f"address {stated} is not that of the PeerId in multiaddrs")
+        return self
+
+    def trusted(self) -> TrustedBootstrap:
+        """Return what the rest of the node works with."""
+        address = _peer_of(self.multiaddrs[0])
+        return TrustedBootstrap(address, tuple(self.multiaddrs), self.service or address)
+
+
+def _peer_of(multiaddr: str) -> Address:
+    if not multiaddr.startswith("/") or "/p2p/" not in multiaddr:
+        raise ValueError(f"{multiaddr!r} is not a multiaddr such as /ip4/192.0.2.1/tcp/4910/p2p/16Uiu2HAm...")
+    try:
+        return address_of_peer_id(multiaddr.rpartition("/p2p/")[2])
+    except AddressError as error:
+        raise ValueError(f"{multiaddr!r}: {error}") from None
+
+
+class Limits(Section):
+    """What tasks may cost this machine."""
+
+    body_bytes: Bytes = Field(default=GIB, description="Largest request body that is passed to a workspace.")
+    spool_answer_bytes: Bytes = Field(
+        default=64 * MIB, description="Largest answer of a detached (asynchronous) task that is kept for its bootstrap."
+    )
+    spool_total_bytes: Bytes = Field(
+        default=GIB, description="All such answers together; each is kept for 24 h at most."
+    )
+
+
+class ContainerSettings(Section):
+    """How workspaces run on the container engine."""
+
+    network: Literal["auto", "internal", "published"] = Field(
+        default="auto",
+        description="internal: containers have no way out, the node talks to their own addresses (the engine must\n"
+        "run on this machine). published: the engine publishes their ports on loopback, and they reach the\n"
+        "outside. auto: internal where that works, else published.",
+    )
+    memory_bytes: Bytes = Field(default=8 * GIB, description="Memory of a workspace that does not say how much.")
+    cpus: Annotated[float, Field(gt=0)] = Field(
+        default=2.0, description="CPUs of a workspace that does not say how many."
+    )
+    pids: Annotated[int, Field(ge=16)] = Field(default=512, description="Processes and threads a workspace may have.")
+    start_timeout_s: Seconds = Field(default=300, description="How long a workspace may take until it answers HTTP.")
+    pull_timeout_s: Seconds = Field(default=3600, description="How long pulling an image may take.")
+
+
+class NodeSettings(DaemonSettings):
+    """Everything an owner can say."""
+
+    data_dir: Path = Field(
+        default=DEFAULT_DATA_DIR,
+        description="Where the node keeps its keystore, its ledger and its admin socket. One daemon at a time.",
+    )
+    passphrase_file: Path | None = Field(
+        default=None,
+        description="File with the keystore's passphrase. Left out: the systemd credential `passphrase`, else it is asked\n"
+        "for on the terminal.",
+        examples=["/etc/ngpu/node.passphrase"],
+    )
+    network: Annotated[str, AfterValidator(_network)] = Field(
+        default="main",
+        description="Which network this node belongs to: main, test, local, or a name of one's own.\n"
+        "Nothing signed on one means anything on another.",
+    )
+    listen: list[str] = Field(
+        default=["/ip4/0.0.0.0/tcp/4911"],
+        description="Where other peers reach this node. It also works behind NAT, through the connections it dials.",
+    )
+    bootstraps: list[BootstrapEntry] = Field(
+        default=[], description="The bootstraps whose orders this node runs. It dials each and stays connected."
+    )
+    slots: Annotated[int, Field(ge=1, le=4096)] = Field(
+        default=256, description="Tasks this node runs at once, over all workspaces."
+    )
+    model_listen: LoopbackListen = Field(
+        default="127.0.0.1:4912",
+        description="Where model servers on this machine register (POST /api/v0/ai/model/register). Loopback only;\n"
+        "port 0 takes a free one, to be found in <data_dir>/node.json.",
+    )
+    model_hosts: list[str] = Field(
+        default=[],
+        description="IP addresses beyond this machine, each with or without :port, whose model servers may register.",
+    )
+    metrics_listen: LoopbackListen | None = Field(
+        default=None,
+        description="Where Prometheus may ask for /metrics, such as 127.0.0.1:4913. They are on the admin socket too.",
+        examples=["127.0.0.1:4913"],
+    )
+    engine: Literal["auto", "docker", "none"] = Field(
+        default="auto",
+        description="Container engine for workspaces that are images (DOCKER_HOST is respected). auto: docker where\n"
+        "it answers; docker: do not start without it; none: serve registered model servers only.",
+    )
+    drain_s: Seconds = Field(
+        default=30, description="How long running tasks may go on after SIGTERM before they are ended."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Lowest level logged.")
+    log_format: LogFormat = Field(
+        default="auto", description="auto, json or console; auto is JSON except on a terminal."
+    )
+    limits: Limits = Field(default=Limits(), description="What a task may cost this machine.")
+    containers: ContainerSettings = Field(
+        default=ContainerSettings(), description="How workspaces run on the container engine."
+    )
+
+    @field_validator("bootstraps")
+    @classmethod
+    def _each_once(cls, values: list[BootstrapEntry]) -> list[BootstrapEntry]:
+        addresses = [entry.trusted().address for entry in values]
+        if len(set(addresses)) != len(addresses):
+            raise ValueError("a bootstrap is listed twice: give it one entry with all its multiaddrs")
+        return values
+
+    @field_validator("listen")
+    @classmethod
+    def _look_like_multiaddrs(cls, values: list[str]) -> list[str]:
+        for value in values:
+            if not value.startswith("/"):
+                raise ValueError(f"{value!r} is not a multiaddr such as /ip4/0.0.0.0/tcp/4911")
+        return values
+
+    def trust(self) -> Trust:
+        """Return the trusted bootstraps."""
+        return Trust(entry.trusted() for entry in self.bootstraps)
