@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 
+from examples.demo.processes import Process
 from tests.bench import streams
 from tests.bench.load import Job, Result
-from tests.bench.processes import Process
+from tests.bench.processes import tree_cpu_seconds
 from tests.bench.systems import CHAT_PATH, REPOSITORY_ROOT, System
 
 BODY = json.dumps(
@@ -59,6 +60,10 @@ class StreamLine:
 
 
 Say = Callable[[str], None]
+FIRST_BYTE_ROUNDS = 30
+BODY_ROUNDS = 3
+STREAM_REQUESTS = FIRST_BYTE_ROUNDS + 2 * BODY_ROUNDS
+"""Requests that `measure_streams` makes of one system."""
 
 
 def measure_requests(systems: Sequence[System], workspace: Process, load: Load, say: Say) -> list[Line]:
@@ -81,10 +86,10 @@ def measure_streams(systems: Sequence[System], size: int, say: Say) -> list[Stre
         if not system.streams:
             continue
         say(f"streams: {system.name}")
-        first = streams.first_byte_ms(system.endpoint, rounds=30)
+        first = streams.first_byte_ms(system.endpoint, rounds=FIRST_BYTE_ROUNDS)
         floor = lines[0].first_byte_ms if lines else first
-        down = median(streams.download_mb_per_s(system.endpoint, size) for _ in range(3))
-        up = median(streams.upload_mb_per_s(system.endpoint, size) for _ in range(3))
+        down = median(streams.download_mb_per_s(system.endpoint, size) for _ in range(BODY_ROUNDS))
+        up = median(streams.upload_mb_per_s(system.endpoint, size) for _ in range(BODY_ROUNDS))
         lines.append(StreamLine(system.name, first, first - floor, down, up))
     return lines
 
@@ -102,14 +107,14 @@ def _one_round(system: System, workspace: Process, clients: int, load: Load) -> 
         warm_up_s=load.warm_up_s,
         expect=EXPECT,
     )
-    before = {name: process.cpu_seconds() for name, process in processes.items()}
+    before = {name: tree_cpu_seconds(process.pid) for name, process in processes.items()}
     run = subprocess.run(
         [sys.executable, "-m", "tests.bench.load"], input=json.dumps(asdict(job)), capture_output=True, text=True,
         check=True, cwd=REPOSITORY_ROOT, timeout=load.duration_s + load.warm_up_s + 60,
     )  # fmt: skip
     result = Result(**json.loads(run.stdout))
     thousands = max(result.total_requests, 1) / 1000  # CPU is counted from before the warm-up, so its requests count
-    cpu = {name: (process.cpu_seconds() - before[name]) / thousands for name, process in processes.items()}
+    cpu = {name: (tree_cpu_seconds(process.pid) - before[name]) / thousands for name, process in processes.items()}
     cpu["load"] = result.cpu_seconds / (max(result.requests, 1) / 1000)
     return result, cpu
 

@@ -13,14 +13,17 @@ import shutil
 import socket
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
-from tests.bench.processes import Process, StartError
+from examples.demo.processes import Process, StartError
 from tests.bench.streams import Endpoint
 
+T = TypeVar("T")
 REPOSITORY_ROOT = Path(__file__).resolve().parents[2]
 LITELLM_VERSION = "1.106.2"
 LITELLM_WORKERS = 2
@@ -52,7 +55,7 @@ class Systems(AbstractContextManager["Systems"]):
     """Starts systems in *folder* and stops what it started, the last first."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -60,6 +63,10 @@ class Systems(AbstractContextManager["Systems"]):
 
     def __exit__(self, *exc: object) -> None:
         self._stack.close()
+
+    def enter(self, part: AbstractContextManager[T]) -> T:
+        """Enter *part*; it is left with everything else that was started here."""
+        return self._stack.enter_context(part)
 
     def workspace(self) -> System:
         """Start the workspace."""
@@ -70,7 +77,7 @@ class Systems(AbstractContextManager["Systems"]):
             [sys.executable, "-m", "ngram_chat", "serve", "--port", str(port), "--token-delay-ms", "0"],
             cwd=REPOSITORY_ROOT / "examples" / "chat",
         )
-        process.wait_for_http(f"http://127.0.0.1:{port}/health", 10)
+        wait_for_http(process, f"http://127.0.0.1:{port}/health", 10)
         return System("direct", Endpoint(f"http://127.0.0.1:{port}", {}), [process])
 
     def nginx(self, upstream: str) -> System:
@@ -83,12 +90,12 @@ class Systems(AbstractContextManager["Systems"]):
         if program is None:
             raise Missing("nginx is not installed")
         port = free_port()
-        folder = self._folder / "nginx"
+        folder = self.folder / "nginx"
         folder.mkdir()
         config = folder / "nginx.conf"
         config.write_text(_NGINX_CONFIG.format(folder=folder, port=port, upstream=upstream.removeprefix("http://")))
         process = self._start("nginx", [program, "-c", str(config), "-p", str(folder), "-e", str(folder / "error.log")])
-        process.wait_for_http(f"http://127.0.0.1:{port}/health", 10)
+        wait_for_http(process, f"http://127.0.0.1:{port}/health", 10)
         return System("nginx", Endpoint(f"http://127.0.0.1:{port}", {}), [process])
 
     def litellm(self, upstream: str, cache: Path) -> System:
@@ -99,7 +106,7 @@ class Systems(AbstractContextManager["Systems"]):
         """
         program = _litellm_environment(cache) / "bin" / "litellm"
         port = free_port()
-        config = self._folder / "litellm.yaml"
+        config = self.folder / "litellm.yaml"
         config.write_text(_LITELLM_CONFIG.format(upstream=upstream))
         process = self._start(
             "litellm",
@@ -109,15 +116,28 @@ class Systems(AbstractContextManager["Systems"]):
             env={"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR", "NO_DOCS": "True",
                  "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true"},
         )  # fmt: skip
-        process.wait_for_http(f"http://127.0.0.1:{port}/health/liveliness", 120)
+        wait_for_http(process, f"http://127.0.0.1:{port}/health/liveliness", 120)
         return System("litellm", Endpoint(f"http://127.0.0.1:{port}", {}), [process], streams=False)
 
     def _start(
         self, name: str, command: list[str], *, env: dict[str, str] | None = None, cwd: Path | None = None
     ) -> Process:
-        process = Process(name, command, self._folder / f"{name}.log", env=env, cwd=cwd)
+        process = Process(name, command, self.folder / f"{name}.log", env=env, cwd=cwd)
         self._stack.callback(process.stop)
         return process
+
+
+def wait_for_http(process: Process, url: str, timeout_s: float) -> None:
+    """Return once *url* answers 200; raises StartError when it does not in time."""
+
+    def answers() -> bool:
+        try:
+            with urllib.request.urlopen(url, timeout=2) as answer:
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+    process.wait_until(answers, timeout_s, f"did not answer {url}")
 
 
 def free_port() -> int:

@@ -1,0 +1,300 @@
+"""A whole network on this machine: a bootstrap and nodes, each a process with a fresh key and its own data directory.
+
+Uses the daemons as an operator does: their commands, configuration files, passphrase files and HTTP interfaces, and
+nothing of their insides. The demonstration and the benchmark both stand on it.
+
+Whoever starts a `LocalNetwork` stops it; it stops exactly the processes it started.
+"""
+
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from .processes import Process, StartError
+
+NETWORK = "local"
+SERVICE = "demo"
+PROJECT, MODEL = "ngpu-examples", "chat"
+COMMAND_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 60.0
+READY_TIMEOUT_S = 120.0
+
+Say = Callable[[str], None]
+
+
+class CommandFailed(Exception):
+    """A command of the daemons failed; the message holds what it said."""
+
+
+@dataclass(slots=True)
+class Peer:
+    """One daemon's identity and place."""
+
+    name: str
+    address: str
+    peer_id: str
+    folder: Path
+    process: Process | None = None
+
+
+@dataclass(slots=True)
+class NodePeer(Peer):
+    """A node, with the port model servers register on."""
+
+    model_port: int = 0
+    model_server: Process | None = field(default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """A workspace that was added: its public id, and the token its clients send."""
+
+    id: str
+    token: str = field(repr=False)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What a client sends."""
+        return {"Authorization": f"Bearer {self.token}"}
+
+
+class LocalNetwork:
+    """A bootstrap and *nodes* nodes below *folder*.
+
+    Args:
+        folder: a directory of its own, made here; keys, databases and logs go below it.
+        nodes: how many.
+        docker: whether the nodes use the engine.
+        say: told what happens.
+        slots: tasks each node runs at once.
+    """
+
+    def __init__(self, folder: Path, *, nodes: int, docker: bool, say: Say, slots: int = 16) -> None:
+        self.folder = folder
+        self._count = nodes
+        self._docker = docker
+        self._say = say
+        self._slots = slots
+        self._http_port = free_port()
+        self._p2p_port = free_port()
+        self.bootstrap: Peer | None = None
+        self.nodes: list[NodePeer] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def url(self) -> str:
+        """Where clients reach the bootstrap."""
+        return f"http://127.0.0.1:{self._http_port}"
+
+    @property
+    def processes_in_stopping_order(self) -> list[Process]:
+        """Every process: nodes first, so that they can take leave of the bootstrap."""
+        servers = [node.model_server for node in self.nodes if node.model_server]
+        bootstraps = [self.bootstrap.process] if self.bootstrap and self.bootstrap.process else []
+        return [node.process for node in self.nodes if node.process] + servers + bootstraps
+
+    def start(self) -> None:
+        """Make the keys and start the daemons; returns once the bootstrap is ready, with its nodes connected.
+
+        Raises:
+            CommandFailed, StartError: with what was said last.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._say(f"making {self._count + 1} account keys")
+        bootstrap = self._make_peer("bootstrap", Peer)
+        self.bootstrap = bootstrap
+        self.nodes = [self._make_peer(f"node-{number + 1}", NodePeer) for number in range(self._count)]
+        self._say("starting the bootstrap")
+        bootstrap.process = self._start_daemon(bootstrap, "ngpu-bootstrap", self._bootstrap_config())
+        bootstrap.process.wait_until(lambda: self._answers("/health"), START_TIMEOUT_S, "did not answer /health")
+        multiaddr = f"/ip4/127.0.0.1/tcp/{self._p2p_port}/p2p/{bootstrap.peer_id}"
+        for node in self.nodes:
+            self._say(f"starting {node.name} ({node.address})")
+            node.model_port = free_port()
+            node.process = self._start_daemon(node, "ngpu-node", self._node_config(node, multiaddr))
+        bootstrap.process.wait_until(lambda: self._answers("/ready"), START_TIMEOUT_S, "was not ready")
+
+    def add_workspace(self, specification: str) -> Workspace:
+        """Add the workspace specified by a TOML text."""
+        assert self.bootstrap is not None
+        file = self.folder / "workspace.toml"
+        file.write_text(specification)
+        said = json.loads(self._command("ngpu-bootstrap", ["workspace", "add", str(file), "--json"], self.bootstrap))
+        return Workspace(id=said["workspace"]["spec"]["id"], token=said["token"])
+
+    def start_model_servers(self, command: Callable[[int], Sequence[str]], cwd: Path, health_path: str) -> None:
+        """Start one model server beside each node and register it there.
+
+        Args:
+            command: from a port to the program and its arguments.
+            health_path: answers 200 once the server serves.
+        """
+        for node in self.nodes:
+            port = free_port()
+            url = f"http://127.0.0.1:{port}"
+            server = Process(f"model server of {node.name}", command(port), node.folder / "model-server.log", cwd=cwd)
+            node.model_server = server
+            server.wait_until(partial(answers, url + health_path), START_TIMEOUT_S, "did not answer")
+            self.register_model_server(node, url)
+
+    def register_model_server(self, node: NodePeer, url: str) -> None:
+        """Register the server at *url* with *node*, as a model server does itself when it starts."""
+        body = {"project": PROJECT, "model": MODEL, "api": url + "/v1/chat/completions", "type": 0, "cid": ""}
+        answer = httpx.post(f"http://127.0.0.1:{node.model_port}/api/v0/ai/model/register", json=body, timeout=10)
+        if answer.status_code != 200 or answer.json().get("code") != 0:
+            raise CommandFailed(f"{node.name} did not take the registration: {answer.text[:300]}")
+
+    def wait_deployed(self, workspace: Workspace) -> None:
+        """Return once *workspace* is ready on every node.
+
+        Raises:
+            StartError: it is not in time, or a process ended; with what each node says.
+        """
+        assert self.bootstrap is not None
+        assert self.bootstrap.process is not None
+        said: list[str] = []
+
+        def ready() -> bool:
+            self.check()
+            answer = httpx.get(f"{self.url}/api/v1/workspaces/{workspace.id}", headers=workspace.headers, timeout=10)
+            deployments = answer.json()["deployments"] if answer.status_code == 200 else []
+            now = [f"{entry['node']}: {entry['state']} {entry['detail']}".strip() for entry in deployments]
+            if now != said:
+                said[:] = now
+                for line in now:
+                    self._say(line)
+            states = [entry["state"] for entry in deployments]
+            if "failed" in states:
+                raise StartError("the workspace cannot be deployed: " + "; ".join(now))
+            return states.count("ready") == len(self.nodes)
+
+        self.bootstrap.process.wait_until(ready, READY_TIMEOUT_S, "saw no ready deployment on every node")
+
+    def check(self) -> None:
+        """Do nothing while every process runs; raise StartError with the end of its log when one has ended."""
+        for process in self.processes_in_stopping_order:
+            process.check()
+
+    def stop(self) -> None:
+        """Stop every process: nodes first, so that they can take leave of the bootstrap and remove their containers."""
+        everything = self.processes_in_stopping_order
+        nodes = sum(node.process is not None for node in self.nodes)
+        for group in (everything[:nodes], everything[nodes:]):
+            for process in group:
+                process.ask_to_stop()
+            for process in group:
+                process.wait_stopped()
+
+    # --- daemons ------------------------------------------------------------------------------------------------
+
+    def _make_peer(self, name: str, kind: type[Any]) -> Any:
+        folder = self.folder / name
+        folder.mkdir()
+        passphrase = folder / "passphrase"
+        passphrase.touch(mode=0o600)
+        passphrase.write_text(secrets.token_urlsafe(24) + "\n")
+        program = "ngpu-bootstrap" if kind is Peer else "ngpu-node"
+        # A light key derivation: these keys are thrown away in a minute.
+        arguments = ["init", "--data-dir", str(folder / "data"), "--passphrase-file", str(passphrase), "--kdf", "light"]
+        said = json.loads(run_command(program, [*arguments, "--json"]))
+        return kind(name=name, address=said["nodeAddr"], peer_id=said["peerId"], folder=folder)
+
+    def _start_daemon(self, peer: Peer, program: str, config: str) -> Process:
+        file = peer.folder / "config.toml"
+        file.write_text(config)
+        arguments = ["run", "--config", str(file)]
+        return Process(peer.name, [console_script(program), *arguments], peer.folder / "log", env={"NO_COLOR": "1"})
+
+    def _bootstrap_config(self) -> str:
+        assert self.bootstrap is not None
+        folder = self.bootstrap.folder
+        return (
+            f"data_dir = {json.dumps(str(folder / 'data'))}\n"
+            f"passphrase_file = {json.dumps(str(folder / 'passphrase'))}\n"
+            f'network = "{NETWORK}"\n'
+            f'service = "{SERVICE}"\n'
+            f'listen = ["/ip4/127.0.0.1/tcp/{self._p2p_port}"]\n'
+            f'http_listen = "127.0.0.1:{self._http_port}"\n'
+        )
+
+    def _node_config(self, node: NodePeer, multiaddr: str) -> str:
+        return (
+            f"data_dir = {json.dumps(str(node.folder / 'data'))}\n"
+            f"passphrase_file = {json.dumps(str(node.folder / 'passphrase'))}\n"
+            f'network = "{NETWORK}"\n'
+            f'listen = ["/ip4/127.0.0.1/tcp/0"]\n'
+            f'model_listen = "127.0.0.1:{node.model_port}"\n'
+            f"slots = {self._slots}\n"
+            f'engine = "{"docker" if self._docker else "none"}"\n'
+            "\n"
+            "[[bootstraps]]\n"
+            f'multiaddrs = ["{multiaddr}"]\n'
+            f'service = "{SERVICE}"\n'
+        )
+
+    def _command(self, program: str, arguments: Sequence[str], peer: Peer) -> str:
+        return run_command(program, [*arguments, "--config", str(peer.folder / "config.toml")])
+
+    def _answers(self, path: str) -> bool:
+        return answers(self.url + path)
+
+
+def answers(url: str) -> bool:
+    """Return whether *url* answers 200."""
+    try:
+        return httpx.get(url, timeout=5).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def console_script(name: str) -> str:
+    """Return the path of a command installed beside the running interpreter."""
+    return str(Path(sys.executable).parent / name)
+
+
+def run_command(name: str, arguments: Sequence[str]) -> str:
+    """Run one of the daemons' commands to its end and return its standard output.
+
+    Raises:
+        CommandFailed: its exit code is not 0.
+    """
+    run = subprocess.run(
+        [console_script(name), *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_TIMEOUT_S,
+        env={**os.environ, "NO_COLOR": "1"},
+        check=False,
+    )
+    if run.returncode != 0:
+        raise CommandFailed(f"{name} {' '.join(arguments[:2])} failed: {(run.stderr or run.stdout).strip()[-1000:]}")
+    return run.stdout
+
+
+def free_port() -> int:
+    """Return a TCP port on loopback that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+__all__ = ["CommandFailed", "LocalNetwork", "NodePeer", "Peer", "StartError", "answers", "free_port"]
