@@ -112,7 +112,7 @@ class LimitsSection(Section):
     queued_calls: int = Field(256, ge=0, description="Calls of one workspace that may wait for a slot at once.")
     queue_wait_s: float = Field(30.0, ge=0, description="Seconds a call may wait for a slot before it gets 429.")
     async_tasks: int = Field(10_000, ge=1, description="Asynchronous tasks of one workspace that may be unfinished.")
-    attempts: int = Field(3, ge=1, le=16, description="Attempts of one task at most.")
+    attempts: int = Field(5, ge=1, le=32, description="Orders signed for one task at most, refused ones included.")
     streams_per_node: int = Field(256, ge=1, description="HTTP streams to one node open at once.")
 
 
@@ -128,7 +128,8 @@ class BootstrapSettings(DaemonSettings):
     network: NetworkName = Field("main", description="Network: main, test, local, or your own name.")
     service: str = Field("", description="Name of the service this bootstrap is one of, as in nodes' trust files.")
     listen: tuple[str, ...] = Field(
-        ("/ip4/0.0.0.0/tcp/4910", "/ip6/::/tcp/4910"), description="Multiaddrs on which nodes reach this bootstrap."
+        ("/ip4/0.0.0.0/tcp/4910",),
+        description="Multiaddrs on which nodes reach this bootstrap. IPv4's wildcard and loopback mean IPv6's as well.",
     )
     http_listen: HostPort = Field(
         "127.0.0.1:8080", description="Where clients reach this bootstrap. Beyond loopback: TLS, or behind_proxy."
@@ -140,6 +141,9 @@ class BootstrapSettings(DaemonSettings):
     store: str = Field("", description="Database URL. Empty: SQLite in data_dir.", examples=["postgresql://host/ngpu"])
     wire_utc_offset_minutes: int = Field(
         480, ge=-720, le=840, description="Zone of the times in task ids, in minutes east of UTC (480: UTC+8)."
+    )
+    async_deadline_s: float = Field(
+        21_600.0, gt=0, description="Seconds an asynchronous task may wait and run altogether before it expires."
     )
     heartbeat_s: float = Field(2.0, gt=0, le=4, description="How often nodes report when nothing changes.")
     clock_tolerance_s: float = Field(

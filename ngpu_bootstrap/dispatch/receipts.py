@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Callable, Container
+from collections.abc import Container
 from dataclasses import dataclass, field
 
 import structlog
 import trio
 
-from ngpu_bootstrap.dispatch.verdicts import Judge, Judged
+from ngpu_bootstrap.dispatch.verdicts import Judge
+from ngpu_bootstrap.metrics import Metrics
 from ngpu_bootstrap.store.errors import StoreError
 from ngpu_bootstrap.store.records import Filing, Gap
 from ngpu_bootstrap.store.store import Store
@@ -74,7 +75,6 @@ class ReceiptDesk:
 
     Args:
         own: this bootstrap's address: receipts for other bootstraps' orders are not ours to judge.
-        on_judged: told of every receipt filed here, with what it was worth.
     """
 
     def __init__(
@@ -84,13 +84,13 @@ class ReceiptDesk:
         network: Network,
         judge: Judge,
         store: Store,
-        on_judged: Callable[[Judged], None],
+        metrics: Metrics,
     ) -> None:
         self._own = own
         self._chain_id = network.chain_id
         self._judge = judge
         self._store = store
-        self._on_judged = on_judged
+        self._metrics = metrics
         self._lines: dict[Address, _Line] = {}
         self._running: dict[AttemptKey, trio.Event] = {}
         self._awaited: OrderedDict[AttemptKey, Awaited] = OrderedDict()
@@ -209,7 +209,7 @@ class ReceiptDesk:
         )
         if outcome.filing is Filing.DUPLICATE:
             return outcome.acknowledgement
-        self._on_judged(judged)
+        self._metrics.judged(judged.verdict.kind.value, judged.verdict.rule)
         return judged.acknowledgement.wire
 
     async def _send(self, stream: P2PStream, line: _Line) -> None:

@@ -1,6 +1,6 @@
 """The HTTP face of a bootstrap peer for its clients.
 
-`routes` decides what a request is; `paths`, `bodies` and `answers` are pure and say what it asks for and how the
-answer looks; `proxy` and `tasks_api` carry it out. What is not hot goes to the documented application in
-`ngpu_bootstrap.api`.
+`routes` decides what a request is and answers for what goes wrong; `proxy` is the transparent form, `tasks_api` the
+documented one. `paths`, `bodies`, `answers` and `callers` are pure: what a request asks for, who sends it, how the
+answer looks. What is not hot goes to the documented application in `ngpu_bootstrap.api`.
 """

@@ -115,6 +115,7 @@ class Slot:
         count = session.in_flight.get(workspace, 0) + 1
         session.in_flight[workspace] = count
         session.total_in_flight += 1
+        nodes.slot_taken()
         if count > session.peak.get(workspace, 0):
             session.peak[workspace] = count
         session.total_peak = max(session.total_peak, session.total_in_flight)
@@ -130,13 +131,14 @@ class Slot:
         else:
             self.session.in_flight.pop(self.workspace, None)
         self.session.total_in_flight -= 1
-        self._nodes.serve_waiting()
+        self._nodes.slot_released()
 
 
 @dataclass(eq=False, slots=True)
 class _Waiter:
     spec: WorkspaceSpec
     tried: Collection[NodeSession]
+    promised: bool
     ready: trio.Event = field(default_factory=trio.Event)
     slot: Slot | None = None
     gone: bool = False
@@ -163,6 +165,9 @@ class Nodes:
         self._draw = draw
         self._sessions: dict[Address, NodeSession] = {}
         self._waiting: dict[str, deque[_Waiter]] = {}
+        self._hold_promised = False
+        self._running = 0
+        self._idle = trio.Event()
 
     def __iter__(self) -> Iterator[NodeSession]:
         return iter(self._sessions.values())
@@ -208,9 +213,13 @@ class Nodes:
         if choice.node is None and not choice.waitable:
             raise no_node(spec, choice.excluded)
 
+    def hold_promised(self) -> None:
+        """Give no more slots to tasks that wait in the store: this bootstrap stops, and the next run takes them up."""
+        self._hold_promised = True
+
     def waiting(self, workspace: str) -> int:
-        """Return how many calls of *workspace* wait for a slot."""
-        return sum(not waiter.gone for waiter in self._waiting.get(workspace, ()))
+        """Return how many clients' calls of *workspace* wait for a slot."""
+        return sum(not waiter.promised for waiter in self._waiting.get(workspace, ()))
 
     def take(self, spec: WorkspaceSpec, tried: Collection[NodeSession] = ()) -> Slot | None:
         """Return a slot when one is free now and nobody waits before the caller; else None."""
@@ -237,21 +246,22 @@ class Nodes:
         Raises:
             NotServed: 503 when no node serves the workspace, 429 when the queue is full or the wait was too long.
         """
-        slot = self.take(spec, tried)
+        held = wait_for_node and self._hold_promised
+        slot = self.take(spec, tried) if not held else None
         if slot is not None:
             return slot
         choice = self.choice(spec, tried)
         if not choice.waitable and not wait_for_node:
             raise no_node(spec, choice.excluded)
         queue = self._waiting.setdefault(spec.id, deque())
-        if not wait_for_node and len(queue) >= self._queue_limit:
+        if not wait_for_node and (waiting := self.waiting(spec.id)) >= self._queue_limit:
             raise NotServed(
                 429,
                 "queue_full",
-                f"every slot of workspace {spec.id} is taken and {len(queue)} calls wait already; come again later",
+                f"every slot of workspace {spec.id} is taken and {waiting} calls wait already; come again later",
                 retry_after_s=1,
             )
-        waiter = _Waiter(spec, tried)
+        waiter = _Waiter(spec, tried, wait_for_node)
         queue.append(waiter)
         try:
             self.serve_waiting()
@@ -289,6 +299,24 @@ class Nodes:
         """Note that the node had no slot after all: our estimate was too good."""
         session.full_until_ms[workspace] = self._now_ms() + FULL_PAUSE_MS
 
+    async def wait_idle(self) -> None:
+        """Return when no attempt runs anywhere."""
+        while self._running:
+            await self._idle.wait()
+
+    def slot_taken(self) -> None:
+        """Count an attempt that may begin (told by `Slot`)."""
+        self._running += 1
+
+    def slot_released(self) -> None:
+        """Count an attempt that ended (told by `Slot`), and give its place on."""
+        self._running -= 1
+        if not self._running:
+            self._idle.set()
+            self._idle = trio.Event()
+        if self._waiting:
+            self.serve_waiting()
+
     def serve_waiting(self) -> None:
         """Give free slots to waiting calls, longest waiting first.
 
@@ -300,6 +328,9 @@ class Nodes:
             while queue:
                 waiter = queue.popleft()
                 if waiter.gone:
+                    continue
+                if waiter.promised and self._hold_promised:
+                    passed.append(waiter)
                     continue
                 node = self.choice(waiter.spec, waiter.tried).node
                 if node is None:

@@ -1,0 +1,239 @@
+"""The calls of `/api/v1`, and what monitors ask: `/health`, `/ready`, `/metrics`.
+
+Owns who may call what. Workspaces are managed with an operator key; a task is shown to whoever knows its id, which is
+secret, unless they show another workspace's token; nodes are public, as their records in the DHT are. On the
+daemon's own Unix socket the caller is the operator, by the file's permissions.
+"""
+
+# Annotations are evaluated here: FastAPI reads them, and those of the calls name things local to build_app.
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from ngpu_bootstrap.api import models, page
+from ngpu_bootstrap.credentials import Token, reveal, take_credential
+from ngpu_bootstrap.errors import Forbidden, NotServed, Refusal, Unauthorized
+from ngpu_bootstrap.metrics import Metrics
+from ngpu_bootstrap.operator_keys import OperatorKeys
+from ngpu_bootstrap.registry.nodes import Nodes
+from ngpu_bootstrap.registry.workspaces import NewWorkspace, Workspaces
+from ngpu_bootstrap.store.errors import StoreError, UnknownTask
+from ngpu_bootstrap.store.records import TaskRecord
+from ngpu_bootstrap.store.store import Store
+from ngpu_daemon.metrics import CONTENT_TYPE, exposition, software_version
+from ngpu_protocol.errors import MalformedError
+
+_DESCRIPTION = """\
+A bootstrap peer of the NGPU network: clients call workspaces here, nodes with GPUs run them, and every call leaves a \
+receipt that both sides signed.
+
+Calls of workspaces themselves are not listed here: /proxy/<port>/<path> passes any request through to a workspace, \
+with a workspace token in Authorization, and /user/... wraps requests as the NGPU gateway's documents have them."""
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": models.ErrorView, "description": description}
+    for status, description in {
+        400: "the request is wrong",
+        401: "no credential, or an unknown one",
+        403: "a credential for something else",
+        404: "no such thing",
+    }.items()
+}
+
+FindTask = Callable[[str, Token | None], Awaitable[TaskRecord]]
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the calls work on.
+
+    Attributes:
+        status: what the daemon says of itself to its operator.
+        find_task: a task by its id, for whoever may see it.
+        open_metrics: whether `/metrics` needs no operator key.
+    """
+
+    workspaces: Workspaces
+    nodes: Nodes
+    store: Store
+    metrics: Metrics
+    operator_keys: OperatorKeys
+    find_task: FindTask
+    status: Callable[[], dict[str, Any]]
+    chain_id: int
+    open_metrics: bool
+
+
+def build_app(parts: Parts, *, is_operators_own: bool = False) -> FastAPI:
+    """Return the application.
+
+    Args:
+        is_operators_own: every caller is the operator (the daemon's Unix socket).
+    """
+    app = FastAPI(
+        title="NGPU bootstrap",
+        version=software_version(),
+        description=_DESCRIPTION,
+        openapi_url="/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+    )
+    _answer_errors(app)
+
+    def presented(request: Request) -> Token | None:
+        return take_credential(request.headers.raw, request.url.query or None).token
+
+    def operator(token: Annotated[Token | None, Depends(presented)]) -> None:
+        if is_operators_own:
+            return
+        if token is None:
+            raise Unauthorized("key_missing", "this call needs an operator key: send `Authorization: Bearer <key>`")
+        if not token.is_operator_key:
+            raise Forbidden("key_needed", "this call needs an operator key; a workspace token is not enough")
+        if not parts.operator_keys.opens(token):
+            raise Unauthorized("key_unknown", "this operator key is not known here")
+
+    is_operator = [Depends(operator)]
+
+    @app.get("/health", tags=["operation"])
+    async def health() -> models.HealthView:
+        """The process lives and answers."""
+        return models.HealthView()
+
+    @app.get("/ready", tags=["operation"], responses={503: {"model": models.ReadyView}})
+    async def ready(response: Response) -> models.ReadyView:
+        """The store can be used and at least one admitted node is connected."""
+        peers = sum(session.admitted for session in parts.nodes)
+        reason = ""
+        try:
+            await parts.store.check()
+        except StoreError as error:
+            reason = f"store_unavailable: {error}"
+        if not reason and not peers:
+            reason = "no_peer: no admitted node is connected"
+        if reason:
+            response.status_code = 503
+        return models.ReadyView(ready=not reason, reason=reason, peers=peers)
+
+    @app.get("/metrics", tags=["operation"], response_class=Response)
+    async def metrics(token: Annotated[Token | None, Depends(presented)]) -> Response:
+        """Prometheus metrics; from outside this machine with an operator key."""
+        if not parts.open_metrics:
+            operator(token)
+        return Response(exposition(parts.metrics.registry), media_type=CONTENT_TYPE)
+
+    @app.post("/api/v1/workspaces", status_code=201, tags=["workspaces"], dependencies=is_operator, responses=_ERRORS)
+    async def add_workspace(new: NewWorkspace) -> models.CreatedWorkspaceView:
+        """Make a workspace. The answer holds its token, which is shown this once."""
+        workspace, token = await parts.workspaces.add(new)
+        view = models.workspace_view(workspace, parts.nodes)
+        return models.CreatedWorkspaceView(workspace=view, token=reveal(token))
+
+    @app.get("/api/v1/workspaces", tags=["workspaces"], dependencies=is_operator, responses=_ERRORS)
+    async def list_workspaces() -> models.WorkspaceListView:
+        """Every workspace, with where it is deployed."""
+        views = [models.workspace_view(workspace, parts.nodes) for workspace in parts.workspaces]
+        return models.WorkspaceListView(workspaces=views)
+
+    @app.get("/api/v1/workspaces/{workspace_id}", tags=["workspaces"], responses=_ERRORS)
+    async def get_workspace(
+        workspace_id: str, token: Annotated[Token | None, Depends(presented)]
+    ) -> models.WorkspaceView:
+        """One workspace, for its own token or an operator key."""
+        if token is None or token.is_operator_key or is_operators_own:
+            operator(token)
+        elif parts.workspaces.authenticate(token)[0].id != workspace_id:
+            raise Forbidden("token_foreign", "this token is of another workspace")
+        return models.workspace_view(parts.workspaces.require(workspace_id), parts.nodes)
+
+    @app.delete("/api/v1/workspaces/{workspace_id}", tags=["workspaces"], dependencies=is_operator, responses=_ERRORS)
+    async def remove_workspace(workspace_id: str) -> models.WorkspaceView:
+        """Remove a workspace: its tokens open nothing any more, its deployments stop. Tasks and receipts stay."""
+        return models.workspace_view(await parts.workspaces.remove(workspace_id), parts.nodes)
+
+    @app.get("/api/v1/tasks/{task_id}", tags=["tasks"], responses=_ERRORS)
+    async def get_task(task_id: str, token: Annotated[Token | None, Depends(presented)]) -> models.TaskView:
+        """A task with its attempts, receipts and verdicts."""
+        await parts.find_task(task_id, None if is_operators_own else token)
+        return models.task_view(await parts.store.detail(task_id))
+
+    @app.get("/api/v1/tasks/{task_id}/receipt", tags=["tasks"], responses=_ERRORS)
+    async def get_receipt(
+        task_id: str, token: Annotated[Token | None, Depends(presented)], attempt: int | None = None
+    ) -> dict[str, Any]:
+        """The receipt file: order, receipt and acknowledgement with their signatures, to be verified offline."""
+        await parts.find_task(task_id, None if is_operators_own else token)
+        filed = await parts.store.receipt(task_id, attempt)
+        if filed is None:
+            raise Refusal(404, "no_receipt", f"task {task_id} has no receipt yet")
+        try:
+            return models.receipt_document(filed.order, filed.receipt, parts.chain_id)
+        except MalformedError as error:
+            raise Refusal(404, "no_receipt", f"the receipt on file cannot be shown: {error}") from None
+
+    @app.get("/api/v1/nodes", tags=["nodes"])
+    async def list_nodes() -> models.NodeListView:
+        """Every connected node: what it offers, what runs there, how loaded it is."""
+        sessions = sorted(parts.nodes, key=lambda session: session.node)
+        return models.NodeListView(nodes=[models.node_view(session) for session in sessions])
+
+    if is_operators_own:
+
+        @app.get("/status", tags=["operation"])
+        async def status() -> dict[str, Any]:
+            """Where this bootstrap listens and what it is at."""
+            return parts.status()
+
+    @app.get("/docs", include_in_schema=False)
+    async def documentation() -> HTMLResponse:
+        return HTMLResponse(page.render(app.openapi()))
+
+    @app.get("/", include_in_schema=False)
+    async def root() -> HTMLResponse:
+        return HTMLResponse(page.render(app.openapi()))
+
+    return app
+
+
+def _answer_errors(app: FastAPI) -> None:
+    """Give every error the shape of this API."""
+
+    @app.exception_handler(Refusal)
+    async def refused(request: Request, refusal: Refusal) -> JSONResponse:
+        return _error(refusal.status, refusal.reason, refusal.message, refusal.headers)
+
+    @app.exception_handler(UnknownTask)
+    async def unknown_task(request: Request, error: UnknownTask) -> JSONResponse:
+        return _error(404, "task_unknown", f"there is no task {error.task_id}")
+
+    @app.exception_handler(StoreError)
+    async def store_failed(request: Request, error: StoreError) -> JSONResponse:
+        refusal = NotServed(503, "store_unavailable", "the store cannot be used now; come again", retry_after_s=5)
+        return _error(refusal.status, refusal.reason, refusal.message, refusal.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        problems = error.errors()
+        if any(problem["type"] == "json_invalid" for problem in problems):
+            return _error(400, "malformed_json", "the body is not valid JSON; send a JSON object")
+        # Where and what, never the value: it may be a secret.
+        texts = [
+            f"{'.'.join(str(part)[:64] for part in problem['loc'] if part != 'body') or 'body'}: "
+            f"{problem['msg'].removeprefix('Value error, ')}"
+            for problem in problems[:5]
+        ]
+        return _error(422, "invalid", "; ".join(texts))
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
+        reason = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "refused")
+        return _error(error.status_code, reason, str(error.detail), dict(error.headers or {}))
+
+
+def _error(status: int, reason: str, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    return JSONResponse({"reason": reason, "message": message}, status, headers)

@@ -1,0 +1,306 @@
+"""The command `ngpu-bootstrap`: what an operator types, and what it prints.
+
+Every command teaches its next step, prints one JSON object with `--json`, and fails with one line and exit code 1.
+What commands do is elsewhere; the daemon's parts are imported only where it runs, since they take a second to load.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ngpu_bootstrap.config import DEFAULT_DATA_DIR, ENV_PREFIX, BootstrapSettings
+from ngpu_daemon.entry import run_main
+from ngpu_daemon.errors import OperatorError
+from ngpu_daemon.init_command import init_command
+from ngpu_daemon.logs import configure_logging
+from ngpu_daemon.settings import load_settings, sample_toml
+
+app = typer.Typer(
+    help="A bootstrap peer of the NGPU network: takes tasks over HTTP and has nodes with GPUs run them.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+workspace_app = typer.Typer(help="Workspaces: a client's image or model server, and its token.", no_args_is_help=True)
+operator_app = typer.Typer(help="Keys for managing workspaces over HTTP.", no_args_is_help=True)
+app.add_typer(workspace_app, name="workspace")
+app.add_typer(operator_app, name="operator-key")
+
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file; `sample-config` prints one.")]
+DataDirOption = Annotated[Path | None, typer.Option(help=f"Where it keeps its state (default {DEFAULT_DATA_DIR}).")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+_API = re.compile(r"(?P<name>[^:=]+)=(?P<mode>sync|async):(?P<port>[0-9]+)(?P<path>/.*)")
+
+app.command("init")(init_command(DEFAULT_DATA_DIR.expanduser()))
+
+
+class ArgumentError(OperatorError):
+    """An argument of a command cannot be understood."""
+
+
+@app.command()
+def run(
+    config: ConfigOption = None,
+    data_dir: DataDirOption = None,
+    network: Annotated[str | None, typer.Option(help="main, test, local, or your own name.")] = None,
+    listen: Annotated[list[str] | None, typer.Option(help="Multiaddr for nodes; repeat for more.")] = None,
+    http_listen: Annotated[str | None, typer.Option(help="HOST:PORT for clients.")] = None,
+    passphrase_file: Annotated[Path | None, typer.Option(help="File with the keystore's passphrase.")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+) -> None:
+    """Run the bootstrap peer until SIGTERM, which drains it."""
+
+    def settings() -> BootstrapSettings:
+        return _settings(
+            config,
+            data_dir=data_dir,
+            network=network,
+            listen=tuple(listen) if listen else None,
+            http_listen=http_listen,
+            passphrase_file=passphrase_file,
+            log_level=log_level,
+        )
+
+    async def main() -> None:
+        loaded = settings()
+        configure_logging(loaded.log_level, loaded.log_format)
+        from ngpu_bootstrap.daemon import run_daemon
+
+        await run_daemon(loaded)
+
+    run_main(main)
+
+
+@app.command("sample-config")
+def sample_config() -> None:
+    """Print a configuration file that documents every key."""
+    heading = (
+        "Configuration of ngpu-bootstrap. Every key can also be given in the environment: NGPU_BOOTSTRAP_HTTP_LISTEN,\n"
+        "NGPU_BOOTSTRAP_LIMITS__ATTEMPTS, and the most used ones as flags of `ngpu-bootstrap run`."
+    )
+    typer.echo(sample_toml(BootstrapSettings, heading), nl=False)
+
+
+@app.command()
+def status(config: ConfigOption = None, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
+    """Say where the running bootstrap listens and what it is at."""
+
+    def main() -> None:
+        found = _management(config, data_dir).status()
+        if as_json:
+            typer.echo(json.dumps(found))
+            return
+        for key, value in found.items():
+            shown = ", ".join(value) if isinstance(value, list) else value
+            typer.echo(f"{key.replace('_', ' '):<18}{shown}")
+
+    run_main(main)
+
+
+@workspace_app.command("add")
+def workspace_add(
+    file: Annotated[Path | None, typer.Option(help="TOML or JSON file with any of the keys; options win.")] = None,
+    name: Annotated[str | None, typer.Option(help="For people.")] = None,
+    image: Annotated[str | None, typer.Option(help="Container image.")] = None,
+    service: Annotated[
+        str | None, typer.Option(help="Registered model server, PROJECT/MODEL, instead of an image.")
+    ] = None,
+    port: Annotated[list[int] | None, typer.Option(help="Port it listens on; the first is the default.")] = None,
+    api: Annotated[
+        list[str] | None, typer.Option(help="A call under /user/: NAME=sync:PORT/PATH or NAME=async:PORT/PATH.")
+    ] = None,
+    env: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for the container.")] = None,
+    concurrency: Annotated[int | None, typer.Option(help="Tasks at once on one node.")] = None,
+    timeout_s: Annotated[float | None, typer.Option(help="Time limit of one task.")] = None,
+    gpu_count: Annotated[int | None, typer.Option(help="GPUs it holds on a node.")] = None,
+    gpu_type: Annotated[list[str] | None, typer.Option(help="GPU model it runs on; repeat, preferred first.")] = None,
+    readiness_path: Annotated[str | None, typer.Option(help="Path that answers once it serves.")] = None,
+    replicas: Annotated[int | None, typer.Option(help="Nodes to run an image on; default: every suitable one.")] = None,
+    command: Annotated[
+        list[str] | None, typer.Argument(help="After --: arguments in place of the image's own.")
+    ] = None,
+    config: ConfigOption = None,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a workspace and print its token, which is shown this once."""
+
+    def main() -> None:
+        from ngpu_bootstrap.commands import checked, read_document
+
+        document = read_document(file) if file is not None else {}
+        document |= _given(
+            name=name,
+            image=image,
+            service=service,
+            ports=port or None,
+            apis=[_api(text) for text in api] if api else None,
+            env=dict(_pair(text) for text in env) if env else None,
+            concurrency=concurrency,
+            request_timeout_s=timeout_s,
+            gpu_count=gpu_count,
+            gpu_types=gpu_type or None,
+            readiness_path=readiness_path,
+            replicas=replicas,
+            command=command or None,
+        )
+        created = _management(config, data_dir).add(checked(document))
+        if as_json:
+            typer.echo(json.dumps({"id": created.workspace.spec.id, "token": created.token}))
+            return
+        typer.echo(f"workspace  {created.workspace.spec.id}\ntoken      {created.token}\n")
+        typer.echo("The token is shown this once. Call the workspace with it:")
+        port_shown = created.workspace.spec.ports[0]
+        typer.echo(f'  curl -H "Authorization: Bearer <token>" http://127.0.0.1:8080/proxy/{port_shown}/')
+
+    run_main(main)
+
+
+@workspace_app.command("list")
+def workspace_list(config: ConfigOption = None, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
+    """Show every workspace."""
+
+    def main() -> None:
+        found = _management(config, data_dir).all()
+        if as_json:
+            typer.echo(json.dumps({"workspaces": [one.model_dump(mode="json") for one in found]}))
+            return
+        if not found:
+            typer.echo("There is no workspace yet: `ngpu-bootstrap workspace add --help` says how to make one.")
+            return
+        table = Table("id", "name", "runs", "ports", "APIs", "ready on", box=None)
+        for one in found:
+            ready = sum(deployment.state == "ready" for deployment in one.deployments)
+            table.add_row(
+                one.spec.id,
+                one.spec.name,
+                one.spec.image or f"service {one.spec.service}",
+                ", ".join(map(str, one.spec.ports)),
+                ", ".join(api.name for api in one.spec.apis),
+                f"{ready} of {len(one.deployments)}",
+            )
+        Console().print(table)
+
+    run_main(main)
+
+
+@workspace_app.command("remove")
+def workspace_remove(
+    workspace_id: Annotated[str, typer.Argument(help="The number before the token's hyphen.")],
+    config: ConfigOption = None,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove a workspace: its token opens nothing any more, its deployments stop. Tasks and receipts stay."""
+
+    def main() -> None:
+        removed = _management(config, data_dir).remove(workspace_id)
+        if as_json:
+            typer.echo(json.dumps({"removed": removed.spec.id}))
+        else:
+            typer.echo(f"removed workspace {removed.spec.id} ({removed.spec.name})")
+
+    run_main(main)
+
+
+@operator_app.command("add")
+def operator_key_add(
+    name: Annotated[str, typer.Argument(help="Who or what uses it.")],
+    config: ConfigOption = None,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make an operator key and print it, which is shown this once. It counts at once, also in a running daemon."""
+
+    def main() -> None:
+        from ngpu_bootstrap.credentials import reveal
+
+        key = reveal(_operator_keys(config, data_dir).add(name))
+        if as_json:
+            typer.echo(json.dumps({"name": name, "key": key}))
+        else:
+            typer.echo(f"key  {key}\n\nIt is shown this once. Use it so:")
+            typer.echo('  curl -H "Authorization: Bearer <key>" http://127.0.0.1:8080/api/v1/workspaces')
+
+    run_main(main)
+
+
+@operator_app.command("list")
+def operator_key_list(config: ConfigOption = None, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
+    """Show the names of the operator keys."""
+
+    def main() -> None:
+        keys = _operator_keys(config, data_dir).all()
+        if as_json:
+            shown = [{"name": key.name, "created_at_ms": key.created_at_ms} for key in keys]
+            typer.echo(json.dumps({"keys": shown}))
+        elif not keys:
+            typer.echo("There is no operator key yet: `ngpu-bootstrap operator-key add NAME` makes one.")
+        for key in () if as_json else keys:
+            typer.echo(key.name)
+
+    run_main(main)
+
+
+@operator_app.command("remove")
+def operator_key_remove(
+    name: Annotated[str, typer.Argument(help="As `operator-key list` shows it.")],
+    config: ConfigOption = None,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove an operator key: it opens nothing any more."""
+
+    def main() -> None:
+        _operator_keys(config, data_dir).remove(name)
+        typer.echo(json.dumps({"removed": name}) if as_json else f"removed {name}")
+
+    run_main(main)
+
+
+def _settings(config: Path | None, **flags: Any) -> BootstrapSettings:
+    return load_settings(BootstrapSettings, config, ENV_PREFIX, flags)
+
+
+def _management(config: Path | None, data_dir: Path | None) -> Any:
+    from ngpu_bootstrap.commands import Management
+
+    return Management(_settings(config, data_dir=data_dir))
+
+
+def _operator_keys(config: Path | None, data_dir: Path | None) -> Any:
+    from ngpu_bootstrap.operator_keys import OperatorKeys
+    from ngpu_daemon.datadir import DataDirectory
+
+    directory = DataDirectory(_settings(config, data_dir=data_dir).data_dir)
+    directory.prepare()
+    return OperatorKeys(directory.path)
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _api(text: str) -> dict[str, Any]:
+    found = _API.fullmatch(text)
+    if found is None:
+        raise ArgumentError(f"--api {text}: write NAME=sync:PORT/PATH or NAME=async:PORT/PATH")
+    return {"name": found["name"], "mode": found["mode"], "port": int(found["port"]), "path": found["path"]}
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise ArgumentError(f"--env {name}: write NAME=VALUE")
+    return name, value
+
+
+if __name__ == "__main__":
+    app()

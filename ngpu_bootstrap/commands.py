@@ -1,0 +1,160 @@
+"""What the management commands do: on the running daemon where there is one, else on the store itself.
+
+Owns the choice between the two; what a workspace is belongs to `registry.workspaces` either way.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import trio
+from pydantic import ValidationError
+
+from ngpu_bootstrap.admin_socket import ask_daemon, daemon_is_running
+from ngpu_bootstrap.api.models import CreatedWorkspaceView, WorkspaceView, workspace_view
+from ngpu_bootstrap.config import BootstrapSettings
+from ngpu_bootstrap.credentials import reveal
+from ngpu_bootstrap.errors import Refusal
+from ngpu_bootstrap.registry.nodes import Nodes
+from ngpu_bootstrap.registry.workspaces import NewWorkspace, Workspaces
+from ngpu_bootstrap.store.errors import StoreError
+from ngpu_bootstrap.store.store import open_store
+from ngpu_daemon.datadir import DataDirectory
+from ngpu_daemon.errors import OperatorError
+from ngpu_protocol.identity import Address
+from ngpu_protocol.workspaces import describe_errors
+
+_NOBODY = Address("0x" + 40 * "0")
+
+
+class WorkspaceError(OperatorError):
+    """What was asked about workspaces cannot be done; the message says why."""
+
+
+def checked(document: dict[str, Any]) -> NewWorkspace:
+    """Return the workspace described by *document*.
+
+    Raises:
+        WorkspaceError: naming each key that is wrong.
+    """
+    try:
+        return NewWorkspace.model_validate(document)
+    except ValidationError as error:
+        raise WorkspaceError(f"not a workspace: {describe_errors(error)}") from None
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """Return the object in a TOML or JSON file.
+
+    Raises:
+        WorkspaceError: it cannot be read, or is neither.
+    """
+    try:
+        content = path.read_bytes()
+        document = tomllib.loads(content.decode()) if path.suffix == ".toml" else json.loads(content)
+    except OSError as error:
+        raise WorkspaceError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise WorkspaceError(f"{path}: neither valid JSON nor, by its name, TOML: {error}") from None
+    if not isinstance(document, dict):
+        raise WorkspaceError(f"{path}: an object is wanted")
+    return document
+
+
+class Management:
+    """The management commands on one data directory."""
+
+    def __init__(self, settings: BootstrapSettings) -> None:
+        self._settings = settings
+        self._directory = DataDirectory(settings.data_dir)
+
+    def add(self, new: NewWorkspace) -> CreatedWorkspaceView:
+        """Make a workspace; the answer holds its token, which is shown this once."""
+        if daemon_is_running(self._directory):
+            document = new.model_dump(mode="json", exclude={"id", "revision"})
+            return CreatedWorkspaceView.model_validate(self._ask("POST", "/api/v1/workspaces", document))
+
+        async def work(workspaces: Workspaces) -> CreatedWorkspaceView:
+            workspace, token = await workspaces.add(new)
+            return CreatedWorkspaceView(workspace=_view(workspaces, workspace.id), token=reveal(token))
+
+        created: CreatedWorkspaceView = self._on_store(work)
+        return created
+
+    def all(self) -> Sequence[WorkspaceView]:
+        """Return every workspace, oldest first."""
+        if daemon_is_running(self._directory):
+            answer = self._ask("GET", "/api/v1/workspaces")
+            return [WorkspaceView.model_validate(one) for one in answer["workspaces"]]
+
+        async def work(workspaces: Workspaces) -> list[WorkspaceView]:
+            return [_view(workspaces, workspace.id) for workspace in workspaces]
+
+        listed: list[WorkspaceView] = self._on_store(work)
+        return listed
+
+    def remove(self, workspace_id: str) -> WorkspaceView:
+        """Remove a workspace and return what it was."""
+        if not (workspace_id.isascii() and workspace_id.isdigit()):
+            raise WorkspaceError(
+                f"{workspace_id[:64]!r} is no workspace id: it is the number before the token's hyphen"
+            )
+        if daemon_is_running(self._directory):
+            return WorkspaceView.model_validate(self._ask("DELETE", f"/api/v1/workspaces/{workspace_id}"))
+
+        async def work(workspaces: Workspaces) -> WorkspaceView:
+            view = _view(workspaces, workspaces.require(workspace_id).id)
+            await workspaces.remove(workspace_id)
+            return view
+
+        removed: WorkspaceView = self._on_store(work)
+        return removed
+
+    def status(self) -> dict[str, Any]:
+        """Return what the running daemon says of itself.
+
+        Raises:
+            WorkspaceError: none runs.
+        """
+        if not daemon_is_running(self._directory):
+            raise WorkspaceError(f"no bootstrap runs on {self._directory.path}: start it with `ngpu-bootstrap run`")
+        status: dict[str, Any] = self._ask("GET", "/status")
+        return status
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """Return the connected nodes as the running daemon sees them."""
+        nodes: list[dict[str, Any]] = self._ask("GET", "/api/v1/nodes")["nodes"]
+        return nodes
+
+    def _ask(self, method: str, target: str, document: Any = None) -> Any:
+        return ask_daemon(self._directory.admin_socket, method, target, document)
+
+    def _on_store(self, work: Any) -> Any:
+        """Run *work* on the workspaces of a data directory that no daemon uses."""
+
+        async def main() -> Any:
+            location = self._settings.store or self._directory.path / "bootstrap.db"
+            bodies = self._directory.path / "bodies"
+            async with open_store(location, network=self._settings.network, bootstrap=_NOBODY, bodies=bodies) as store:
+                workspaces = Workspaces(store, now_ms=_now_ms, on_change=lambda: None)
+                await workspaces.load()
+                return await work(workspaces)
+
+        try:
+            with self._directory.lock():
+                return trio.run(main)
+        except (StoreError, Refusal) as error:
+            raise WorkspaceError(str(error)) from None
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _view(workspaces: Workspaces, workspace_id: str) -> WorkspaceView:
+    return workspace_view(workspaces.require(workspace_id), Nodes(now_ms=_now_ms, queue_limit=0))

@@ -1,0 +1,388 @@
+"""The bootstrap peer as a process: builds the parts, opens the nursery, and ends in good order.
+
+The one module that knows every part. Order of start: keystore, store, parts, libp2p host, unfinished tasks of the run
+before, clients' listener; ready is said when clients can come. Order of end, on SIGTERM: no new connections and no
+new attempts of waiting tasks, running requests get `drain_s`, their ends are committed, then everything is cancelled.
+What is cut by the end of the grace period is taken up by the next start, as after `kill -9`.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import json
+import os
+import ssl
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import structlog
+import trio
+
+from ngpu_bootstrap.admin_socket import serve_admin_socket
+from ngpu_bootstrap.api.app import Parts, build_app
+from ngpu_bootstrap.config import BootstrapSettings, parse_host_port
+from ngpu_bootstrap.dispatch.detached import DetachedTasks
+from ngpu_bootstrap.dispatch.dispatcher import Dispatcher, DispatchLimits
+from ngpu_bootstrap.dispatch.receipts import ReceiptDesk
+from ngpu_bootstrap.dispatch.verdicts import Judge
+from ngpu_bootstrap.front.callers import parse_networks
+from ngpu_bootstrap.front.routes import Front, TaskIds
+from ngpu_bootstrap.metrics import Metrics
+from ngpu_bootstrap.operator_keys import OperatorKeys
+from ngpu_bootstrap.registry.control import ControlDesk, Greeting
+from ngpu_bootstrap.registry.nodes import Nodes, NodeSession
+from ngpu_bootstrap.registry.workspaces import Workspaces
+from ngpu_bootstrap.store.errors import StoreMismatch, StoreUnavailable
+from ngpu_bootstrap.store.records import NodeRow, TaskRecord
+from ngpu_bootstrap.store.store import Store, open_store
+from ngpu_daemon.datadir import DataDirectory
+from ngpu_daemon.drain import Drain
+from ngpu_daemon.errors import OperatorError
+from ngpu_daemon.keystore import open_keystore, read_passphrase
+from ngpu_daemon.notify import Notifier, run_watchdog
+from ngpu_protocol.control import CONTROL_PROTOCOL, RECEIPTS_PROTOCOL
+from ngpu_protocol.http1 import AsgiHandler, BoundAddress, Client, Draining, Limits, serve_tcp
+from ngpu_protocol.identity import Account, Address
+from ngpu_protocol.networks import network_named
+from ngpu_protocol.p2p import Host, ListenError, P2PStream, open_host
+from ngpu_protocol.workspaces import WorkspaceSpec
+
+log = structlog.get_logger(__name__)
+
+HTTP_PROTOCOL = "/http/1.1"
+STREAM_TIMEOUT_S = 5.0
+# How long streams to nodes rest before they are closed: below the node's own limit, so that ours closes first.
+STREAM_IDLE_S = 60.0
+SETTLE_S = 10.0
+RUNTIME_FILE = "bootstrap.json"
+
+
+class StartError(OperatorError):
+    """The daemon cannot start with this configuration on this machine."""
+
+
+def now_ms() -> int:
+    """Return UTC milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+async def run_daemon(settings: BootstrapSettings) -> None:
+    """Run the bootstrap peer until it is told to stop.
+
+    Raises:
+        OperatorError: what must be changed before it can start; nothing listened.
+    """
+    directory = DataDirectory(settings.data_dir)
+    with directory.lock():
+        passphrase = read_passphrase(settings.passphrase_file)
+        account = await trio.to_thread.run_sync(open_keystore, directory.keystore, passphrase)
+        tls = _tls_context(settings)
+        drain = Drain()
+        async with AsyncExitStack() as stack:
+            store = await _opened_store(stack, settings, directory, account)
+            await _Bootstrap(settings, directory, account, store, drain, tls).run()
+
+
+async def _opened_store(
+    stack: AsyncExitStack, settings: BootstrapSettings, directory: DataDirectory, account: Account
+) -> Store:
+    try:
+        return await stack.enter_async_context(
+            open_store(
+                settings.store or directory.path / "bootstrap.db",
+                network=settings.network,
+                bootstrap=account.address,
+                bodies=directory.path / "bodies",
+            )
+        )
+    except (StoreMismatch, StoreUnavailable) as error:
+        raise StartError(str(error)) from error
+
+
+def _tls_context(settings: BootstrapSettings) -> ssl.SSLContext | None:
+    certificate, key = settings.tls.certificate, settings.tls.key
+    if certificate is None or key is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(certificate, key)
+    except (OSError, ssl.SSLError) as error:
+        raise StartError(f"the TLS certificate {certificate} cannot be used with the key {key}: {error}") from None
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+class _Bootstrap:
+    """One run of the daemon: its parts, and who starts and ends them."""
+
+    def __init__(
+        self,
+        settings: BootstrapSettings,
+        directory: DataDirectory,
+        account: Account,
+        store: Store,
+        drain: Drain,
+        tls: ssl.SSLContext | None,
+    ) -> None:
+        self.settings = settings
+        self.directory = directory
+        self.account = account
+        self.store = store
+        self.drain = drain
+        self.tls = tls
+        self.network = network_named(settings.network)
+        self.host: Host | None = None
+        self.where: dict[str, Any] = {}
+        self.metrics = Metrics()
+        self.draining = Draining()
+        limits = settings.limits
+        self.nodes = Nodes(now_ms=now_ms, queue_limit=limits.queued_calls)
+        self.workspaces = Workspaces(store, now_ms=now_ms, on_change=lambda: self.control.refresh())
+        judge = Judge(
+            account,
+            self.network,
+            tolerance_ms=int(settings.clock_tolerance_s * 1000),
+            now_ms=now_ms,
+            link_before=store.link_before,
+        )
+        self.receipts = ReceiptDesk(
+            own=account.address, network=self.network, judge=judge, store=store, metrics=self.metrics
+        )
+        approved = settings.admission.approved if settings.admission.mode == "approved" else None
+        self.control = ControlDesk(
+            greeting=Greeting(
+                network=settings.network,
+                service=settings.service,
+                heartbeat_s=settings.heartbeat_s,
+                approved=None if approved is None else frozenset(Address(node) for node in approved),
+            ),
+            nodes=self.nodes,
+            workspaces=self.workspaces,
+            open_requests=self._requests_to,
+            chain_head=store.chain_head,
+            met=self._met,
+            now_ms=now_ms,
+        )
+        self.dispatcher = Dispatcher(
+            account=account,
+            network=self.network,
+            store=store,
+            nodes=self.nodes,
+            judge=judge,
+            desk=self.receipts,
+            metrics=self.metrics,
+            limits=DispatchLimits(attempts=limits.attempts, queue_wait_s=limits.queue_wait_s),
+            now_ms=now_ms,
+        )
+        self.detached = DetachedTasks(
+            dispatcher=self.dispatcher,
+            store=store,
+            nodes=self.nodes,
+            limit=limits.async_tasks,
+            answer_bytes=limits.task_answer_bytes,
+            attempts=limits.attempts,
+            now_ms=now_ms,
+        )
+        self.front = self._front()
+        self._show_gauges()
+
+    def _front(self) -> Front:
+        settings = self.settings
+        front = Front(
+            workspaces=self.workspaces,
+            dispatcher=self.dispatcher,
+            detached=self.detached,
+            store=self.store,
+            metrics=self.metrics,
+            limits=settings.limits,
+            async_deadline_s=settings.async_deadline_s,
+            new_task_id=TaskIds(now_ms, settings.wire_utc_offset_minutes),
+            trusted=parse_networks(settings.trusted_proxies),
+        )
+        parts = Parts(
+            workspaces=self.workspaces,
+            nodes=self.nodes,
+            store=self.store,
+            metrics=self.metrics,
+            operator_keys=OperatorKeys(self.directory.path),
+            find_task=front.tasks_api.task,
+            status=self._status,
+            chain_id=self.network.chain_id,
+            open_metrics=settings.has_private_listener,
+        )
+        scheme = "https" if self.tls is not None else "http"
+        front.application = AsgiHandler(build_app(parts), scheme=scheme)
+        self.admin = AsgiHandler(build_app(parts, is_operators_own=True))
+        return front
+
+    def _show_gauges(self) -> None:
+        gauge = self.metrics.gauge
+        gauge("ngpu_peers", "Nodes connected.", lambda: len(self.nodes))
+        gauge("ngpu_workspaces", "Workspaces.", lambda: len(self.workspaces))
+        gauge("ngpu_deployments", "Deployments on connected nodes.", self._deployments)
+        gauge("ngpu_streams", "Open libp2p streams.", self._streams)
+        gauge("ngpu_running_attempts", "Attempts running.", lambda: sum(one.total_in_flight for one in self.nodes))
+        gauge("ngpu_async_tasks", "Asynchronous tasks not final.", lambda: len(self.detached))
+        gauge("ngpu_store_operations", "Writes committed since the start.", lambda: self.store.counts.operations)
+        gauge("ngpu_store_batches", "Commits since the start.", lambda: self.store.counts.batches)
+        gauge("ngpu_client_connections", "Clients' connections.", lambda: self.draining.connections)
+
+    def _deployments(self) -> int:
+        return sum(len(session.deployments) for session in self.nodes)
+
+    def _streams(self) -> int:
+        return sum(peer.streams for peer in self.host.peers()) if self.host is not None else 0
+
+    def _status(self) -> dict[str, Any]:
+        return {
+            **self.where,
+            "nodes": len(self.nodes),
+            "workspaces": len(self.workspaces),
+            "running_attempts": sum(session.total_in_flight for session in self.nodes),
+            "async_tasks": len(self.detached),
+            "draining": self.drain.is_requested,
+        }
+
+    # -- nodes
+
+    def _requests_to(self, peer_id: str) -> Client:
+        """Return the pooled HTTP client over the connection of a peer."""
+        return Client(
+            functools.partial(self._open_stream, peer_id),
+            authority=peer_id,
+            max_connections=self.settings.limits.streams_per_node,
+            max_idle_s=STREAM_IDLE_S,
+            limits=Limits(max_head_bytes=64 * 1024, max_headers=200),
+        )
+
+    async def _open_stream(self, peer_id: str) -> P2PStream:
+        assert self.host is not None
+        return await self.host.open_stream(peer_id, HTTP_PROTOCOL, timeout_s=STREAM_TIMEOUT_S)
+
+    async def _met(self, session: NodeSession) -> None:
+        self.store.note_node(
+            NodeRow(
+                address=session.node,
+                first_seen_ms=session.connected_at_ms,
+                last_seen_ms=session.connected_at_ms,
+                peer_id=session.peer_id,
+                software=session.software,
+                session=session.session,
+            )
+        )
+
+    # -- the run
+
+    async def run(self) -> None:
+        notifier = Notifier.from_environment()
+        await self.workspaces.load()
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.drain.run)
+            await nursery.start(self.dispatcher.run)
+            await nursery.start(self.detached.run)
+            nursery.start_soon(self.nodes.run)
+            nursery.start_soon(self.control.run)
+            async with self._host() as host:
+                self.host = host
+                taken_up = await self.detached.recover(self._spec_of)
+                addresses = await nursery.start(self._serve_clients)
+                self.where = self._describe(host, addresses)
+                await nursery.start(serve_admin_socket, self.directory, self.admin)
+                nursery.start_soon(run_watchdog, notifier)
+                with self._announced():
+                    # What lives as long as the process need not be looked at by the collector again and again.
+                    gc.collect()
+                    gc.freeze()
+                    log.info("bootstrap_ready", taken_up=taken_up, **self.where)
+                    notifier.ready(f"serving clients on {', '.join(self.where['http'])}")
+                    await self.drain.requested.wait()
+                    notifier.stopping("draining")
+                    notifier.extend_timeout(self.settings.drain_s + SETTLE_S)
+                    await self._drain()
+                nursery.cancel_scope.cancel()
+        log.info("bootstrap_stopped")
+
+    @asynccontextmanager
+    async def _host(self) -> AsyncIterator[Host]:
+        handlers: dict[str, Callable[[P2PStream], Awaitable[None]]] = {
+            CONTROL_PROTOCOL: self.control.handle,
+            RECEIPTS_PROTOCOL: self.receipts.handle,
+        }
+        try:
+            async with open_host(
+                self.account, listen=self.settings.listen, network=self.network, handlers=handlers
+            ) as host:
+                yield host
+        except ListenError as error:
+            raise StartError(str(error)) from error
+
+    async def _serve_clients(self, *, task_status: trio.TaskStatus[list[BoundAddress]]) -> None:
+        host, port = parse_host_port(self.settings.http_listen)
+        limits = Limits(
+            max_head_bytes=64 * 1024,
+            max_target_bytes=16 * 1024,
+            max_body_bytes=self.settings.limits.request_body_bytes,
+            max_connections=self.settings.limits.connections,
+        )
+        try:
+            await serve_tcp(
+                self.front.handle,
+                host=host,
+                port=port,
+                limits=limits,
+                tls=self.tls,
+                draining=self.draining,
+                task_status=task_status,
+            )
+        except OSError as error:
+            raise StartError(f"cannot listen on {self.settings.http_listen}: {error.strerror or error}") from error
+
+    def _describe(self, host: Host, addresses: list[BoundAddress]) -> dict[str, Any]:
+        scheme = "https" if self.tls is not None else "http"
+        return {
+            "address": self.account.address,
+            "peer_id": self.account.peer_id,
+            "network": self.settings.network,
+            "http": [f"{scheme}://{address}" for address in addresses],
+            "multiaddrs": host.addresses,
+            "pid": os.getpid(),
+        }
+
+    @contextmanager
+    def _announced(self) -> Iterator[None]:
+        """Say in the data directory where this run listens, for as long as it does."""
+        path: Path = self.directory.path / RUNTIME_FILE
+        new = path.with_suffix(".new")
+        new.write_text(json.dumps(self.where, indent=1) + "\n")
+        new.rename(path)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+    def _spec_of(self, task: TaskRecord) -> WorkspaceSpec | None:
+        workspace = self.workspaces.get(task.workspace)
+        return workspace.spec if workspace is not None else None
+
+    async def _drain(self) -> None:
+        """Let running requests end within the grace period, and commit their ends."""
+        self.nodes.hold_promised()
+        self.draining.start()
+        finished = trio.Event()
+
+        async def wait_finished() -> None:
+            await self.draining.wait_finished()
+            await self.nodes.wait_idle()
+            finished.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait_finished)
+            clean = await self.drain.grace(finished, self.settings.drain_s)
+            nursery.cancel_scope.cancel()
+        log.info("drained", clean=clean)
+        with trio.move_on_after(SETTLE_S):
+            await self.dispatcher.settle()

@@ -1,0 +1,226 @@
+"""What a request is, and what its client gets when it cannot be served.
+
+Owns the first decision about every request of clients: the transparent form (`/proxy/`), the documented one
+(`/user/`), or the application for everything else; and the one place where refusals become answers. The two forms are
+handled on the HTTP server itself, since a full web framework on the way would cost more than everything else together.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from ngpu_bootstrap.config import LimitsSection
+from ngpu_bootstrap.credentials import take_credential
+from ngpu_bootstrap.dispatch.calls import Body, Call, ClientFault, StreamedBody, WholeBody
+from ngpu_bootstrap.dispatch.detached import DetachedTasks
+from ngpu_bootstrap.dispatch.dispatcher import Dispatcher
+from ngpu_bootstrap.errors import NotServed, Refusal
+from ngpu_bootstrap.front.answers import Answer, refusal_answer
+from ngpu_bootstrap.front.callers import Network, client_address, passed_on
+from ngpu_bootstrap.front.paths import proxied_target, split_target
+from ngpu_bootstrap.front.proxy import ProxySink
+from ngpu_bootstrap.front.tasks_api import TasksApi, UserRequest
+from ngpu_bootstrap.metrics import Metrics
+from ngpu_bootstrap.registry.workspaces import Workspaces
+from ngpu_bootstrap.store.errors import StoreError
+from ngpu_bootstrap.store.store import Store
+from ngpu_protocol.http1 import Exchange, Handler, RemoteError, header, wants_upgrade
+from ngpu_protocol.task_ids import RANDOM_LIMIT, format_task_id
+
+log = structlog.get_logger(__name__)
+
+# A body up to this is read before a node is chosen, so that the call can be tried again elsewhere; a longer one goes
+# to the node piece by piece as it comes.
+WHOLE_BODY_BYTES = 64 * 1024
+MAX_IDEMPOTENCY_KEY = 255
+
+
+@dataclass(frozen=True, slots=True)
+class TaskIds:
+    """Makes task ids, with the time in the zone that clients see."""
+
+    now_ms: Callable[[], int]
+    zone_offset_minutes: int
+
+    def __call__(self) -> str:
+        return format_task_id(self.now_ms(), self.zone_offset_minutes, secrets.randbelow(RANDOM_LIMIT))
+
+
+class Front:
+    """The handler of the clients' listener.
+
+    Attributes:
+        application: serves what neither form is.
+        tasks_api: the documented form.
+
+    Args:
+        trusted: proxies whose word on the client's address is believed.
+        async_deadline_s: how long an asynchronous task may wait and run altogether.
+    """
+
+    def __init__(
+        self,
+        *,
+        workspaces: Workspaces,
+        dispatcher: Dispatcher,
+        detached: DetachedTasks,
+        store: Store,
+        metrics: Metrics,
+        limits: LimitsSection,
+        async_deadline_s: float,
+        new_task_id: TaskIds,
+        trusted: Sequence[Network] = (),
+    ) -> None:
+        self._workspaces = workspaces
+        self._dispatcher = dispatcher
+        self._metrics = metrics
+        self.application: Handler = _nothing
+        self._limits = limits
+        self._new_task_id = new_task_id
+        self._now_ms = new_task_id.now_ms
+        self._trusted = trusted
+        self.tasks_api = TasksApi(
+            workspaces=workspaces,
+            dispatcher=dispatcher,
+            detached=detached,
+            store=store,
+            limits=limits,
+            async_deadline_s=async_deadline_s,
+            new_task_id=new_task_id,
+            now_ms=new_task_id.now_ms,
+        )
+
+    async def handle(self, exchange: Exchange) -> None:
+        """Serve one request."""
+        documented = False
+        try:
+            path, query = split_target(exchange.request.target)
+            if path.startswith("/proxy/"):
+                await self._proxy(exchange, path, query)
+            elif path.startswith("/user/"):
+                documented = True
+                await self._user(exchange, path, query)
+            else:
+                await self._pass_to_application(exchange)
+        except Refusal as refusal:
+            await self._refuse(exchange, refusal, documented=documented)
+        except ClientFault as fault:
+            await self._refuse(exchange, _refusal_of(fault.error), documented=documented)
+        except RemoteError as error:
+            await self._refuse(exchange, _refusal_of(error), documented=documented)
+        except StoreError as error:
+            log.error("store_failed", reason=str(error))
+            failed = NotServed(503, "store_unavailable", "the task cannot be stored now; come again", retry_after_s=5)
+            await self._refuse(exchange, failed, documented=documented)
+
+    async def _pass_to_application(self, exchange: Exchange) -> None:
+        limit = self._limits.api_body_bytes
+        exchange.max_body_bytes = limit
+        if (exchange.request.content_length or 0) > limit:
+            raise Refusal(413, "body_too_large", f"at most {limit} bytes are taken")
+        await self.application(exchange)
+
+    async def _refuse(self, exchange: Exchange, refusal: Refusal, *, documented: bool) -> None:
+        self._metrics.refused(refusal.reason)
+        log.info(
+            "call_refused",
+            reason=refusal.reason,
+            status=refusal.status,
+            method=exchange.request.method,
+            client=exchange.remote.host,
+        )
+        if exchange.head_sent:
+            await exchange.abort()
+            return
+        await respond(exchange, refusal_answer(refusal, documented=documented))
+
+    async def _proxy(self, exchange: Exchange, path: str, query: str | None) -> None:
+        request = exchange.request
+        presented = take_credential(request.headers, query)
+        workspace, token = self._workspaces.authenticate(presented.token)
+        spec = workspace.spec
+        where = proxied_target(path, presented.query, spec.ports)
+        upgrade = wants_upgrade(request.headers)
+        body = await self._body(exchange)
+        now_ms = self._now_ms()
+        task_id = self._new_task_id()
+        call = Call(
+            task_id=task_id,
+            spec=spec,
+            api="proxy",
+            method=request.method,
+            port=where.port,
+            target=where.target,
+            headers=passed_on(presented.headers, upgrade=upgrade),
+            body=body,
+            accepted_at_ms=now_ms,
+            deadline_ms=now_ms + int((self._limits.queue_wait_s + spec.request_timeout_s) * 1000),
+            idempotency_key=idempotency_key(exchange),
+            upgrade=upgrade,
+            user_ip=client_address(exchange.remote.host, request.headers, self._trusted),
+            request_url=path if presented.query is None else f"{path}?{presented.query}",
+            token_label=token.label,
+        )
+        sink = ProxySink(exchange, task_id)
+        result = await self._dispatcher.carry(call, sink)
+        try:
+            await sink.finish(result)
+        except Refusal as refusal:
+            await respond(exchange, refusal_answer(refusal, documented=False, task_id=task_id))
+
+    async def _body(self, exchange: Exchange) -> Body:
+        request, limit = exchange.request, self._limits.request_body_bytes
+        exchange.max_body_bytes = limit
+        length = request.content_length
+        if length is None and not request.chunked:
+            return WholeBody()
+        if length is not None and length > limit:
+            raise Refusal(413, "body_too_large", f"the body has {length} bytes, at most {limit} are taken")
+        if length is not None and length <= WHOLE_BODY_BYTES:
+            return WholeBody(await exchange.receive_all(WHOLE_BODY_BYTES))
+        return StreamedBody(exchange)
+
+    async def _user(self, exchange: Exchange, path: str, query: str | None) -> None:
+        request = exchange.request
+        presented = take_credential(request.headers, query)
+        asked = UserRequest(
+            method=request.method,
+            path=path,
+            query=presented.query,
+            headers=presented.headers,
+            token=presented.token,
+            idempotency_key=idempotency_key(exchange),
+            user_ip=client_address(exchange.remote.host, request.headers, self._trusted),
+        )
+        await respond(exchange, await self.tasks_api.answer(asked, exchange.receive_all))
+
+
+async def _nothing(exchange: Exchange) -> None:
+    raise Refusal(404, "not_found", "nothing is served at this path")
+
+
+def idempotency_key(exchange: Exchange) -> str | None:
+    """Return the client's `Idempotency-Key`, None without one.
+
+    Raises:
+        Refusal: it is longer than anything that is kept.
+    """
+    value = header(exchange.request.headers, b"idempotency-key")
+    if value is None:
+        return None
+    if not value or len(value) > MAX_IDEMPOTENCY_KEY:
+        raise Refusal(400, "bad_idempotency_key", f"Idempotency-Key must have 1 to {MAX_IDEMPOTENCY_KEY} characters")
+    return value.decode("latin-1")
+
+
+async def respond(exchange: Exchange, answer: Answer) -> None:
+    """Send a whole answer of our own."""
+    await exchange.respond(answer.status, answer.headers, answer.body)
+
+
+def _refusal_of(error: RemoteError) -> Refusal:
+    return Refusal(error.status, error.reason, str(error))

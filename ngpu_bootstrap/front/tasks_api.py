@@ -1,0 +1,236 @@
+"""The documented form: `/user/...`, requests and answers wrapped as the NGPU gateway's documents have them.
+
+Owns what each of these calls means. The shapes are `answers`, the wrapping of bodies is `bodies`. A synchronous answer
+is released after its receipt was verified and its task committed; an asynchronous one is promised once it is
+committed, and polled for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from ngpu_bootstrap.config import LimitsSection
+from ngpu_bootstrap.credentials import Token
+from ngpu_bootstrap.dispatch.calls import Call, WholeBody
+from ngpu_bootstrap.dispatch.collector import Collector
+from ngpu_bootstrap.dispatch.detached import DetachedTasks
+from ngpu_bootstrap.dispatch.dispatcher import Dispatcher
+from ngpu_bootstrap.errors import BadRequest, Forbidden, Refusal
+from ngpu_bootstrap.front import answers
+from ngpu_bootstrap.front.answers import Answer, WorkspaceAnswer
+from ngpu_bootstrap.front.bodies import unwrap
+from ngpu_bootstrap.front.callers import passed_on_wrapped
+from ngpu_bootstrap.front.paths import Target, parameter_target, parse_parameters, workspace_target
+from ngpu_bootstrap.registry.workspaces import Workspace, Workspaces
+from ngpu_bootstrap.store.errors import BodyMissing, IdempotencyKeyUsed
+from ngpu_bootstrap.store.records import Part, TaskRecord, WorkspaceToken
+from ngpu_bootstrap.store.store import Store
+from ngpu_bootstrap.tasks.states import TaskState
+from ngpu_protocol.http1 import Headers, header
+from ngpu_protocol.task_ids import is_task_id
+from ngpu_protocol.workspaces import RESERVED_API_NAMES
+
+_QUERY = "queryTask"
+_SUBMIT = "schedulingTask"
+# The documents write this path once without its question mark, and clients took it from there.
+_SLIPPED_QUERY = "/user/queryTask&"
+
+ReadBody = Callable[[int], Awaitable[bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class UserRequest:
+    """A request under `/user/`, its credential taken out."""
+
+    method: str
+    path: str
+    query: str | None
+    headers: Headers = field(repr=False)
+    token: Token | None
+    idempotency_key: str | None
+    user_ip: str
+
+    @property
+    def url(self) -> str:
+        return self.path if self.query is None else f"{self.path}?{self.query}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What is to be run, by whichever call it was asked for."""
+
+    api: str
+    method: str
+    where: Target
+    detach: bool
+
+
+class TasksApi:
+    """Answers the calls under `/user/`."""
+
+    def __init__(
+        self,
+        *,
+        workspaces: Workspaces,
+        dispatcher: Dispatcher,
+        detached: DetachedTasks,
+        store: Store,
+        limits: LimitsSection,
+        async_deadline_s: float,
+        new_task_id: Callable[[], str],
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._workspaces = workspaces
+        self._dispatcher = dispatcher
+        self._detached = detached
+        self._store = store
+        self._limits = limits
+        self._async_deadline_s = async_deadline_s
+        self._new_task_id = new_task_id
+        self._now_ms = now_ms
+
+    async def answer(self, request: UserRequest, read_body: ReadBody) -> Answer:
+        """Return the answer to *request*, whose body *read_body* gives up to a number of bytes.
+
+        Raises:
+            Refusal: what is wrong with it, or why it cannot be served.
+        """
+        path, query = request.path, request.query
+        if path.startswith(_SLIPPED_QUERY):
+            path, query = f"/user/{_QUERY}", path.removeprefix(_SLIPPED_QUERY)
+        name = path.removeprefix("/user/")
+        if request.method in ("GET", "HEAD") and (name == _QUERY or name not in RESERVED_API_NAMES):
+            return await self._poll(request, query)
+        if name == _QUERY:
+            raise _method_not_allowed("GET")
+        if name in RESERVED_API_NAMES and name != _SUBMIT:
+            raise Refusal(404, "not_found", f"{name} is not offered here")
+        if request.method != "POST":
+            raise _method_not_allowed("POST")
+        workspace, token = self._workspaces.authenticate(request.token)
+        asked = _submission(workspace, query) if name == _SUBMIT else _named(workspace, name, query)
+        return await self._perform(request, workspace, token, asked, read_body)
+
+    async def _perform(
+        self, request: UserRequest, workspace: Workspace, token: WorkspaceToken, asked: _Asked, read_body: ReadBody
+    ) -> Answer:
+        body = await read_body(self._limits.task_body_bytes)
+        unwrapped = unwrap(body, header(request.headers, b"content-type"))
+        spec = workspace.spec
+        now_ms = self._now_ms()
+        timeout_s = self._async_deadline_s if asked.detach else self._limits.queue_wait_s + spec.request_timeout_s
+        call = Call(
+            task_id=self._new_task_id(),
+            spec=spec,
+            api=asked.api,
+            method=asked.method,
+            port=asked.where.port,
+            target=asked.where.target,
+            headers=passed_on_wrapped(request.headers, unwrapped.content_type),
+            body=WholeBody(unwrapped.body),
+            accepted_at_ms=now_ms,
+            deadline_ms=now_ms + int(timeout_s * 1000),
+            detach=asked.detach,
+            wrapped=True,
+            idempotency_key=request.idempotency_key,
+            btc_address=unwrapped.btc_address,
+            user_ip=request.user_ip,
+            request_url=request.url,
+            token_label=token.label,
+        )
+        try:
+            if asked.detach:
+                await self._detached.submit(call)
+                return answers.submitted(call.task_id)
+            return await self._wait(call)
+        except IdempotencyKeyUsed as used:
+            return await self._again(used.task_id)
+
+    async def _wait(self, call: Call) -> Answer:
+        """Run a synchronous call and return its answer."""
+        sink = Collector(self._limits.task_answer_bytes)
+        result = await self._dispatcher.carry(call, sink)
+        if result.ending.state is TaskState.FINISHED:
+            return answers.completed(call.task_id, WorkspaceAnswer(sink.status, sink.body, sink.content_type))
+        return answers.refusal_answer(result.ending.refusal(), documented=True, task_id=call.task_id)
+
+    async def _again(self, task_id: str) -> Answer:
+        """Answer a call whose `Idempotency-Key` was used before: with that task."""
+        record = await self._store.task(task_id)
+        if record is None or not record.state.is_final:
+            if record is not None and record.detach:
+                return answers.submitted(task_id)
+            refusal = Refusal(409, "idempotency_key_in_use", f"task {task_id} runs under this Idempotency-Key")
+            return answers.refusal_answer(refusal, documented=True, task_id=task_id)
+        if record.detach:
+            return answers.submitted(task_id)
+        if record.state is not TaskState.FINISHED:
+            refusal = Refusal(record.result_code or 502, record.reason, record.message)
+            return answers.refusal_answer(refusal, documented=True, task_id=task_id)
+        return answers.completed(task_id, await self._stored_answer(record))
+
+    async def _poll(self, request: UserRequest, query: str | None) -> Answer:
+        task_id = parse_parameters(query, ("taskID",)).get("taskID")
+        if task_id is None:
+            raise BadRequest("task_id_missing", "name the task: ?taskID=<the taskID of the answer to your submission>")
+        record = await self.task(task_id, request.token)
+        if not record.state.is_final:
+            return answers.pending(task_id, record.state, record.state.name.lower())
+        if record.state is TaskState.FINISHED:
+            return answers.polled(task_id, record.state, await self._stored_answer(record))
+        return answers.polled_failure(task_id, record.state, record.result_code, record.reason, record.message)
+
+    async def task(self, task_id: str, token: Token | None) -> TaskRecord:
+        """Return a task by its id, which is secret enough to need no credential; one that is given must be its own.
+
+        Raises:
+            Refusal: no such task, not the shape of an id, an unknown token, or another workspace's.
+        """
+        if not is_task_id(task_id):
+            raise BadRequest(
+                "bad_task_id", "a taskID is YYYYMMDD_HH_MM_SS_ and 20 digits, as the submission answered it"
+            )
+        workspace = self._workspaces.authenticate(token)[0] if token is not None else None
+        record = await self._store.task(task_id)
+        if record is None:
+            raise Refusal(404, "task_unknown", f"there is no task {task_id}")
+        if workspace is not None and workspace.id != record.workspace:
+            raise Forbidden("token_foreign", "this token is of another workspace than the task")
+        return record
+
+    async def _stored_answer(self, record: TaskRecord) -> WorkspaceAnswer:
+        body = b""
+        if record.response is not None:
+            try:
+                body = await self._store.read_body(record.task_id, Part.RESPONSE, record.response)
+            except BodyMissing:
+                raise Refusal(410, "answer_gone", "the answer of this task is no longer kept") from None
+        return WorkspaceAnswer(record.status, body, record.content_type)
+
+
+def _submission(workspace: Workspace, query: str | None) -> _Asked:
+    """Return what `POST /user/schedulingTask?paramUrl=&paramPort=` asks for."""
+    parameters = parse_parameters(query, ("paramUrl", "paramPort"))
+    if "paramUrl" not in parameters:
+        raise BadRequest(
+            "param_url_missing", "name the path to call in your workspace: ?paramUrl=<path>&paramPort=<port>"
+        )
+    where = parameter_target(parameters["paramUrl"], parameters.get("paramPort", ""), workspace.spec.ports)
+    return _Asked(_SUBMIT, "POST", where, detach=True)
+
+
+def _named(workspace: Workspace, name: str, query: str | None) -> _Asked:
+    """Return what `POST /user/<name>` asks for; the client's own query goes along."""
+    api = workspace.spec.api(name)
+    if api is None:
+        declared = ", ".join(api.name for api in workspace.spec.apis) or "none"
+        raise Refusal(404, "api_unknown", f"the workspace declares no API {name[:64]!r}; it declares: {declared}")
+    path, separator, own_query = api.path.partition("?")
+    parts = [part for part in ((own_query if separator else None), query) if part]
+    where = workspace_target(api.port, path, "&".join(parts) if parts else None)
+    return _Asked(name, api.method, where, detach=api.mode == "async")
+
+
+def _method_not_allowed(allowed: str) -> Refusal:
+    return Refusal(405, "method_not_allowed", f"this path takes {allowed}", headers={"Allow": allowed})

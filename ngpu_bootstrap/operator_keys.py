@@ -1,0 +1,122 @@
+"""Keys of operators: who may manage workspaces over HTTP.
+
+Kept beside the database in `operator_keys.json` of the data directory, names and hashes alone: a key is shown once,
+when it is made. The file is small and read again when it changed, so that a key made on the command line counts at
+once in the running daemon. Written whole and renamed, mode 0600: a reader never sees half of it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ngpu_bootstrap.credentials import OPERATOR_PREFIX, SECRET_BYTES, Token, make_token, opens, stored_hash
+from ngpu_daemon.errors import OperatorError
+
+FILE_NAME = "operator_keys.json"
+_NAME = re.compile(r"[A-Za-z0-9_.]{1,64}")
+
+
+class OperatorKeysError(OperatorError):
+    """The file cannot be used, or what was asked of it makes no sense."""
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorKey:
+    """A key by what may be known of it."""
+
+    name: str
+    hash: bytes
+    created_at_ms: int
+
+
+class OperatorKeys:
+    """The operator keys of one data directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / FILE_NAME
+        self._stamp: tuple[int, int] | None = None
+        self._keys: dict[str, OperatorKey] = {}
+
+    def all(self) -> Sequence[OperatorKey]:
+        """Return every key, oldest first."""
+        self._refresh()
+        return sorted(self._keys.values(), key=lambda key: key.created_at_ms)
+
+    def opens(self, token: Token) -> bool:
+        """Return whether *token* is one of the keys."""
+        self._refresh()
+        known = self._keys.get(token.subject.removeprefix(OPERATOR_PREFIX))
+        return known is not None and token.is_operator_key and opens(token, known.hash)
+
+    def add(self, name: str) -> Token:
+        """Make a key called *name* and return it; it is not to be had again.
+
+        Raises:
+            OperatorKeysError: the name is taken, or no name.
+        """
+        if _NAME.fullmatch(name) is None:
+            raise OperatorKeysError(f"{name[:64]!r} is no name for a key: use 1 to 64 letters, digits, _ and .")
+        self._refresh()
+        if name in self._keys:
+            raise OperatorKeysError(f"there is a key called {name} already: choose another name, or remove it first")
+        token = make_token(OPERATOR_PREFIX + name, secrets.token_bytes(SECRET_BYTES))
+        self._keys[name] = OperatorKey(name, stored_hash(token), time.time_ns() // 1_000_000)
+        self._write()
+        return token
+
+    def remove(self, name: str) -> None:
+        """Remove a key: it opens nothing any more.
+
+        Raises:
+            OperatorKeysError: there is none of this name.
+        """
+        self._refresh()
+        if self._keys.pop(name, None) is None:
+            raise OperatorKeysError(
+                f"there is no key called {name[:64]}; `ngpu-bootstrap operator-key list` shows them"
+            )
+        self._write()
+
+    def _refresh(self) -> None:
+        try:
+            status = self._path.stat()
+        except FileNotFoundError:
+            self._stamp, self._keys = None, {}
+            return
+        stamp = (status.st_mtime_ns, status.st_ino)
+        if stamp == self._stamp:
+            return
+        try:
+            document = json.loads(self._path.read_bytes())
+            self._keys = {
+                entry["name"]: OperatorKey(entry["name"], bytes.fromhex(entry["hash"]), entry["created_at_ms"])
+                for entry in document["keys"]
+            }
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise OperatorKeysError(
+                f"{self._path} cannot be read ({type(error).__name__}): remove it and make the keys anew"
+            ) from None
+        self._stamp = stamp
+
+    def _write(self) -> None:
+        keys = [
+            {"name": key.name, "hash": key.hash.hex(), "created_at_ms": key.created_at_ms}
+            for key in self._keys.values()
+        ]
+        new = self._path.with_suffix(".new")
+        try:
+            with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+                json.dump({"keys": keys}, file, indent=1)
+                file.flush()
+                os.fsync(file.fileno())
+            new.rename(self._path)
+        except OSError as error:
+            raise OperatorKeysError(f"cannot write {self._path}: {error.strerror}") from None
+        self._stamp = None
