@@ -12,6 +12,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -81,7 +82,12 @@ NEEDS: dict[str, Callable[[], str | None]] = {
 NEVER_REQUIRED = {"needs_gpu"}
 
 
+RECURSION_LIMIT = sys.getrecursionlimit()
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    # libraries that some tests compare ours with (eth_account, eth_keyfile) raise it so far that nested JSON crashes
+    sys.setrecursionlimit(RECURSION_LIMIT)
     for name, missing in NEEDS.items():
         if item.get_closest_marker(name) is not None and (reason := missing()) is not None:
             pytest.skip(reason)
