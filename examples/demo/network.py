@@ -130,15 +130,15 @@ class LocalNetwork:
             self._say(f"starting {node.name} ({node.address})")
             node.model_port = free_port()
             node.process = self._start_daemon(node, "ngpu-node", self._node_config(node, multiaddr))
-        bootstrap.process.wait_until(lambda: self._answers("/ready"), START_TIMEOUT_S, "was not ready")
+        bootstrap.process.wait_until(self._all_connected, START_TIMEOUT_S, "did not see every node connected")
 
     def add_workspace(self, specification: str) -> Workspace:
         """Add the workspace specified by a TOML text."""
         assert self.bootstrap is not None
         file = self.folder / "workspace.toml"
         file.write_text(specification)
-        said = json.loads(self._command("ngpu-bootstrap", ["workspace", "add", str(file), "--json"], self.bootstrap))
-        return Workspace(id=said["workspace"]["spec"]["id"], token=said["token"])
+        said = json.loads(self._command("ngpu-bootstrap", ["workspace", "add", "--file", str(file), "--json"], self.bootstrap))
+        return Workspace(id=said["id"], token=said["token"])
 
     def start_model_servers(self, command: Callable[[int], Sequence[str]], cwd: Path, health_path: str) -> None:
         """Start one model server beside each node and register it there.
@@ -255,6 +255,11 @@ class LocalNetwork:
 
     def _answers(self, path: str) -> bool:
         return answers(self.url + path)
+
+    def _all_connected(self) -> bool:
+        self.check()
+        answer = httpx.get(self.url + "/ready", timeout=5)
+        return answer.status_code == 200 and answer.json()["peers"] == len(self.nodes)
 
 
 def answers(url: str) -> bool:
