@@ -70,8 +70,13 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-async def run_daemon(settings: BootstrapSettings) -> None:
+async def run_daemon(
+    settings: BootstrapSettings, *, task_status: trio.TaskStatus[dict[str, Any]] = trio.TASK_STATUS_IGNORED
+) -> None:
     """Run the bootstrap peer until it is told to stop.
+
+    Args:
+        task_status: started with where it listens (what `bootstrap.json` says) once it is ready.
 
     Raises:
         OperatorError: what must be changed before it can start; nothing listened.
@@ -84,7 +89,7 @@ async def run_daemon(settings: BootstrapSettings) -> None:
         drain = Drain()
         async with AsyncExitStack() as stack:
             store = await _opened_store(stack, settings, directory, account)
-            await _Bootstrap(settings, directory, account, store, drain, tls).run()
+            await _Bootstrap(settings, directory, account, store, drain, tls).run(task_status)
 
 
 async def _opened_store(
@@ -277,7 +282,7 @@ class _Bootstrap:
 
     # -- the run
 
-    async def run(self) -> None:
+    async def run(self, task_status: trio.TaskStatus[dict[str, Any]]) -> None:
         notifier = Notifier.from_environment()
         await self.workspaces.load()
         async with trio.open_nursery() as nursery:
@@ -299,6 +304,7 @@ class _Bootstrap:
                     gc.freeze()
                     log.info("bootstrap_ready", taken_up=taken_up, **self.where)
                     notifier.ready(f"serving clients on {', '.join(self.where['http'])}")
+                    task_status.started(self.where)
                     await self.drain.requested.wait()
                     notifier.stopping("draining")
                     notifier.extend_timeout(self.settings.drain_s + SETTLE_S)
