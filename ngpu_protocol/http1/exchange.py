@@ -404,10 +404,10 @@ class Exchange:
     def _encode_end(self, trailers: Headers | None) -> bytes:
         if not self._begun or self.ended:
             raise MisuseError("end before the head, or twice")
+        for name, _ in trailers or ():
+            if name.lower() in FORBIDDEN_IN_TRAILERS:
+                raise MisuseError(f"{name!a} cannot be a trailer")
         if self._chunked:
-            for name, _ in trailers or ():
-                if name.lower() in FORBIDDEN_IN_TRAILERS:
-                    raise MisuseError(f"{name!a} cannot be a trailer")
             return encode_last_chunk(trailers or [])
         if self._length:
             raise MisuseError(f"{self._length} bytes fewer than Content-Length announced")

@@ -220,7 +220,13 @@ class ServerConnection:
 
     async def read_body(self) -> bytes:
         """Return the next bytes of a body; a client that ends in the middle of one is gone."""
-        data = await self._read()
+        self._reading = True
+        self._serial += 1
+        try:
+            data = await self._read()
+        finally:
+            self._reading = False
+            self._serial += 1
         if not data:
             await self._gone()
         return data
@@ -254,7 +260,7 @@ class ServerConnection:
 
     async def _read(self) -> bytes:
         """Return the next bytes, b"" at the end of the stream or when it broke (then `_broken`)."""
-        if self._watching:
+        if self._watching and not self._gathered:
             self._watched = trio.Event()
             await self._watched.wait()
         if self._gathered:
@@ -262,16 +268,11 @@ class ServerConnection:
             return data
         if self._eof:
             return b""
-        self._reading = True
-        self._serial += 1
         try:
             data = bytes(await self._stream.receive_some(_READ_BYTES))
         except _BROKEN:
             self._broken = True
             data = b""
-        finally:
-            self._reading = False
-            self._serial += 1
         self._eof = not data
         return data
 
