@@ -125,7 +125,7 @@ class GroupCommit:
                 steps = [step for operation in wave for step in operation.steps]
                 for operation in wave:
                     if operation.receipt is not None:
-                        filed, extra = filings.file(operation.receipt)
+                        filed, extra = filings.file(operation.receipt, shown=bool(operation.steps))
                         operation.outcome = outcome.Value(filed)
                         steps.extend(extra)
                 _execute(connection, steps)
@@ -146,7 +146,7 @@ class GroupCommit:
                     with connection.begin_nested():
                         steps = list(operation.steps)
                         if operation.receipt is not None:
-                            result, extra = filings.file(operation.receipt)
+                            result, extra = filings.file(operation.receipt, shown=bool(operation.steps))
                             steps.extend(extra)
                         _execute(connection, steps)
                         _execute(connection, filings.heads())
@@ -205,17 +205,20 @@ class _Filings:
         self._fresh: dict[tuple[str, str, int], NewReceipt] = {}
         self.chains: dict[ChainKey, Chain] = {}
 
-    def file(self, receipt: NewReceipt) -> tuple[FiledReceipt, list[Step]]:
-        """Return what becomes of *receipt* and the steps that make it so."""
+    def file(self, receipt: NewReceipt, *, shown: bool) -> tuple[FiledReceipt, list[Step]]:
+        """Return what becomes of *receipt* and the steps that make it so.
+
+        *shown*: the operation it came with shows its verdict with the task already.
+        """
         if not receipt.authentic:
             fault = self._operations.fault(receipt, "forged", receipt, expected=b"", actual=b"")
-            return FiledReceipt(Filing.FORGED), [fault, self._operations.judge(receipt)]
+            return FiledReceipt(Filing.FORGED), [fault, *self._shown(receipt, shown)]
         chain = self._chain((receipt.bootstrap, receipt.node))
         if chain.has(receipt.sequence):
-            return self._file_again(receipt)
+            return self._file_again(receipt, shown=shown)
         broken = chain.add(receipt.sequence, receipt.hash, receipt.previous)
         self._fresh[(receipt.bootstrap, receipt.node, receipt.sequence)] = receipt
-        steps = [self._operations.file_receipt(receipt), self._operations.judge(receipt)]
+        steps = [self._operations.file_receipt(receipt), *self._shown(receipt, shown)]
         steps.extend(self._broken_link(receipt, link) for link in broken)
         return FiledReceipt(Filing.FILED, receipt.acknowledgement, tuple(broken)), steps
 
@@ -227,37 +230,39 @@ class _Filings:
             if chain.sequence != self._heads[(bootstrap, node)]
         ]
 
-    def _file_again(self, receipt: NewReceipt) -> tuple[FiledReceipt, list[Step]]:
-        first_hash, acknowledgement = self._first(receipt)
-        if first_hash == receipt.hash:
-            return FiledReceipt(Filing.DUPLICATE, acknowledgement), []
+    def _file_again(self, receipt: NewReceipt, *, shown: bool) -> tuple[FiledReceipt, list[Step]]:
+        """Return what becomes of *receipt*, whose sequence is taken."""
+        first = self._filed(receipt, receipt.sequence)
+        if first.hash == receipt.hash:
+            # the first verdict stands, and its acknowledgement with it
+            stands = replace(receipt, verdict=first.verdict, rule=first.rule)
+            steps = [self._operations.judge(stands)] if shown else []
+            return FiledReceipt(Filing.DUPLICATE, first.acknowledgement), steps
         steps = [
-            self._operations.fault(receipt, "equivocation", receipt, expected=first_hash, actual=receipt.hash),
+            self._operations.fault(receipt, "equivocation", receipt, expected=first.hash, actual=receipt.hash),
             self._operations.judge(replace(receipt, verdict="disputed", rule="equivocation")),
         ]
         return FiledReceipt(Filing.EQUIVOCATION), steps
 
-    def _first(self, receipt: NewReceipt) -> tuple[bytes, bytes]:
-        """Return hash and acknowledgement of the receipt that holds the sequence of *receipt*."""
-        fresh = self._fresh.get((receipt.bootstrap, receipt.node, receipt.sequence))
-        if fresh is not None:
-            return fresh.hash, fresh.acknowledgement
-        row = self._filed(receipt, receipt.sequence)
-        return row.hash, row.acknowledgement
+    def _shown(self, receipt: NewReceipt, shown: bool) -> list[Step]:
+        return [] if shown else [self._operations.judge(receipt)]
 
     def _broken_link(self, receipt: NewReceipt, link: BrokenLink) -> Step:
         if link.sequence == receipt.sequence:
             offender = receipt
         else:
-            key = (receipt.bootstrap, receipt.node, link.sequence)
-            row = self._fresh.get(key) or self._filed(receipt, link.sequence)
+            row = self._filed(receipt, link.sequence)
             offender = replace(receipt, sequence=link.sequence, hash=row.hash, raw=row.raw)
         return self._operations.fault(receipt, "broken_link", offender, expected=link.expected, actual=link.actual)
 
     def _filed(self, receipt: NewReceipt, sequence: int) -> Any:
+        """Return the receipt filed at *sequence* of the chain of *receipt*: by this transaction, or a row."""
+        fresh = self._fresh.get((receipt.bootstrap, receipt.node, sequence))
+        if fresh is not None:
+            return fresh
         r = tables.receipts
         return self._connection.execute(
-            sa.select(r.c.hash, r.c.acknowledgement, r.c.raw).where(
+            sa.select(r.c.hash, r.c.acknowledgement, r.c.raw, r.c.verdict, r.c.rule).where(
                 r.c.bootstrap == receipt.bootstrap, r.c.node == receipt.node, r.c.sequence == sequence
             )
         ).one()

@@ -136,6 +136,8 @@ class Operations:
             "status": finish.status,
             "content_type": finish.content_type,
             "encoding": finish.encoding,
+            "verdict": finish.receipt.verdict if finish.receipt else None,
+            "rule": finish.receipt.rule if finish.receipt else None,
         }
         steps = [(s.finish_task, s.finish_task.bind(values))]
         if finish.attempt is not None:

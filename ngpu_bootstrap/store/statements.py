@@ -127,15 +127,10 @@ class Statements:
             .where(t.c.task_id == sa.bindparam("key"), _UNFINISHED)
             .values(
                 _binds(
-                    "state",
-                    "finished_at_ms",
-                    "result_code",
-                    "message",
-                    "reason",
-                    "status",
-                    "content_type",
-                    "encoding",
+                    "state", "finished_at_ms", "result_code", "message", "reason", "status", "content_type", "encoding"
                 )
+                # without a receipt, the verdict on one that came earlier stays
+                | {name: sa.func.coalesce(sa.bindparam(name, type_=sa.Text), t.c[name]) for name in ("verdict", "rule")}
             ),
             rows=1,
         )
