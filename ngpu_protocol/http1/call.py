@@ -48,6 +48,7 @@ Body = bytes | AsyncIterable[bytes]
 _READ_BYTES = 65536
 _ONE_WRITE_BYTES = 65536
 _MAX_INFORMATIONAL = 16
+_LAST_WRITE_S = 0.1
 _METHODS_WITH_BODY = frozenset(("POST", "PUT", "PATCH"))
 _BROKEN = (trio.BrokenResourceError, trio.ClosedResourceError)
 
@@ -225,6 +226,7 @@ class Call:
         "_expect",
         "_head",
         "_keep_alive",
+        "_last_write",
         "_length",
         "_link",
         "_links",
@@ -261,6 +263,7 @@ class Call:
         self._response: Response | None = None
         self._body_error: Exception | None = None
         self._send_failed = False
+        self._last_write: trio.Event | None = None
         self._keep_alive = True
         self._upgrade = False
         self._length: int | None = None
@@ -329,9 +332,10 @@ class Call:
         """Keep the connection if both messages on it are complete and nothing else came; else reset it."""
         response, self._response = self._response, None
         assert response is not None
-        if self._nursery is not None and response.ended and not self.request_complete and error is None:
-            # The peer can have all of a body that its sender does not know to be sent yet.
-            await trio.lowlevel.checkpoint()
+        if self._last_write is not None and response.ended and error is None:
+            # The peer had the whole request before our sender's last write returned: that moment keeps the connection.
+            with trio.move_on_after(_LAST_WRITE_S):
+                await self._last_write.wait()
         both = response.ended and self.request_complete
         await self._finish(ended=both, reusable=both and response.upgraded is None and not self._until_close(response))
         if error is None and self._body_error is not None:
@@ -416,13 +420,18 @@ class Call:
                     left -= len(piece)
                     if left < 0:
                         raise MisuseError(f"the body is longer than its Content-Length of {self._length}")
+                    if left == 0:
+                        self._last_write = trio.Event()
                 if piece:
                     await stream.send_all(encode_chunk(piece) if self._chunked else piece)
             if left:
                 raise MisuseError(f"the body is {left} bytes shorter than its Content-Length")
             if self._chunked:
+                self._last_write = trio.Event()
                 await stream.send_all(encode_last_chunk(self._trailers))
             self.request_complete = True
+            if self._last_write is not None:
+                self._last_write.set()
         except _BROKEN:
             self._send_failed = True
         except Exception as error:
