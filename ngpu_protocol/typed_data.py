@@ -49,6 +49,8 @@ MAX_NUMBER = 2**63 - 1
 """Largest number accepted from a peer, whatever its type allows: SQL integers end here, honest values far below."""
 
 _SIGNATURE_BYTES = 65
+
+_REMEMBERED = 509  # digests kept by each type; prime, since addresses of objects have a pattern
 _TYPE_TEXT = re.compile(r"(\w+)\(((?:[a-z0-9\[\]]+ \w+,?)+)\)")
 
 
@@ -196,6 +198,7 @@ class SignedType(Generic[RecordT]):
             raise ValueError(f"the fields of {record.__name__} are not those of {text}")
         self.record = record
         self._type_hash = keccak(text.encode())
+        self._remembered: list[tuple[RecordT, int, bytes] | None] = [None] * _REMEMBERED
         self._values: Callable[[RecordT], tuple[Any, ...]] = attrgetter(*self.attributes)
         codecs = [_CODECS[kind] for kind, _ in self.fields]
         self._hashed = [codec.hashed for codec in codecs]
@@ -213,7 +216,15 @@ class SignedType(Generic[RecordT]):
 
     def digest(self, record: RecordT, chain_id: int) -> bytes:
         """Return the 32 bytes that are signed, and by which other records refer to this one."""
-        return keccak(b"\x19\x01" + domain_separator(chain_id) + self.struct_hash(record))
+        # A record is digested when it is signed, judged and referred to; records are frozen, so once is enough. The
+        # memo is direct-mapped by identity (it holds the record, so no other can have its id) and needs no lock.
+        place = (id(record) >> 4) % _REMEMBERED
+        known = self._remembered[place]
+        if known is not None and known[0] is record and known[1] == chain_id:
+            return known[2]
+        digest = keccak(b"\x19\x01" + domain_separator(chain_id) + self.struct_hash(record))
+        self._remembered[place] = (record, chain_id, digest)
+        return digest
 
     def pack(self, record: RecordT, signature: bytes) -> bytes:
         """Return the msgpack map of *record* and *signature*, fields in declared order."""
