@@ -220,7 +220,7 @@ class Exchange:
         if decoder is None or decoder.done:
             return True
         if self._expects_continue:
-            return False  # nobody can tell whether the client sends the body after all (RFC 9110 section 10.1.1)
+            return False  # nobody can tell whether the client sends it after all (RFC 9110 section 10.1.1)
         return not isinstance(decoder, LengthDecoder) or decoder.remaining <= DROPPED_BODY_BYTES
 
     # The answer
@@ -285,6 +285,8 @@ class Exchange:
             else:
                 headers = [*headers, (b"content-length", b"%d" % len(body))]
         try:
+            if not self.body_can_be_dropped:
+                self.close = True
             head = self._encode_head(status, headers, reason)
             self._held = b"%b%b%b" % (head, self._encode_data(body), self._encode_end(trailers))
         except MisuseError:
@@ -380,7 +382,7 @@ class Exchange:
             fields.append((b"transfer-encoding", b"chunked"))
         else:
             self.close = True
-        if not request.keep_alive or self._wire.closing or not self.body_can_be_dropped:
+        if not request.keep_alive or self._wire.closing or self._expects_continue:
             self.close = True
         if self.close:
             fields.append((b"connection", b"close"))
