@@ -25,6 +25,7 @@ class HostLimits:
         negotiation_timeout_s: how long an inbound stream may take to say which protocol it wants.
         stream_window_bytes: how far the receive window of one busy stream may grow beyond yamux's 256 KiB.
         window_growth_bytes_per_peer: the sum of such growth over all streams of a peer.
+        linger_s: how long a stream closed here waits for the remote's own end before it is reset.
         health_interval_s: silence after which a peer is asked for a sign of life.
         health_timeout_s: how long it has to give one.
         dial_timeout_s: time for one address when the library itself dials (not `Host.connect`, which is told).
@@ -40,6 +41,7 @@ class HostLimits:
     negotiation_timeout_s: float = 10.0
     stream_window_bytes: int = 4 << 20
     window_growth_bytes_per_peer: int = 32 << 20
+    linger_s: float = 2.0
     health_interval_s: float = 2.0
     health_timeout_s: float = 4.0
     dial_timeout_s: float = 5.0

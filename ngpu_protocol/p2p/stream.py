@@ -1,4 +1,4 @@
-"""One stream of a peer's connection, as a `trio.abc.Stream`.
+"""One stream of a peer's connection, as a `trio.abc.HalfCloseableStream`.
 
 Owns the stream's half of yamux: what was received and not yet read, the credit given and got, and which ends are
 closed. Frames and the socket are the muxer's (`yamux.py`).
@@ -14,6 +14,7 @@ resets the stream after 5 s, and does not tell the reader.)
 from __future__ import annotations
 
 from collections import deque
+from operator import index
 from typing import TYPE_CHECKING
 
 import trio
@@ -32,7 +33,7 @@ _YIELD_BYTES = 64 * 1024
 _SMALL_BYTES = 1024
 
 
-class P2PStream(trio.abc.Stream):
+class P2PStream(trio.abc.HalfCloseableStream):
     """A reliable, ordered, two-way byte stream to one peer, closed by its holder.
 
     Sending and receiving may go on at the same time, each by one task. A call that can finish at once checks for
@@ -225,7 +226,7 @@ class P2PStream(trio.abc.Stream):
         """
         if max_bytes is None:
             max_bytes = _READ_BYTES
-        elif max_bytes < 1:
+        elif index(max_bytes) < 1:
             raise ValueError("max_bytes must be at least 1")
         if self._receiver is not None:
             raise trio.BusyResourceError("another task is receiving on this stream")
@@ -284,7 +285,7 @@ class P2PStream(trio.abc.Stream):
     async def aclose(self) -> None:
         """End both directions: a clean end of what was sent, and no more interest in what is to come.
 
-        Should the remote not end its own direction within two seconds, the stream is reset under it. Use `reset`
+        Should the remote not end its own direction within `HostLimits.linger_s`, the stream is reset under it. Use `reset`
         where what was sent is not complete.
         """
         self.close_nowait()

@@ -42,6 +42,7 @@ from multiaddr import Multiaddr
 
 from ngpu_protocol.identity import Account, Address, AddressError, address_of_peer_id
 from ngpu_protocol.p2p import negotiation
+from ngpu_protocol.p2p.errors import P2PError
 from ngpu_protocol.p2p.events import EventFan, PeerConnected, PeerDisconnected
 from ngpu_protocol.p2p.limits import HostLimits
 from ngpu_protocol.p2p.listener import Admission, TcpListener, tcp_endpoint
@@ -160,11 +161,14 @@ class Connection(SwarmConn):
             else:
                 await self._serve_library(stream, protocol)
             complete = True
-        except (negotiation.NegotiationError, trio.TooSlowError, trio.BrokenResourceError) as error:
-            _log.info("stream_ended", peer=stream.remote_peer, protocol=stream.protocol, reason=str(error))
-        except Exception:
-            # Whatever a handler does wrong ends its stream and nothing else. In the library it ends the host.
-            _log.exception("stream_handler_failed", peer=stream.remote_peer, protocol=stream.protocol)
+        except Exception as error:
+            # Whatever happens to a handler ends its stream and nothing else. In the library it ends the host.
+            if _is_lost_stream(error):
+                pass  # the connection's own line tells it, once for all its streams
+            elif isinstance(error, negotiation.NegotiationError | trio.TooSlowError | P2PError):
+                _log.info("stream_refused", peer=stream.remote_peer, protocol=stream.protocol, reason=str(error))
+            else:
+                _log.exception("stream_handler_failed", peer=stream.remote_peer, protocol=stream.protocol)
         finally:
             # Neither needs to wait, so cancellation cannot leave the stream open on both ends, as the library does.
             if complete:
@@ -410,6 +414,13 @@ class SafeSwarm(Swarm):
                 for connection in connections:
                     assert isinstance(connection, Connection)
                     nursery.start_soon(connection.muxed_conn.close_gracefully, "closed here", _GOODBYE_S)
+
+
+def _is_lost_stream(error: Exception) -> bool:
+    """Whether *error* only says that the remote reset the stream or the connection is gone."""
+    if isinstance(error, ExceptionGroup):
+        return error.split(trio.BrokenResourceError)[1] is None
+    return isinstance(error, trio.BrokenResourceError)
 
 
 def first_text(addresses: list[Multiaddr]) -> str:

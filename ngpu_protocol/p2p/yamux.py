@@ -35,6 +35,7 @@ import struct
 from collections.abc import Callable
 from contextlib import suppress
 
+import structlog
 import trio
 from libp2p.abc import IMuxedConn, IMuxedStream
 from libp2p.connection_types import ConnectionType
@@ -50,6 +51,8 @@ from ngpu_protocol.p2p.stream import INITIAL_WINDOW_BYTES, P2PStream
 
 __all__ = ["PROTOCOL", "Muxer", "PeerQuota"]
 
+_log = structlog.get_logger(__name__)
+
 PROTOCOL = TProtocol("/yamux/1.0.0")
 
 _HEADER = struct.Struct("!BBHII")
@@ -64,7 +67,6 @@ _MAX_STREAM_ID = 2**32 - 2
 
 _ROOM_BYTES = 256 * 1024  # senders wait while more than this is queued for the socket
 _MAX_QUEUE_BYTES = 1024 * 1024
-_LINGER_S = 2.0
 _MIN_RTT_S = 0.005  # a window that lasted less than four of these was too small, however near the peer is
 
 
@@ -149,6 +151,10 @@ class Muxer(IMuxedConn):
                 self.event_started.set()
                 task_status.started()
                 await self._read_loop()
+        except Exception:
+            # One connection's failure stays its own; in this nursery it would be the host's.
+            _log.exception("connection_failed", peer=self.peer_text)
+            self.close_nowait("failed here")
         finally:
             self.close_nowait("closed here")
 
@@ -289,7 +295,7 @@ class Muxer(IMuxedConn):
 
     def linger(self, stream: P2PStream) -> None:
         """Wait a little for the remote's end of a stream nobody reads any more."""
-        stream._linger_until = trio.current_time() + _LINGER_S
+        stream._linger_until = trio.current_time() + self._limits.linger_s
         self._lingering[stream.stream_id] = stream
 
     def _end_lingering(self, now: float) -> None:

@@ -294,7 +294,7 @@ async def test_a_stream_closed_early_is_reset_under_a_remote_that_goes_on() -> N
             outcome.set()
             raise
 
-    async with two_hosts({ECHO: talk_on}, limits=HostLimits(health_interval_s=0.2)) as (server, client):
+    async with two_hosts({ECHO: talk_on}, limits=HostLimits(linger_s=0.1, health_interval_s=0.1)) as (server, client):
         stream = await client.open_stream(server.peer_id, ECHO, timeout_s=5)
         await stream.aclose()
         with trio.fail_after(5):
