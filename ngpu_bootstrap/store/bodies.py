@@ -4,14 +4,16 @@ A body is buffered in memory up to *inline_limit* and then belongs in its task's
 file that is flushed and renamed by ``commit``, before any row names it. So a row never names a file that a crash took
 away; the other way round, a file without a row, is removed at the next open (``sweep``).
 
-Paths are ``<day>/<task id>.<part>`` below the root, the day being the first part of the task id: what retention removes
-together lies together.
+Paths are ``<day>/<task id>.<part>.<random>`` below the root, the day being the first part of the task id: what
+retention removes together lies together. The random end keeps a second body of the same task, whose row will be
+refused, from replacing the first. The directory belongs to one process.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import secrets
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -137,9 +139,9 @@ class BodyFiles:
         """Take back what ``reserve`` counted."""
         self._used_bytes -= size
 
-    def path_of(self, task_id: str, part: Part) -> str:
-        """Return the relative path a body of *task_id* would have."""
-        return f"{task_id[:8]}/{task_id}.{part.value}"
+    def new_path(self, task_id: str, part: Part) -> str:
+        """Return a relative path for a body of *task_id*, another one each time."""
+        return f"{task_id[:8]}/{task_id}.{part.value}.{secrets.token_hex(4)}"
 
     def _path(self, relative: str) -> Path:
         return self._root / relative
@@ -178,7 +180,7 @@ class BodyWriter:
     def __init__(self, files: BodyFiles, task_id: str, part: Part) -> None:
         self._files = files
         self._task_id = task_id
-        self._relative = files.path_of(task_id, part)
+        self._relative = files.new_path(task_id, part)
         self._pieces: list[bytes] = []
         self._pending_bytes = 0
         self._reserved_bytes = 0

@@ -60,6 +60,8 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
         "foreign_keys = ON",
         "temp_store = MEMORY",
         "cache_size = -16384",
+        # a burst may grow the log; it does not keep the disk
+        "journal_size_limit = 67108864",
     ):
         connection.execute(f"PRAGMA {pragma}").close()
 

@@ -47,10 +47,16 @@ class Handoff(Generic[JobT]):
     """
 
     def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
         self._token = trio.lowlevel.current_trio_token()
         self._room = trio.Semaphore(capacity)
         self._queue: queue.SimpleQueue[JobT | None] = queue.SimpleQueue()
         self._closed = False
+
+    @property
+    def waiting(self) -> int:
+        """Jobs queued or being worked on."""
+        return self._capacity - self._room.value
 
     async def submit(self, job: JobT) -> Any:
         """Queue *job* and return its result, or raise what it raised.

@@ -101,8 +101,16 @@ def receipts(connection: sa.Connection, task_id: str, attempt: int | None = None
 
 def tasks(connection: sa.Connection, wanted: TaskFilter) -> TaskPage:
     """Return one page of tasks, newest first, without bodies."""
-    t = tables.tasks
     limit = max(1, min(wanted.limit, MAX_PAGE))
+    rows = connection.execute(page_query(wanted, limit)).all()
+    records = tuple(_task(row) for row in rows[:limit])
+    last = records[-1] if len(rows) > limit else None
+    return TaskPage(records, f"{last.accepted_at_ms}-{last.number}" if last else "")
+
+
+def page_query(wanted: TaskFilter, limit: int) -> sa.Select[Any]:
+    """Return the select of one page and one row more, which tells whether another page follows."""
+    t = tables.tasks
     query = sa.select(t).order_by(t.c.accepted_at_ms.desc(), t.c.number.desc()).limit(limit + 1)
     for column, value in (
         (t.c.workspace, wanted.workspace),
@@ -119,10 +127,7 @@ def tasks(connection: sa.Connection, wanted: TaskFilter) -> TaskPage:
         query = query.where(t.c.state.in_([int(state) for state in wanted.states]))
     if wanted.after:
         query = query.where(sa.tuple_(t.c.accepted_at_ms, t.c.number) < sa.tuple_(*_parse_cursor(wanted.after)))
-    rows = connection.execute(query).all()
-    records = tuple(_task(row) for row in rows[:limit])
-    last = records[-1] if len(rows) > limit else None
-    return TaskPage(records, f"{last.accepted_at_ms}-{last.number}" if last else "")
+    return query
 
 
 def unfinished(connection: sa.Connection) -> list[OpenTask]:
@@ -222,7 +227,7 @@ def named_paths(connection: sa.Connection, paths: Iterable[str]) -> set[str]:
     wanted = list(paths)
     found: set[str] = set()
     for start in range(0, len(wanted), 500):
-        ids = {path.rpartition("/")[2].rpartition(".")[0] for path in wanted[start : start + 500]}
+        ids = {path.rpartition("/")[2].partition(".")[0] for path in wanted[start : start + 500]}
         found.update(connection.execute(sa.select(b.c.path).where(b.c.task_id.in_(ids))).scalars())
     return found.intersection(wanted)
 

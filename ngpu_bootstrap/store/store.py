@@ -21,7 +21,7 @@ import trio
 from ngpu_bootstrap.store import queries
 from ngpu_bootstrap.store.bodies import BodyFiles, BodyLimits, BodyWriter
 from ngpu_bootstrap.store.database import database_url, open_engine
-from ngpu_bootstrap.store.errors import StoreUnavailable
+from ngpu_bootstrap.store.errors import StoreClosed, StoreError, StoreUnavailable
 from ngpu_bootstrap.store.group_commit import CommitCounts, GroupCommit, load_chain
 from ngpu_bootstrap.store.handoff import Handoff
 from ngpu_bootstrap.store.operations import Operation, Operations
@@ -123,7 +123,11 @@ class Store:
             bodies = Path(database).parent / "bodies"
         engine = open_engine(location)
         files = BodyFiles(bodies, options.bodies)
-        await trio.to_thread.run_sync(_prepare, engine, network, options.migrate, files)
+        try:
+            await trio.to_thread.run_sync(_prepare, engine, network, options.migrate, files)
+        except BaseException:
+            engine.dispose()
+            raise
         writes: Handoff[Operation] = Handoff(options.queue_limit)
         operations = Operations(Statements(engine.dialect))
         commits = GroupCommit(engine, operations, writes, linger_s=options.linger_s)
@@ -153,6 +157,11 @@ class Store:
     def counts(self) -> CommitCounts:
         """What the writer has done so far, for metrics."""
         return self._commits.counts
+
+    @property
+    def waiting(self) -> int:
+        """Writes queued or being committed."""
+        return self._writes.waiting
 
     @property
     def body_bytes(self) -> int:
@@ -226,8 +235,9 @@ class Store:
             TaskExists: choose another id.
             RecordRefused: a value cannot be stored.
         """
-        task = replace(task, request=await self._kept(task.task_id, Part.REQUEST, task.request))
-        await self._writes.submit(self._operations.accept(task))
+        request = await self._kept(task.task_id, Part.REQUEST, task.request)
+        operation = self._operations.accept(replace(task, request=request))
+        await self._submit(operation, task.request, request)
 
     async def accept_and_begin(self, task: NewTask, start: AttemptStart) -> None:
         """Commit a new task with its first attempt, in state DISPATCHED: the one commit before the order leaves.
@@ -235,8 +245,9 @@ class Store:
         Raises:
             As ``accept``.
         """
-        task = replace(task, request=await self._kept(task.task_id, Part.REQUEST, task.request))
-        await self._writes.submit(self._operations.accept(task, start))
+        request = await self._kept(task.task_id, Part.REQUEST, task.request)
+        operation = self._operations.accept(replace(task, request=request), start)
+        await self._submit(operation, task.request, request)
 
     async def begin_attempt(self, start: AttemptStart, *, previous: AttemptEnd | None = None) -> None:
         """Commit a further attempt, and with *previous* the end of the one before; call it before the order leaves.
@@ -270,11 +281,12 @@ class Store:
             TaskIsFinal: it ended before; nothing was changed and the receipt was not filed: use ``late_receipt``.
             AttemptConflict: the attempt is not running.
         """
-        finish = replace(finish, response=await self._kept(finish.task_id, Part.RESPONSE, finish.response))
+        response = await self._kept(finish.task_id, Part.RESPONSE, finish.response)
+        operation = self._operations.finish(replace(finish, response=response))
         receipt = finish.receipt
         if receipt is not None and receipt.authentic:
             self._links.note(receipt.bootstrap, receipt.node, receipt.sequence, receipt.hash)
-        filed: FiledReceipt | None = await self._writes.submit(self._operations.finish(finish))
+        filed: FiledReceipt | None = await self._submit(operation, finish.response, response)
         return filed
 
     async def late_receipt(self, receipt: NewReceipt) -> FiledReceipt:
@@ -385,6 +397,20 @@ class Store:
         async with self._files.new(task_id, part) as writer:
             await writer.write(body)
             return await writer.commit()
+
+    async def _submit(
+        self, operation: Operation, given: bytes | StoredBody | None, kept: bytes | StoredBody | None
+    ) -> Any:
+        """Return what *operation* gives; when it is refused, remove the file *kept* that was made for it of *given*."""
+        try:
+            return await self._writes.submit(operation)
+        except (StoreUnavailable, StoreClosed):
+            raise  # its row may be there after all: the next open looks
+        except StoreError:
+            if isinstance(kept, StoredBody) and kept is not given:
+                with trio.CancelScope(shield=True):
+                    await self._files.remove([kept])
+            raise
 
 
 @asynccontextmanager

@@ -10,7 +10,9 @@ import sqlalchemy as sa
 import trio
 from trio.testing import trio_test
 
+from ngpu_bootstrap.store import queries
 from ngpu_bootstrap.store.bodies import BodyLimits
+from ngpu_bootstrap.store.database import open_engine
 from ngpu_bootstrap.store.errors import (
     BodyTooLarge,
     RecordRefused,
@@ -20,6 +22,7 @@ from ngpu_bootstrap.store.errors import (
     UnknownTask,
 )
 from ngpu_bootstrap.store.records import AttemptEnd, NodeRow, Part, TaskFilter
+from ngpu_bootstrap.store.schema import prepare_schema
 from ngpu_bootstrap.tasks.recovery import Collect, End, Requeue, Unfinished, decide
 from ngpu_bootstrap.tasks.states import TaskState
 from tests.unit.store.builders import (
@@ -178,6 +181,21 @@ async def test_long_bodies_go_to_disk_and_come_back(tmp_path: Path) -> None:
 
 
 @trio_test
+async def test_a_second_end_does_not_touch_the_first_ones_answer(tmp_path: Path) -> None:
+    async with a_store(tmp_path) as store:
+        await store.accept_and_begin(a_task(1), a_start(1))
+        await store.finish(a_finish(1, response=b"1" * 100_000))
+        with pytest.raises(TaskIsFinal):
+            await store.finish(a_finish(1, response=b"2" * 200_000))
+        found = await store.task(T1)
+        assert found is not None
+        assert found.response is not None
+        assert await store.read_body(T1, Part.RESPONSE, found.response) == b"1" * 100_000
+        # and the refused one's file is gone
+        assert store.body_bytes == 100_000
+
+
+@trio_test
 async def test_an_answer_over_the_limit_leaves_the_task_unfinished(tmp_path: Path) -> None:
     async with a_store(tmp_path, bodies=BodyLimits(body_bytes=100_000)) as store:
         await store.accept_and_begin(a_task(1), a_start(1))
@@ -229,6 +247,31 @@ async def test_pages_are_newest_first_and_follow_each_other(tmp_path: Path) -> N
         for bad in ("x", "1-", "1-2-3", "-", "1" * 50, "²-1"):
             with pytest.raises(RecordRefused):
                 await store.tasks(TaskFilter(after=bad))
+
+
+def test_pages_and_recovery_are_read_through_their_indexes(tmp_path: Path) -> None:
+    engine = open_engine(tmp_path / "store.db")
+    with engine.connect() as connection:
+        prepare_schema(connection, network="local")
+        wanted = TaskFilter(workspace="1", since_ms=1, before_ms=5, after="4-2")
+        text = str(queries.page_query(wanted, 10).compile(engine, compile_kwargs={"literal_binds": True}))
+        plan = " ".join(row[-1] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}"))
+        assert "USING INDEX ix_tasks_listing (workspace=? AND accepted_at_ms>?" in plan
+        assert "TEMP B-TREE" not in plan
+        plan = str(connection.exec_driver_sql("EXPLAIN QUERY PLAN SELECT * FROM tasks WHERE state < 3").all())
+        assert "ix_tasks_unfinished" in plan
+    engine.dispose()
+
+
+def test_connections_are_durable(tmp_path: Path) -> None:
+    engine = open_engine(tmp_path / "store.db")
+    with engine.connect() as connection:
+        settings = [
+            connection.exec_driver_sql(f"PRAGMA {name}").scalar()
+            for name in ("journal_mode", "synchronous", "foreign_keys")
+        ]
+    engine.dispose()
+    assert settings == ["wal", 2, 1]
 
 
 @trio_test
