@@ -393,7 +393,8 @@ class Call:
             # never raises, and the caller's own exceptions do not pass through it.
             self._manager = trio.open_nursery()
             self._nursery = await self._manager.__aenter__()
-            self._nursery.start_soon(self._send_body)
+            assert self._link is not None
+            self._nursery.start_soon(self._send_body, self._link.stream)
         head = await self._read_head()
         assert head is not None
         return self._answer(head)
@@ -409,10 +410,8 @@ class Call:
         except trio.BrokenResourceError:
             self._send_failed = True
 
-    async def _send_body(self) -> None:
+    async def _send_body(self, stream: trio.abc.Stream) -> None:
         """Send a long or streamed body; what its source raises is kept for whoever waits for the answer."""
-        assert self._link is not None
-        stream = self._link.stream
         try:
             left = self._length
             async for piece in _pieces(self._body):
