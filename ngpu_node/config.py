@@ -156,8 +156,8 @@ class NodeSettings(DaemonSettings):
     )
     passphrase_file: Path | None = Field(
         default=None,
-        description="File with the keystore's passphrase. Left out: the systemd credential `passphrase`, else it is asked\n"
-        "for on the terminal.",
+        description="File with the keystore's passphrase. Left out: the systemd credential `passphrase`, else it is\n"
+        "asked for on the terminal.",
         examples=["/etc/ngpu/node.passphrase"],
     )
     network: Annotated[str, AfterValidator(_network)] = Field(

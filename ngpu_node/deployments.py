@@ -11,6 +11,8 @@ one workspace are deployments of their own too, so that an old one can serve whi
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -136,7 +138,8 @@ class Deployments:
             return
         if (deployment.phase, deployment.detail) == (phase, detail):
             return
-        log.info(
+        log.log(
+            logging.INFO if deployment.phase is not phase else logging.DEBUG,
             "deployment_changed",
             service=deployment.service,
             workspace=deployment.spec.id,
@@ -226,7 +229,8 @@ class Deployments:
                 self._table.pop(key, None)
         self.set_phase(deployment, DeploymentPhase.GONE)
         again = self._wished.get(deployment.service, {}).get((deployment.spec.id, deployment.spec.revision))
-        if again is not None and self._nursery is not None and not self._nursery.cancel_scope.cancel_called:
+        ending = trio.current_effective_deadline() == -math.inf
+        if again is not None and not ending:
             self._start(deployment.service, again)
 
 

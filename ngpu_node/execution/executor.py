@@ -88,7 +88,7 @@ class Executor:
         spool: Spool,
         metrics: NodeMetrics,
         changes: Changes,
-        undelivered: Callable[[Address], None],
+        undelivered: Callable[[Written], None],
         suspect: Callable[[Deployment, Upstream, str], None] = lambda deployment, upstream, reason: None,
         clocks: Clocks | None = None,
     ) -> None:
@@ -96,7 +96,7 @@ class Executor:
 
         Args:
             changes: told when the node becomes full or stops being so.
-            undelivered: told whose receipt could not be handed to the stream that ordered it.
+            undelivered: told of a receipt that could not be handed to the stream that ordered it.
             suspect: told of an upstream that could not be reached.
         """
         self.state = state
@@ -297,8 +297,7 @@ class Executor:
                 attempt.detail = f"internal error: {type(error).__name__}"
             with trio.move_on_after(SETTLE_S, shield=True):
                 outcome = Outcome.WORKSPACE_BROKE if isinstance(error, Exception) else self._left(attempt)
-                await self._settle(attempt, upstream, outcome)
-            self._undelivered(attempt.signed.order.bootstrap)
+                self._undelivered(await self._settle(attempt, upstream, outcome))
             raise
         outcome = self._outcome_of(attempt, ended)
         if ended is not None and ended.outcome is Outcome.WORKSPACE_BROKE and not attempt.status:
@@ -313,7 +312,7 @@ class Executor:
             await exchange.abort()
             return
         if switched:
-            self._undelivered(attempt.signed.order.bootstrap)
+            self._undelivered(written)
             return
         delivered = False
         try:
@@ -323,7 +322,7 @@ class Executor:
             delivered = True
         finally:
             if not delivered:
-                self._undelivered(attempt.signed.order.bootstrap)
+                self._undelivered(written)
 
     async def _answer_instead(self, sink: ExchangeSink | SpooledAnswer, attempt: Attempt, outcome: Outcome) -> None:
         bodiless = attempt.signed.order.method == "HEAD"
@@ -352,7 +351,6 @@ class Executor:
             with trio.move_on_after(SETTLE_S, shield=True):
                 self._spool.release_request(body)
                 await self._finish_detached(attempt, upstream, answer, self._left(attempt))
-            self._undelivered(attempt.signed.order.bootstrap)
             raise
         if body.is_complete and attempt.stop_outcome is None:
             attempt.scope = trio.CancelScope(deadline=attempt.scope.deadline)
@@ -394,7 +392,10 @@ class Executor:
         try:
             if outcome is not Outcome.COMPLETE and not answer.begun:
                 await self._answer_instead(answer, attempt, outcome)
-            answer.finish(await self._settle(attempt, upstream, outcome, answer))
+            written = await self._settle(attempt, upstream, outcome, answer)
+            answer.finish(written)
+            if not answer.followers:
+                self._undelivered(written)
         except LedgerUnavailable:
             log.error("receipt_not_written", task_id=attempt.key[1], attempt=attempt.key[2])
         finally:
@@ -405,6 +406,7 @@ class Executor:
     async def _follow(self, exchange: Exchange, answer: SpooledAnswer) -> None:
         """Send a detached attempt's answer as it grows, or as it was."""
         sink = ExchangeSink(exchange)
+        answer.followers += 1
         try:
             head = await answer.head()
             offset = 0
@@ -416,6 +418,8 @@ class Executor:
             await sink.finish(answer.written, answer.trailers)
         except RuntimeError:
             await exchange.abort()
+        finally:
+            answer.followers -= 1
 
     # -- what is asked about attempts ----------------------------------------------------------------------------------
 

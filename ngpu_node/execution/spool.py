@@ -50,6 +50,7 @@ class SpooledAnswer:
 
     Attributes:
         written: the receipt, once there is one; nothing grows after that.
+        followers: how many streams are being sent it.
     """
 
     def __init__(self, directory: Path, limits: SpoolLimits, reserve: Callable[[int], Awaitable[None]]) -> None:
@@ -66,6 +67,7 @@ class SpooledAnswer:
         self.trailers: Headers = []
         self.written: Written | None = None
         self.failed = False
+        self.followers = 0
 
     async def begin(self, head: AnswerHead, *, more: bool) -> None:
         self._head = head

@@ -24,7 +24,7 @@ from ngpu_node.deployments import Deployment
 from ngpu_node.execution.admission import AdmissionState
 from ngpu_node.execution.executor import Executor
 from ngpu_node.execution.spool import Spool, SpoolLimits
-from ngpu_node.ledger import Ledger
+from ngpu_node.ledger import Ledger, Written
 from ngpu_node.metrics import NodeMetrics
 from ngpu_node.trust import Trust, TrustedBootstrap
 from ngpu_node.upstreams import Upstream
@@ -42,7 +42,7 @@ from ngpu_protocol.http1 import (
     tcp_opener,
 )
 from ngpu_protocol.http1.tcp import open_listeners
-from ngpu_protocol.identity import Account, Address
+from ngpu_protocol.identity import Account
 from ngpu_protocol.orders import SignedOrder, TaskOrder, sign_order
 from ngpu_protocol.receipts import SignedReceipt
 from ngpu_protocol.verification import Observed, Verdict, verify_receipt
@@ -93,7 +93,7 @@ class Rig:
         self.deployment = deployment
         self.spool = spool
         self.client = client
-        self.undelivered: list[Address] = []
+        self.undelivered: list[Written] = []
         self.peer = BOOTSTRAP.address
         self.address = ("", 0)
 
@@ -218,7 +218,7 @@ async def a_rig(
                 slots=64,
                 max_body_bytes=max_body_bytes,
             )
-            undelivered: list[Address] = []
+            undelivered: list[Written] = []
             executor = Executor(
                 state, ledger=ledger, spool=spool, metrics=metrics, changes=changes, undelivered=undelivered.append
             )

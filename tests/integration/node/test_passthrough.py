@@ -244,7 +244,7 @@ async def test_a_client_that_leaves_ends_the_work_within_a_second_and_is_receipt
         await rig.settled()
         (receipt,) = await rig.receipts()
         assert (receipt.receipt.outcome, receipt.receipt.status) == (Outcome.CLIENT_GONE, 200)
-        assert rig.undelivered == [receipt.receipt.bootstrap]
+        assert [written.signed for written in rig.undelivered] == [receipt]
         assert rig.executor.state.running == 0
 
 
@@ -425,7 +425,7 @@ async def test_an_upgraded_connection_passes_both_ways_and_is_receipted_without_
         assert (found.outcome, found.status) == (Outcome.COMPLETE, 101)
         assert (found.request_hash, found.request_bytes) == (hashlib.sha256(b"helloagainbye").digest(), 13)
         assert (found.response_hash, found.response_bytes) == (hashlib.sha256(b"HELLOAGAINBYE").digest(), 13)
-        assert rig.undelivered == [found.bootstrap]
+        assert [written.signed for written in rig.undelivered] == [receipt]
 
 
 @trio_test

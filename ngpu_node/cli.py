@@ -1,0 +1,165 @@
+"""The command `ngpu-node`: what an owner types, and what it prints.
+
+Every command says what to do next, prints one JSON object with `--json`, and fails with one line and exit code 1. The
+daemon's parts are imported only where they run: they take a second to load.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ngpu_daemon.datadir import DataDirectory
+from ngpu_daemon.entry import run_main
+from ngpu_daemon.init_command import ask_passphrase, init_command
+from ngpu_daemon.logs import configure_logging
+from ngpu_daemon.settings import load_settings, sample_toml
+from ngpu_node.config import DEFAULT_DATA_DIR, ENV_PREFIX, NodeSettings
+
+app = typer.Typer(
+    help="""A node of the NGPU network: serves tasks with this machine's GPUs, for the bootstraps its owner trusts.
+
+    First steps: `ngpu-node init` makes the account key and prints its address; `ngpu-node sample-config > node.toml`
+    prints a configuration, in which [[bootstraps]] names whom to serve; `ngpu-node run --config node.toml` serves, and
+    `ngpu-node status` shows how it goes.""",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file; `sample-config` prints one.")]
+DataDirOption = Annotated[Path | None, typer.Option(help=f"Where it keeps its state (default {DEFAULT_DATA_DIR}).")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+app.command("init")(init_command(DEFAULT_DATA_DIR))
+
+
+@app.command()
+def run(
+    config: ConfigOption = None,
+    data_dir: DataDirOption = None,
+    network: Annotated[str | None, typer.Option(help="main, test, local, or your own name.")] = None,
+    listen: Annotated[list[str] | None, typer.Option(help="Multiaddr for other peers; repeat for more.")] = None,
+    bootstrap: Annotated[
+        list[str] | None,
+        typer.Option(help="Multiaddr of a bootstrap to serve, ending in /p2p/<PeerId>; instead of [[bootstraps]]."),
+    ] = None,
+    engine: Annotated[str | None, typer.Option(help="auto, docker or none.")] = None,
+    passphrase_file: Annotated[Path | None, typer.Option(help="File with the keystore's passphrase.")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+) -> None:
+    """Serve tasks until SIGTERM, which drains: no new tasks, running ones get `drain_s`."""
+
+    async def main() -> None:
+        settings = _settings(
+            config,
+            data_dir=data_dir,
+            network=network,
+            listen=listen or None,
+            bootstraps=[{"multiaddrs": [multiaddr]} for multiaddr in bootstrap] if bootstrap else None,
+            engine=engine,
+            passphrase_file=passphrase_file,
+            log_level=log_level,
+        )
+        configure_logging(settings.log_level, settings.log_format)
+        from ngpu_node.daemon import run_daemon
+
+        await run_daemon(settings, lambda: ask_passphrase(settings.passphrase_file))
+
+    run_main(main)
+
+
+@app.command()
+def status(config: ConfigOption = None, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
+    """Show the running node: bootstraps, deployments, model servers, GPUs, receipts."""
+
+    async def main() -> None:
+        settings = _settings(config, data_dir=data_dir)
+        from ngpu_node.admin import ask_status
+
+        found = await ask_status(DataDirectory(settings.data_dir).admin_socket)
+        if as_json:
+            typer.echo(json.dumps(found))
+        else:
+            _show(found, Console())
+
+    run_main(main)
+
+
+@app.command("sample-config")
+def sample_config() -> None:
+    """Print a configuration file that documents every key."""
+    heading = (
+        "Configuration of ngpu-node. Every key can also be given in the environment: NGPU_NODE_SLOTS,\n"
+        "NGPU_NODE_LIMITS__BODY_BYTES, and the most used ones as flags of `ngpu-node run`."
+    )
+    typer.echo(sample_toml(NodeSettings, heading), nl=False)
+
+
+def _settings(config: Path | None, **overrides: Any) -> NodeSettings:
+    return load_settings(NodeSettings, config, ENV_PREFIX, overrides)
+
+
+# -- what people see ---------------------------------------------------------------------------------------------------
+
+
+def _show(found: dict[str, Any], console: Console) -> None:
+    draining = ", draining" if found["draining"] else ""
+    console.print(f"[bold]{found['node']}[/] on network {found['network']}, up {_span(found['uptime_s'])}{draining}")
+    console.print(f"PeerId {found['peer_id']}, version {found['version']}, process {found['pid']}", highlight=False)
+    console.print(f"tasks {found['running']} of {found['slots']}, receipts {found['receipts']}", end="")
+    console.print(f" ({found['receipts_owed']} waiting for their acknowledgement)")
+
+    bootstraps = Table("bootstrap", "service", "state", "for", title_justify="left")
+    for one in found["bootstraps"]:
+        state = "connected" if one["admitted"] else "connected, waiting for approval"
+        bootstraps.add_row(
+            one["address"], one["service"], state if one["connected"] else one["problem"], _span(one["for_s"])
+        )
+    _print_table(console, bootstraps, "no bootstraps: add a [[bootstraps]] table to the configuration")
+
+    deployments = Table("workspace", "name", "state", "tasks", "detail")
+    for one in found["deployments"]:
+        tasks = f"{one['running']} of {one['concurrency']}"
+        number = f"{one['workspace']} r{one['revision']}"
+        deployments.add_row(number, one["name"], one["state"], tasks, one["detail"])
+    _print_table(console, deployments, "no workspaces wanted here yet")
+
+    models = Table("model", "at", "state")
+    for one in found["models"]:
+        name = f"{one['project']}/{one['model']}" + (f" ({one['cid']})" if one["cid"] else "")
+        models.add_row(name, one["api"], "healthy" if one["healthy"] else one["detail"])
+    _print_table(console, models, "")
+
+    gpus = Table("GPU", "memory", "UUID")
+    for one in found["gpus"]:
+        gpus.add_row(one["model"], f"{one['memory_bytes'] / 2**30:.0f} GiB", one["uuid"])
+    _print_table(console, gpus, f"no GPUs: {found['gpu_problem']}")
+
+    engine = found["engine"]
+    console.print(
+        f"container engine: {engine['name']} {engine['version']} {engine['problem']}".rstrip(), highlight=False
+    )
+
+
+def _print_table(console: Console, table: Table, when_empty: str) -> None:
+    if table.row_count:
+        console.print(table)
+    elif when_empty:
+        console.print(when_empty, markup=False, highlight=False)
+
+
+def _span(seconds: float) -> str:
+    whole = int(seconds)
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if whole >= size:
+            return f"{whole // size} {unit}"
+    return f"{whole} s"
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,423 @@
+"""The node: builds the parts, opens the nursery, and takes it all down in order. The one module that knows everybody.
+
+Start: what can be wrong on this machine (ledger, ports, engine) is found before any bootstrap hears of this run.
+Ready is when peers can reach it and its own sockets listen; bootstraps are dialled from then on.
+
+End, in this order: refuse new orders and say so; let running ones finish, or end them with a receipt; let their last
+bytes out; say goodbye; stop containers; close the ledger. A second signal skips the waiting.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import secrets
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import structlog
+import trio
+
+from ngpu_daemon.datadir import DataDirectory
+from ngpu_daemon.drain import Drain
+from ngpu_daemon.keystore import open_keystore
+from ngpu_daemon.metrics import new_registry, software_version
+from ngpu_daemon.notify import Notifier, run_watchdog
+from ngpu_node.admin import AdminApi, serve_admin_socket
+from ngpu_node.changes import Changes
+from ngpu_node.config import NodeSettings, split_listen
+from ngpu_node.courier import Courier
+from ngpu_node.deployments import Deployment, Deployments
+from ngpu_node.engine.backend import EngineStatus, ImageBackend, open_backend
+from ngpu_node.errors import LedgerUnavailable, NodeConfigurationError
+from ngpu_node.execution.admission import AdmissionState
+from ngpu_node.execution.executor import HTTP_PROTOCOL, Executor
+from ngpu_node.execution.spool import Spool, SpoolLimits
+from ngpu_node.inventory import Inventory, look
+from ngpu_node.ledger import Ledger, Totals
+from ngpu_node.links import Link, LinkParts
+from ngpu_node.metrics import NodeMetrics
+from ngpu_node.model_api import ModelApi
+from ngpu_node.services import ModelServers
+from ngpu_node.upstreams import Upstream
+from ngpu_protocol.control import GpuOffer
+from ngpu_protocol.http1 import BoundAddress, Draining, Handler, Limits, Remote, serve_stream, serve_tcp
+from ngpu_protocol.identity import Account, Address
+from ngpu_protocol.networks import network_named
+from ngpu_protocol.p2p import Host, ListenError, NoAccountError, P2PStream, StreamHandler, open_host
+
+log = structlog.get_logger(__name__)
+
+#: Orders bring a head of 16 KiB and a target with our prefix before the client's own fields.
+HTTP_LIMITS = Limits(max_head_bytes=64 * 1024, max_target_bytes=9 * 1024)
+LAST_BYTES_S = 3.0
+INVENTORY_INTERVAL_S = 60.0
+TOTALS_INTERVAL_S = 30.0
+
+
+async def run_daemon(settings: NodeSettings, passphrase: Callable[[], str]) -> None:
+    """Run a node until it is told to stop.
+
+    Args:
+        passphrase: returns what opens the keystore; asked once, after the data directory is ours.
+
+    Raises:
+        OperatorError: what must be changed before it can start; nothing listened.
+    """
+    directory = DataDirectory(settings.data_dir)
+    with directory.lock():
+        account = await trio.to_thread.run_sync(open_keystore, directory.keystore, passphrase())
+        node = Node(settings, account, directory, drain=Drain(), notifier=Notifier.from_environment())
+        await node.run()
+
+
+class Node:
+    """One running node; `run` is its whole life."""
+
+    def __init__(
+        self, settings: NodeSettings, account: Account, directory: DataDirectory, *, drain: Drain, notifier: Notifier
+    ) -> None:
+        self._settings = settings
+        self._account = account
+        self._directory = directory
+        self._drain = drain
+        self._notifier = notifier
+        self._network = network_named(settings.network)
+        self._trust = settings.trust()
+        self._session = secrets.token_bytes(32)
+        self._started_s = trio.current_time()
+        self._registry = new_registry("ngpu-node")
+        self._metrics = NodeMetrics(self._registry)
+        self._changes = Changes()
+        self._inventory = Inventory()
+        self._totals = Totals(0, 0)
+        self._links: list[Link] = []
+        self._http_draining = Draining()
+        self._deployments = Deployments(self._changes)
+        self._servers = ModelServers(
+            directory.path / "models.json", self._deployments, self._changes, allowed_hosts=settings.model_hosts
+        )
+
+    async def run(self) -> None:
+        """Serve until drained.
+
+        Raises:
+            OperatorError: something the owner must mend, before anything listens.
+            LedgerUnavailable: receipts cannot be kept any more.
+        """
+        settings = self._settings
+        self._inventory = await look(self._account.address)
+        for problem in filter(None, [self._inventory.problem]):
+            log.info("no_gpus" if not self._inventory.gpus else "gpus_missing", reason=problem)
+        ledger = await Ledger.open(self._directory.path / "ledger.db", self._account, self._network.chain_id)
+        try:
+            async with open_backend(
+                settings,
+                node=self._account.address,
+                deployments=self._deployments,
+                gpus=lambda: self._inventory.gpus,
+            ) as (backend, engine):
+                await self._serve(ledger, backend, engine)
+        finally:
+            await ledger.aclose()
+
+    async def _serve(self, ledger: Ledger, backend: ImageBackend, engine: EngineStatus) -> None:
+        settings = self._settings
+        limits = SpoolLimits(settings.limits.spool_answer_bytes, settings.limits.spool_total_bytes)
+        spool = Spool(self._directory.path / "spool", ledger, limits)
+        state: AdmissionState[Deployment] = AdmissionState(
+            node=self._account.address,
+            session=self._session,
+            chain_id=self._network.chain_id,
+            trust=self._trust,
+            deployments=self._deployments,
+            slots=settings.slots,
+            max_body_bytes=settings.limits.body_bytes,
+        )
+        courier = Courier(
+            ledger,
+            self._trust,
+            node=self._account.address,
+            chain_id=self._network.chain_id,
+            metrics=self._metrics,
+            away_s=self._away_s,
+        )
+        executor = Executor(
+            state,
+            ledger=ledger,
+            spool=spool,
+            metrics=self._metrics,
+            changes=self._changes,
+            undelivered=courier.undelivered,
+            suspect=partial(self._suspect, backend),
+        )
+
+        async def http(stream: P2PStream) -> None:
+            try:
+                peer = str(stream.remote_address)
+            except NoAccountError:
+                peer = ""  # a foreign libp2p peer: it may ask what is mounted here, and no more
+            await serve_stream(
+                stream,
+                executor.handle,
+                limits=HTTP_LIMITS,
+                remote=Remote(peer=peer),
+                half_close=True,
+                draining=self._http_draining,
+            )
+
+        async with self._host(http) as host, trio.open_nursery() as nursery:
+            await nursery.start(self._drain.run)
+            nursery.start_soon(self._end_with_ledger, ledger)
+            await nursery.start(executor.run)
+            await nursery.start(partial(self._deployments.run, images=backend, models=self._servers))
+            nursery.start_soon(backend.run)
+            nursery.start_soon(self._servers.run)
+            nursery.start_soon(spool.run)
+            nursery.start_soon(self._watch_inventory)
+            nursery.start_soon(self._watch_totals, ledger)
+            admin = AdminApi(self._registry, partial(self._status, host, state, engine))
+            await nursery.start(serve_admin_socket, self._directory.admin_socket, admin)
+            models = ModelApi(self._servers, partial(_identity, host))
+            (model_address, *_) = await _listen(nursery, models.handle, settings.model_listen, "model_listen")
+            if settings.metrics_listen is not None:
+                await _listen(nursery, admin.metrics_only, settings.metrics_listen, "metrics_listen")
+            parts = LinkParts(
+                host=host,
+                network=self._network.name,
+                gpus=self._gpu_offers,
+                state=state,
+                deployments=self._deployments,
+                servers=self._servers,
+                changes=self._changes,
+                courier=courier,
+                ledger=ledger,
+                metrics=self._metrics,
+            )
+            self._links = [Link(bootstrap, parts) for bootstrap in self._trust]
+            self._export(host)
+            with self._runtime_file(host, model_address):
+                log.info(
+                    "node_ready",
+                    node=self._account.address,
+                    peer_id=host.peer_id,
+                    network=self._network.name,
+                    listen=host.addresses,
+                    models=f"http://{model_address}",
+                    bootstraps=len(self._links),
+                    engine=engine.name,
+                    gpus=len(self._inventory.gpus),
+                )
+                if not self._links:
+                    log.warning("no_bootstraps", hint="add a [[bootstraps]] table to the configuration")
+                self._notifier.ready(f"serving {len(self._links)} bootstraps")
+                # What is here now stays: without this every full collection walks all of libp2p again.
+                gc.collect()
+                gc.freeze()
+                nursery.start_soon(run_watchdog, self._notifier, lambda: not ledger.failed.is_set())
+                for link in self._links:
+                    nursery.start_soon(link.run)
+                await self._drain.requested.wait()
+                await self._wind_down(executor)
+            nursery.cancel_scope.cancel()
+        log.info("node_stopped")
+
+    @contextlib.asynccontextmanager
+    async def _host(self, http: StreamHandler) -> AsyncIterator[Host]:
+        try:
+            async with open_host(
+                self._account, listen=self._settings.listen, network=self._network, handlers={HTTP_PROTOCOL: http}
+            ) as host:
+                yield host
+        except* ListenError as group:
+            problem = next(_leaves(group))
+            raise NodeConfigurationError(f"listen: {problem}") from None
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    async def _wind_down(self, executor: Executor) -> None:
+        grace_s = self._settings.drain_s
+        self._notifier.stopping(f"draining, {len(executor.running)} tasks running")
+        self._notifier.extend_timeout(grace_s + 60)
+        log.info("draining", running=len(executor.running), grace_s=grace_s)
+        async with trio.open_nursery() as nursery:
+
+            async def cut_short() -> None:
+                await self._drain.immediate.wait()
+                executor.stop_all()
+
+            nursery.start_soon(cut_short)
+            await executor.drain(grace_s)
+            nursery.cancel_scope.cancel()
+        # The receipts are written; now the answers that carry them go out.
+        self._http_draining.start()
+        with trio.move_on_after(LAST_BYTES_S):
+            await self._http_draining.wait_finished()
+        async with trio.open_nursery() as nursery:
+            for link in self._links:
+                nursery.start_soon(link.say_goodbye, "this node is stopping")
+
+    async def _end_with_ledger(self, ledger: Ledger) -> None:
+        await ledger.failed.wait()
+        raise LedgerUnavailable("receipts cannot be written: is the disk full? The node stops rather than work unpaid")
+
+    # -- what the parts tell each other --------------------------------------------------------------------------------
+
+    def _away_s(self, address: Address) -> float:
+        return next((link.away_s for link in self._links if link.bootstrap.address == address), 0.0)
+
+    def _suspect(self, backend: ImageBackend, deployment: Deployment, upstream: Upstream, reason: str) -> None:
+        """Have whoever looks after *upstream*, which could not be reached, look at it now."""
+        if deployment.spec.image is not None:
+            backend.doubt(deployment, reason)
+            return
+        for copy in self._servers.copies():
+            if copy.upstream is upstream:
+                self._servers.doubt(copy, reason)
+
+    def _gpu_offers(self) -> tuple[GpuOffer, ...]:
+        return tuple(GpuOffer(id=g.id, model=g.model, memory_bytes=g.memory_bytes) for g in self._inventory.gpus)
+
+    async def _watch_inventory(self) -> None:
+        while True:
+            await trio.sleep(INVENTORY_INTERVAL_S)
+            found = await look(self._account.address)
+            if found != self._inventory:
+                log.info("inventory_changed", gpus=len(found.gpus), reason=found.problem)
+                self._inventory = found
+
+    async def _watch_totals(self, ledger: Ledger) -> None:
+        while True:
+            self._totals = await ledger.totals()
+            await trio.sleep(TOTALS_INTERVAL_S)
+
+    # -- what is shown -------------------------------------------------------------------------------------------------
+
+    def _export(self, host: Host) -> None:
+        metrics = self._metrics
+        metrics.gauge("ngpu_node_peers", "Connected peers.", None, lambda: [("", len(host.peers()))])
+        metrics.gauge("ngpu_node_streams", "Open streams.", None, lambda: [("", sum(p.streams for p in host.peers()))])
+        metrics.gauge(
+            "ngpu_node_bootstraps_connected",
+            "Bootstraps that welcomed this node.",
+            None,
+            lambda: [("", sum(link.status.connected for link in self._links))],
+        )
+        metrics.gauge("ngpu_node_deployments", "Deployments by state.", "state", self._deployments_by_state)
+        metrics.gauge("ngpu_node_receipts_owed", "Receipts not acknowledged.", None, lambda: [("", self._totals.owed)])
+        metrics.gauge("ngpu_node_gpus", "GPUs found.", None, lambda: [("", len(self._inventory.gpus))])
+
+    def _deployments_by_state(self) -> Iterable[tuple[str, float]]:
+        return Counter(str(deployment.phase) for deployment in self._deployments).items()
+
+    async def _status(self, host: Host, state: AdmissionState[Deployment], engine: EngineStatus) -> dict[str, Any]:
+        now_s = trio.current_time()
+        return {
+            "node": self._account.address,
+            "peer_id": host.peer_id,
+            "network": self._network.name,
+            "version": software_version(),
+            "pid": os.getpid(),
+            "uptime_s": round(now_s - self._started_s, 1),
+            "listen": host.addresses,
+            "session": self._session.hex(),
+            "draining": state.draining,
+            "slots": state.slots,
+            "running": state.running,
+            "bootstraps": [
+                {
+                    "address": link.bootstrap.address,
+                    "service": link.bootstrap.service,
+                    "connected": link.status.connected,
+                    "admitted": link.status.admitted,
+                    "for_s": round(now_s - link.status.since_s, 1),
+                    "problem": link.status.problem,
+                    "multiaddr": link.status.multiaddr,
+                    "clock_offset_ms": link.status.clock_offset_ms,
+                }
+                for link in self._links
+            ],
+            "deployments": [
+                {
+                    "service": deployment.service,
+                    "workspace": deployment.spec.id,
+                    "revision": deployment.spec.revision,
+                    "name": deployment.spec.name,
+                    "state": str(deployment.phase),
+                    "detail": deployment.detail,
+                    "running": deployment.running,
+                    "concurrency": deployment.concurrency,
+                }
+                for deployment in self._deployments
+            ],
+            "models": [
+                {**asdict(copy.registration), "healthy": copy.healthy, "detail": copy.detail}
+                for copy in self._servers.copies()
+            ],
+            "gpus": [
+                {"uuid": gpu.uuid, "model": gpu.model, "memory_bytes": gpu.memory_bytes} for gpu in self._inventory.gpus
+            ],
+            "gpu_problem": self._inventory.problem,
+            "engine": asdict(engine),
+            "receipts": self._totals.receipts,
+            "receipts_owed": self._totals.owed,
+        }
+
+    @contextlib.contextmanager
+    def _runtime_file(self, host: Host, models: BoundAddress) -> Iterator[None]:
+        """Keep `<data_dir>/node.json` while the node runs: which ports it got, for whoever lets it choose them."""
+        path = self._directory.path / "node.json"
+        _write_json(
+            path,
+            {
+                "pid": os.getpid(),
+                "node": self._account.address,
+                "peer_id": host.peer_id,
+                "multiaddrs": host.addresses,
+                "models": f"http://{models}",
+                "admin_socket": str(self._directory.admin_socket),
+            },
+        )
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+async def _listen(nursery: trio.Nursery, handler: Handler, text: str, key: str) -> list[BoundAddress]:
+    host, port = split_listen(text)
+    try:
+        bound: list[BoundAddress] = await nursery.start(partial(serve_tcp, handler, host=host, port=port))
+    except OSError as error:
+        raise NodeConfigurationError(f"{key}: cannot listen on {text}: {error.strerror or error}") from None
+    return bound
+
+
+def _identity(host: Host) -> dict[str, Any]:
+    return {
+        "peer_id": host.peer_id,
+        "protocol_version": "ngpu/1.0.0",
+        "agent_version": f"ngpu-node/{software_version()}",
+        "addresses": host.addresses,
+        "protocols": [HTTP_PROTOCOL],
+    }
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    draft = path.with_suffix(".draft")
+    draft.write_text(json.dumps(value, indent=1) + "\n")
+    draft.replace(path)
+
+
+def _leaves(group: BaseExceptionGroup[ListenError]) -> Iterator[ListenError]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error

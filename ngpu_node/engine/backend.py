@@ -1,0 +1,92 @@
+"""Which engine this node has, decided once at start."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+import trio
+
+from ngpu_node.config import NodeSettings
+from ngpu_node.deployments import Backend, Deployment, Deployments
+from ngpu_node.engine.containers import Containers
+from ngpu_node.engine.docker_engine import DockerEngine
+from ngpu_node.errors import DeploymentImpossible, EngineUnavailable, NodeConfigurationError
+from ngpu_node.inventory import Gpu
+from ngpu_protocol.control import DeploymentPhase
+from ngpu_protocol.identity import Address
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatus:
+    """The engine, for the owner: `docker` or `none`, its version, and why there is none."""
+
+    name: str
+    version: str = ""
+    problem: str = ""
+
+
+class ImageBackend(Backend, Protocol):
+    """A backend of images: it also looks after what it left behind, and can be told of doubts."""
+
+    async def run(self) -> None: ...
+    def doubt(self, deployment: Deployment, reason: str) -> None: ...
+
+
+class NoEngine:
+    """The backend of a node without containers: every image fails, and says why."""
+
+    def __init__(self, deployments: Deployments, problem: str) -> None:
+        self._deployments = deployments
+        self._problem = problem
+
+    async def run(self) -> None:
+        """There is nothing to look after."""
+        await trio.sleep_forever()
+
+    async def serve(self, deployment: Deployment) -> None:
+        """Say that *deployment* cannot be."""
+        self._deployments.set_phase(deployment, DeploymentPhase.FAILED, self._problem)
+
+    def doubt(self, deployment: Deployment, reason: str) -> None:
+        """Nothing runs here that could be doubted."""
+
+
+@asynccontextmanager
+async def open_backend(
+    settings: NodeSettings, *, node: Address, deployments: Deployments, gpus: Callable[[], Sequence[Gpu]]
+) -> AsyncIterator[tuple[ImageBackend, EngineStatus]]:
+    """Yield what runs images on this node.
+
+    Raises:
+        NodeConfigurationError: the owner demands an engine (`engine = "docker"`) that does not answer or cannot do what
+            is wanted of it.
+    """
+    if settings.engine == "none":
+        problem = 'this node runs no images: its owner set engine = "none"'
+        yield NoEngine(deployments, problem), EngineStatus("none", problem=problem)
+        return
+    try:
+        engine = await DockerEngine.connect(node)
+    except EngineUnavailable as error:
+        if settings.engine == "docker":
+            raise NodeConfigurationError(f'engine = "docker": {error}') from error
+        log.info("no_engine", reason=str(error))
+        yield NoEngine(deployments, f"this node runs no images: {error}"), EngineStatus("none", problem=str(error))
+        return
+    try:
+        containers = Containers(engine, settings.containers, deployments, node=node, trust=settings.trust(), gpus=gpus)
+        try:
+            await containers.prepare()
+            version = await engine.version()
+        except (EngineUnavailable, DeploymentImpossible) as error:
+            raise NodeConfigurationError(f"engine: {error}") from error
+        yield containers, EngineStatus("docker", version)
+    finally:
+        with trio.move_on_after(5, shield=True):
+            await engine.aclose()

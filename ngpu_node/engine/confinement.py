@@ -1,0 +1,97 @@
+"""What a workspace's container may do: the floor, as options of the engine. Pure.
+
+A workspace is a stranger's program on an owner's machine. Each line below takes something away that a normal HTTP
+server does not need:
+
+    cap_drop ALL, no-new-privileges   no rights beyond an ordinary user's, none to be gained
+    user 65534                        nobody's files, also where user namespaces are off
+    read_only, tmpfs /tmp             the image stays as it was pulled; scratch space is memory, and not executable
+    pids, memory = swap limit, CPUs   a fork bomb or a leak ends the workspace, not the machine
+    init                              zombies are reaped, and SIGTERM reaches the program
+    private IPC, ulimits              no shared memory with others, no core files, a bounded number of files
+    log size                          a chatty program does not fill the disk
+    restart no                        healing is this daemon's: it counts restarts and says why
+    an internal network, no icc       no way out, and none to other containers
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from docker.types import DeviceRequest, LogConfig, Ulimit
+
+LABEL = "org.ngpu."
+LABEL_NODE = LABEL + "node"
+LABEL_SERVICE = LABEL + "service"
+LABEL_WORKSPACE = LABEL + "workspace"
+LABEL_REVISION = LABEL + "revision"
+LABEL_SPECIFICATION = LABEL + "specification"
+LABEL_GPUS = LABEL + "gpus"
+
+_TMP = "rw,noexec,nosuid,nodev,size=256m,mode=1777"
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerPlan:
+    """One container, before it exists.
+
+    Attributes:
+        image: the engine's id of the image, so that a moved tag cannot change what runs.
+        publish: the network of the engine's own with ports on loopback, instead of *network*.
+        gpu_uuids: devices by NVML's UUID.
+    """
+
+    name: str
+    image: str
+    command: tuple[str, ...]
+    env: Mapping[str, str] = field(repr=False)
+    ports: tuple[int, ...]
+    labels: Mapping[str, str]
+    memory_bytes: int
+    cpus: float
+    pids: int
+    network: str | None
+    gpu_uuids: tuple[str, ...] = ()
+
+    @property
+    def publish(self) -> bool:
+        return self.network is None
+
+
+def options(plan: ContainerPlan) -> dict[str, Any]:
+    """Return what `docker.DockerClient.containers.create` is called with."""
+    chosen: dict[str, Any] = {
+        "image": plan.image,
+        "name": plan.name,
+        "command": list(plan.command) or None,
+        "environment": dict(plan.env),
+        "labels": dict(plan.labels),
+        "user": "65534:65534",
+        "cap_drop": ["ALL"],
+        "security_opt": ["no-new-privileges"],
+        "read_only": True,
+        "tmpfs": {"/tmp": _TMP},
+        "pids_limit": plan.pids,
+        "mem_limit": plan.memory_bytes,
+        "memswap_limit": plan.memory_bytes,
+        "nano_cpus": int(plan.cpus * 1_000_000_000),
+        "init": True,
+        "ipc_mode": "private",
+        "ulimits": [Ulimit(name="nofile", soft=65536, hard=65536), Ulimit(name="core", soft=0, hard=0)],
+        "log_config": LogConfig(type=LogConfig.types.JSON, config={"max-size": "10m", "max-file": "2"}),
+        "restart_policy": {"Name": "no"},
+    }
+    if plan.publish:
+        chosen["ports"] = {f"{port}/tcp": ("127.0.0.1", None) for port in plan.ports}
+    else:
+        chosen["network"] = plan.network
+    if plan.gpu_uuids:
+        # UUIDs and no count: the two together are refused
+        chosen["device_requests"] = [
+            DeviceRequest(
+                driver="nvidia", device_ids=list(plan.gpu_uuids), capabilities=[["gpu", "compute", "utility"]]
+            )
+        ]
+    return chosen

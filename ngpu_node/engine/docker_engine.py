@@ -1,0 +1,362 @@
+"""The Docker engine behind a small asynchronous face.
+
+The SDK blocks, so each call runs in a thread (0.16 ms more), of which there are `THREADS`. Calls that only look are
+abandoned when cancelled; those that change something are awaited, so that nobody has to guess whether a container
+exists.
+
+Foreign errors end here: what the caller sees is `EngineUnavailable` (nobody answers, or the engine failed),
+`ImageUnavailable` and `DeploymentImpossible`, each with words for the owner.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import docker
+import requests
+import structlog
+import trio
+from docker.errors import APIError, DockerException, ImageNotFound, NotFound
+from docker.models.containers import Container
+from docker.utils import parse_repository_tag
+
+from ngpu_node.engine.confinement import LABEL_NODE, ContainerPlan, options
+from ngpu_node.errors import DeploymentImpossible, EngineUnavailable, ImageUnavailable
+
+log = structlog.get_logger(__name__)
+
+THREADS = 32
+CALL_TIMEOUT_S = 60
+STOP_TIMEOUT_S = 10
+LOG_TAIL_LINES = 10
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image on the engine: its id there, and the digest that names it everywhere (32 bytes)."""
+
+    id: str
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerState:
+    """One look at a container.
+
+    Attributes:
+        address: its own IP address on the node's network, None when it has none.
+        published: the loopback ports of its ports, where they are published.
+    """
+
+    id: str
+    name: str
+    labels: Mapping[str, str]
+    image: str
+    running: bool
+    exit_code: int
+    oom_killed: bool
+    address: str | None
+    published: Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """The node's own network; `routable` when containers on it can be reached from here by their addresses."""
+
+    name: str
+    routable: bool
+
+
+class DockerEngine:
+    """One engine; made by `connect`, closed by `aclose`."""
+
+    def __init__(self, client: docker.DockerClient, node: str) -> None:
+        self._client = client
+        self._node = node
+        self._threads = trio.CapacityLimiter(THREADS)
+
+    @classmethod
+    async def connect(cls, node: str) -> DockerEngine:
+        """Return the engine DOCKER_HOST (or the default socket) leads to; *node* marks what is ours on it.
+
+        Raises:
+            EngineUnavailable: nobody answers there.
+        """
+
+        def open_client() -> docker.DockerClient:
+            client = docker.from_env(timeout=CALL_TIMEOUT_S, max_pool_size=THREADS)
+            try:
+                client.ping()
+            except BaseException:
+                client.close()
+                raise
+            return client
+
+        try:
+            client = await trio.to_thread.run_sync(open_client, abandon_on_cancel=True)
+        except (DockerException, requests.RequestException, OSError) as error:
+            raise EngineUnavailable(f"no container engine answers: {_first_line(error)}") from error
+        return cls(client, node)
+
+    async def aclose(self) -> None:
+        """Close the connections to the engine."""
+        await trio.to_thread.run_sync(self._client.close)
+
+    async def version(self) -> str:
+        """Return the engine's own version."""
+        answer: dict[str, Any] = await self._look(self._client.version)
+        return str(answer.get("Version", "unknown"))
+
+    # -- images --------------------------------------------------------------------------------------------------------
+
+    async def find_image(self, reference: str) -> Image | None:
+        """Return the image *reference* names if the engine has it."""
+
+        def find() -> Image | None:
+            try:
+                return _image(self._client.images.get(reference).attrs, reference)
+            except ImageNotFound:
+                return None
+
+        return await self._look(find)
+
+    async def pull(self, reference: str, progress: Callable[[int, int], None]) -> Image:
+        """Fetch *reference* from its registry and return it.
+
+        Args:
+            progress: told, on trio's side, the bytes that are here and the bytes known of so far.
+
+        Cancelled, the engine stops fetching at its next word.
+
+        Raises:
+            ImageUnavailable: the registry or the engine said no; the message has its words.
+        """
+        repository, tag = parse_repository_tag(reference)
+        stop = threading.Event()
+        token = trio.lowlevel.current_trio_token()
+
+        def fetch() -> None:
+            here: dict[str, int] = {}
+            known: dict[str, int] = {}
+            stream = self._client.api.pull(repository, tag=tag or "latest", stream=True, decode=True)
+            for event in stream:
+                if stop.is_set():
+                    stream.close()
+                    return
+                if "error" in event:
+                    raise ImageUnavailable(f"cannot pull {reference}: {event['error']}")
+                layer, detail = event.get("id"), event.get("progressDetail") or {}
+                if layer and event.get("status") == "Downloading" and detail.get("total"):
+                    here[layer], known[layer] = detail["current"], detail["total"]
+                    token.run_sync_soon(progress, sum(here.values()), sum(known.values()))
+                elif layer and event.get("status") == "Download complete" and layer in known:
+                    here[layer] = known[layer]
+
+        try:
+            await self._look(fetch)
+        except EngineUnavailable as error:
+            raise ImageUnavailable(f"cannot pull {reference}: {error}") from error
+        finally:
+            stop.set()
+        image = await self.find_image(reference)
+        if image is None:
+            raise ImageUnavailable(f"{reference} was pulled, but the engine does not have it")
+        return image
+
+    # -- networks ------------------------------------------------------------------------------------------------------
+
+    async def ensure_network(self, name: str, bridge: str) -> Network:
+        """Return the node's network, made if it is missing: internal, and without traffic between its containers.
+
+        Args:
+            bridge: name of the interface on the host, at most 15 characters.
+        """
+
+        def ensure() -> Network:
+            for network in self._client.networks.list(names=[name]):
+                if network.name == name and network.attrs.get("Labels", {}).get(LABEL_NODE) == self._node:
+                    network.reload()
+                    return Network(name, _is_routable(network.attrs))
+            network = self._client.networks.create(
+                name,
+                driver="bridge",
+                internal=True,
+                labels={LABEL_NODE: self._node},
+                options={
+                    "com.docker.network.bridge.name": bridge,
+                    "com.docker.network.bridge.enable_icc": "false",
+                },
+            )
+            network.reload()
+            return Network(name, _is_routable(network.attrs))
+
+        return await self._change(ensure)
+
+    async def remove_network(self, name: str) -> None:
+        """Remove the node's network if it is there and nothing is on it."""
+
+        def remove() -> None:
+            for network in self._client.networks.list(names=[name]):
+                if network.name == name and network.attrs.get("Labels", {}).get(LABEL_NODE) == self._node:
+                    network.remove()
+
+        await self._change(remove)
+
+    # -- containers ----------------------------------------------------------------------------------------------------
+
+    async def containers(self) -> list[ContainerState]:
+        """Return every container this node made, running or not."""
+
+        def ours() -> list[ContainerState]:
+            found = self._client.containers.list(
+                all=True, filters={"label": f"{LABEL_NODE}={self._node}"}, ignore_removed=True
+            )
+            return [_state(container) for container in found]
+
+        return await self._look(ours)
+
+    async def start(self, plan: ContainerPlan) -> ContainerState:
+        """Make and start a container; nothing is left behind when it does not start.
+
+        Raises:
+            DeploymentImpossible: this engine cannot run it at all.
+        """
+
+        def begin() -> ContainerState:
+            container = self._client.containers.create(**options(plan))
+            try:
+                container.start()
+                container.reload()
+            except BaseException:
+                # a failed start leaves the container behind in the state `created`
+                container.remove(force=True)
+                raise
+            return _state(container)
+
+        try:
+            return await self._change(begin)
+        except EngineUnavailable as error:
+            if "could not select device driver" in str(error):
+                raise DeploymentImpossible(
+                    "the container engine cannot hand out NVIDIA GPUs: install nvidia-container-toolkit and restart it"
+                ) from error
+            raise
+
+    async def look_at(self, container_id: str) -> ContainerState | None:
+        """Return how a container stands; None when it is gone."""
+
+        def inspect() -> ContainerState | None:
+            try:
+                return _state(self._client.containers.get(container_id))
+            except NotFound:
+                return None
+
+        return await self._look(inspect)
+
+    async def last_words(self, container_id: str) -> str:
+        """Return the end of a container's log, for a reason a person can act on."""
+
+        def read() -> str:
+            try:
+                raw: bytes = self._client.containers.get(container_id).logs(tail=LOG_TAIL_LINES)
+            except NotFound:
+                return ""
+            return raw.decode(errors="replace").strip()[-600:]
+
+        return await self._look(read)
+
+    async def remove(self, container_id: str) -> None:
+        """Stop a container, by force if it does not listen, and remove it. One that is gone is fine."""
+
+        def end() -> None:
+            try:
+                container = self._client.containers.get(container_id)
+                container.stop(timeout=STOP_TIMEOUT_S)
+                container.remove(force=True, v=True)
+            except NotFound:
+                return
+            except APIError as error:
+                if error.status_code != 409:  # its removal is under way already
+                    raise
+
+        await self._change(end)
+
+    # -- threads -------------------------------------------------------------------------------------------------------
+
+    async def _look(self, call: Callable[[], T]) -> T:
+        return await self._in_thread(call, abandon=True)
+
+    async def _change(self, call: Callable[[], T]) -> T:
+        return await self._in_thread(call, abandon=False)
+
+    async def _in_thread(self, call: Callable[[], T], *, abandon: bool) -> T:
+        try:
+            return await trio.to_thread.run_sync(call, abandon_on_cancel=abandon, limiter=self._threads)
+        except APIError as error:
+            raise EngineUnavailable(f"the container engine says: {_first_line(error.explanation or error)}") from error
+        except (DockerException, requests.RequestException, OSError) as error:
+            raise EngineUnavailable(f"the container engine does not answer: {_first_line(error)}") from error
+
+
+def _image(attrs: Mapping[str, Any], reference: str) -> Image:
+    """Return the image; its digest is the registry's where it came from one, else the engine's id, which is one too."""
+    repository = parse_repository_tag(reference)[0]
+    digest = str(attrs["Id"])
+    for named in attrs.get("RepoDigests") or []:
+        name, _, value = named.partition("@")
+        if name == repository or name.endswith("/" + repository):
+            digest = value
+    return Image(str(attrs["Id"]), bytes.fromhex(digest.removeprefix("sha256:")))
+
+
+def _state(container: Container) -> ContainerState:
+    attrs = container.attrs
+    state, settings = attrs["State"], attrs["NetworkSettings"]
+    addresses = [n.get("IPAddress") for n in (settings.get("Networks") or {}).values() if n.get("IPAddress")]
+    published = {
+        int(port.partition("/")[0]): int(bindings[0]["HostPort"])
+        for port, bindings in (settings.get("Ports") or {}).items()
+        if bindings and port.endswith("/tcp")
+    }
+    return ContainerState(
+        id=str(container.id),
+        name=str(container.name),
+        labels=container.labels,
+        image=str(attrs["Image"]),
+        running=bool(state["Running"]),
+        exit_code=int(state["ExitCode"]),
+        oom_killed=bool(state["OOMKilled"]),
+        address=addresses[0] if addresses else None,
+        published=published,
+    )
+
+
+def _is_routable(attrs: Mapping[str, Any]) -> bool:
+    """Tell whether the network's bridge is on this machine: its gateway's address can be bound here.
+
+    It cannot where the engine runs elsewhere, in a virtual machine or a network namespace of its own.
+    """
+    for config in (attrs.get("IPAM") or {}).get("Config") or []:
+        gateway = config.get("Gateway")
+        if not gateway:
+            continue
+        gateway = gateway.partition("/")[0]
+        family = socket.AF_INET6 if ":" in gateway else socket.AF_INET
+        try:
+            with socket.socket(family, socket.SOCK_DGRAM) as test:
+                test.bind((gateway, 0))
+            return True
+        except OSError:
+            continue
+    return False
+
+
+def _first_line(error: object) -> str:
+    text = str(error).strip()
+    return (text.splitlines() or [type(error).__name__])[0][:300]
