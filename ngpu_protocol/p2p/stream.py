@@ -273,6 +273,10 @@ class P2PStream(trio.abc.HalfCloseableStream):
 
         await trio.lowlevel.wait_task_rescheduled(abort)
 
+    def is_readable(self) -> bool:
+        """Return whether `receive_some` would return, or raise, without waiting. An idle stream that is was ended."""
+        return bool(self._chunks or self._fin_received or self._broken or self._closed)
+
     def unread(self, data: bytes) -> None:
         """Put *data*, just received, back in front of what is still to be read."""
         if data:
@@ -285,8 +289,8 @@ class P2PStream(trio.abc.HalfCloseableStream):
     async def aclose(self) -> None:
         """End both directions: a clean end of what was sent, and no more interest in what is to come.
 
-        Should the remote not end its own direction within `HostLimits.linger_s`, the stream is reset under it. Use `reset`
-        where what was sent is not complete.
+        Should the remote not end its own direction within `HostLimits.linger_s`, the stream is reset under it. Use
+        `reset` where what was sent is not complete.
         """
         self.close_nowait()
         await trio.lowlevel.checkpoint()
