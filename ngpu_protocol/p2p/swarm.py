@@ -234,6 +234,7 @@ class SafeSwarm(Swarm):
                 outbound_upgrade_timeout=limits.upgrade_timeout_s,
             ),
         )
+        self.notifees.clear()  # the tag store's: it keeps an entry for every peer ever seen, for the pruner
         self.nursery = nursery
         self.limits = limits
         self.handlers: dict[str, StreamHandler] = {}
@@ -392,6 +393,10 @@ class SafeSwarm(Swarm):
             first_text(muxer.get_transport_addresses()),
             connection.direction == Direction.INBOUND,
         )
+
+    async def notify_disconnected(self, conn: INetConn) -> None:
+        # The library's own also notes the peer for the auto-connector, for good.
+        await self._notify("disconnected", conn)
 
     def _schedule_auto_connect(self) -> None:
         """Nothing: reconnecting is the daemons' own decision (`reconnect.py`)."""

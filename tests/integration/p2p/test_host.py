@@ -12,6 +12,8 @@ from libp2p.host.ping import ID as PING
 from libp2p.host.ping import PingService
 from libp2p.identity.identify.identify import ID as IDENTIFY
 from libp2p.identity.identify.identify import parse_identify_response
+from libp2p.io.abc import ReadWriteCloser
+from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.peer.peerinfo import info_from_p2p_addr
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport as Noise
@@ -27,6 +29,7 @@ from ngpu_protocol.p2p import (
     PeerConnected,
     PeerDisconnected,
     ProtocolRefusedError,
+    parse_multiaddr,
 )
 from tests.integration.p2p.peers import (
     ECHO,
@@ -139,6 +142,13 @@ async def test_ipv6_is_listened_on_where_ipv4_is() -> None:
         assert client.peers()[0].remote.startswith("/ip6/::1/tcp/")
 
 
+@trio_test
+async def test_what_the_caller_raises_comes_out_as_it_is() -> None:
+    with pytest.raises(LookupError, match="the caller's own"):
+        async with host():
+            raise LookupError("the caller's own")
+
+
 # -- dialling ----------------------------------------------------------------------------------------------------------
 
 
@@ -208,6 +218,45 @@ async def test_a_protocol_the_peer_does_not_speak_is_refused_by_name() -> None:
             await client.open_stream(server.peer_id, "/test/unknown", timeout_s=5)
         assert await echoes(client, server.peer_id)
         await eventually(lambda: muxer_of(client, server.peer_id).stream_count == 0)
+
+
+class _OtherTransport(ReadWriteCloser):
+    """Something the library can talk over that is no TCP socket, as a relayed connection is."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self._stream = stream
+
+    async def read(self, n: int | None = None) -> bytes:
+        return bytes(await self._stream.receive_some(n))
+
+    async def write(self, data: bytes) -> None:
+        await self._stream.send_all(data)
+
+    async def close(self) -> None:
+        await self._stream.aclose()
+
+    def get_remote_address(self) -> tuple[str, int] | None:
+        return None
+
+
+@trio_test
+async def test_a_connection_over_something_else_than_tcp_works_alike() -> None:
+    async with host() as server, host(listen=()) as client:
+        stream = await trio.open_tcp_stream("127.0.0.1", port_of(server.addresses[0]))
+        _, server_id = parse_multiaddr(server.addresses[0])
+        with trio.fail_after(10):
+            await client._swarm.upgrade_outbound_raw_conn(RawConnection(_OtherTransport(stream), True), server_id)
+            assert await echoes(client, server.peer_id)
+            assert await echoes(server, client.peer_id)
+            bulk = await client.open_stream(server.peer_id, ECHO, timeout_s=5)
+            payload = bytes(range(256)) * 8192
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(bulk.send_all, payload)
+                assert await receive_exactly(bulk, len(payload)) == payload
+            await server.disconnect(client.peer_id)
+            with pytest.raises(trio.BrokenResourceError):
+                await bulk.receive_some()
+        assert client.peers() == []
 
 
 # -- limits on who connects --------------------------------------------------------------------------------------------

@@ -245,6 +245,21 @@ async def test_a_handler_s_exception_ends_its_stream_and_nothing_else() -> None:
 
 
 @trio_test
+async def test_a_bug_in_serving_one_connection_costs_that_one_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    def bug(data: bytes) -> None:
+        raise RuntimeError("a bug in the muxer")
+
+    async with two_hosts() as (server, client), host({}, listen=()) as another:
+        await another.connect(server.addresses[0], timeout_s=5)
+        stream = await client.open_stream(server.peer_id, ECHO, timeout_s=5)
+        monkeypatch.setattr(muxer_of(server, client.peer_id), "_feed", bug)
+        await stream.send_all(b"x")
+        with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
+            await stream.receive_some()
+        assert await echoes(another, server.peer_id)
+
+
+@trio_test
 async def test_a_cancelled_handler_resets_its_stream() -> None:
     started = trio.Event()
 
