@@ -151,14 +151,15 @@ class ScriptedBootstrap:
         return sign_order(TaskOrder(**{**values, **changes}), signer, CHAIN_ID)
 
     def client(self, node: Account = NODE) -> Client:
-        """Return the pooled client over streams of the connection the node made."""
-        if node.peer_id not in self.streams:
+        """Return the pooled client over streams of the connection the node made last."""
+        name = f"{node.peer_id} {len(self.hellos)}"
+        if name not in self.streams:
 
             async def open_one() -> trio.abc.Stream:
                 return await self.host.open_stream(node.peer_id, "/http/1.1", timeout_s=5)
 
-            self.streams[node.peer_id] = Client(open_one, authority="node", max_connections=64)
-        return self.streams[node.peer_id]
+            self.streams[name] = Client(open_one, authority="node", max_connections=64)
+        return self.streams[name]
 
     async def send(self, signed: SignedOrder, body: bytes = b"", headers: Headers | None = None) -> Answer:
         """Send an order with its request and judge what comes back."""
