@@ -155,7 +155,12 @@ class _Bootstrap:
             link_before=store.link_before,
         )
         self.receipts = ReceiptDesk(
-            own=account.address, network=self.network, judge=judge, store=store, metrics=self.metrics
+            own=account.address,
+            network=self.network,
+            judge=judge,
+            store=store,
+            metrics=self.metrics,
+            now_ms=now_ms,
         )
         approved = settings.admission.approved if settings.admission.mode == "approved" else None
         self.control = ControlDesk(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -191,13 +192,14 @@ class Attempt:
         except AnswerTooLarge as error:
             self.how, self.reason, self.failed = How.OVERSIZE, "answer_too_large", str(error)
 
-    async def collect(self, requests: Client, sink: Sink, now_ms: int) -> Collected:
+    async def collect(self, requests: Client, sink: Sink, now_ms: Callable[[], int]) -> Collected:
         """Ask the node for the answer to a detached order sent before, pass it to *sink*, and note how it ended.
 
         Returns:
-            What the node said. ANSWERED: the account is complete; what was sent is known no more.
+            What the node said. ANSWERED: the account is complete.
         """
         order = self.signed.order
+        self.receipt = None
         try:
             target = f"/ngpu/v1/attempts/{order.task_id}/{order.attempt}"
             async with requests.request("GET", target) as response:
@@ -209,6 +211,10 @@ class Attempt:
             return Collected.UNREACHABLE
         except AnswerTooLarge as error:
             self.how, self.reason, self.failed = How.OVERSIZE, "answer_too_large", str(error)
+        # A node that has an answer had the whole request; after a restart what that was is read from the store.
+        await self.call.body.prepare()
+        self._request_whole = True
+        self.ended_at_ms = now_ms() + 1
         return Collected.ANSWERED
 
     async def _read(self, response: Response, sink: Sink) -> None:

@@ -187,7 +187,7 @@ class DetachedTasks:
             sink = Collector(self._answer_bytes)
             session = self._nodes.get(attempt.signed.order.node)
             if session is not None:
-                said = await attempt.collect(session.requests, sink, self._now_ms())
+                said = await attempt.collect(session.requests, sink, self._now_ms)
             if said is Collected.ANSWERED:
                 await self._dispatcher.collected(call, attempt, sink)
                 return

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Container
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container
+from dataclasses import dataclass, field, replace
 
 import structlog
 import trio
@@ -42,6 +42,8 @@ OFFERS_AT_ONCE = 16
 # A receipt offered while its attempt still runs here (a slow client reads on) waits for the attempt to end.
 RUNNING_PATIENCE_S = 60.0
 AWAITED_LIMIT = 10_000
+# How long after our side of an attempt was cut the node may take to notice and end it; its receipt counts until then.
+NOTICE_MS = 10_000
 # Receipts overtake each other by milliseconds; what is missing for longer than this is asked for.
 GAP_CHECK_S = 15.0
 GAPS_ASKED = 16
@@ -85,12 +87,14 @@ class ReceiptDesk:
         judge: Judge,
         store: Store,
         metrics: Metrics,
+        now_ms: Callable[[], int],
     ) -> None:
         self._own = own
         self._chain_id = network.chain_id
         self._judge = judge
         self._store = store
         self._metrics = metrics
+        self._now_ms = now_ms
         self._lines: dict[Address, _Line] = {}
         self._running: dict[AttemptKey, trio.Event] = {}
         self._awaited: OrderedDict[AttemptKey, Awaited] = OrderedDict()
@@ -190,9 +194,11 @@ class ReceiptDesk:
         if filed is not None and filed.receipt.raw == receipt.wire:
             return filed.receipt.acknowledgement
         awaited = self._awaited.pop(key, None)
-        seen = awaited.seen if awaited is not None else Observed(None, None, None, None, None, None, None)
         judged = self._judge.judge(
-            receipt, order, seen, offered_gpus=awaited.offered_gpus if awaited is not None else None
+            receipt,
+            order,
+            self._seen(order, awaited),
+            offered_gpus=awaited.offered_gpus if awaited is not None else None,
         )
         outcome = await self._store.late_receipt(judged.record)
         if outcome.filing is Filing.EQUIVOCATION:
@@ -211,6 +217,16 @@ class ReceiptDesk:
             return outcome.acknowledgement
         self._metrics.judged(judged.verdict.kind.value, judged.verdict.rule)
         return judged.acknowledgement.wire
+
+    def _seen(self, order: TaskOrder, awaited: Awaited | None) -> Observed:
+        """Return what was seen of an attempt whose receipt came on its own way: when it ended, only the node saw."""
+        now_ms = self._now_ms()
+        if awaited is None:
+            return Observed(None, None, None, None, None, order.issued_at_ms, now_ms)
+        seen = awaited.seen
+        if order.detach or seen.ended_at_ms is None:
+            return replace(seen, ended_at_ms=now_ms)
+        return replace(seen, ended_at_ms=min(now_ms, seen.ended_at_ms + NOTICE_MS))
 
     async def _send(self, stream: P2PStream, line: _Line) -> None:
         while True:

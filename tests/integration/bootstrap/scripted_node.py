@@ -6,6 +6,7 @@ receipts it signs are right unless the script changes them.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import secrets
 import time
@@ -135,9 +136,7 @@ class ScriptedNode:
     draining: bool = False
 
     async def serve(self, stream: P2PStream) -> None:
-        await serve_stream(
-            stream, self.handle, remote=Remote(peer=stream.remote_address), half_close=True
-        )
+        await serve_stream(stream, self.handle, remote=Remote(peer=stream.remote_address), half_close=True)
 
     async def handle(self, exchange: Exchange) -> None:
         path = exchange.request.path
@@ -245,7 +244,5 @@ async def connected(node: ScriptedNode, multiaddr: str) -> AsyncIterator[tuple[S
 
 
 async def _quietly(serve: Callable[[P2PStream], Awaitable[None]], stream: P2PStream) -> None:
-    try:
+    with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
         await serve(stream)
-    except (trio.BrokenResourceError, trio.ClosedResourceError):
-        pass

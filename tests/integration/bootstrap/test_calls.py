@@ -163,7 +163,9 @@ def test_an_asynchronous_task_is_polled_for(tmp_path: Path) -> None:
         task_id = document["taskId"]
         assert (answer.status, document["result_code"], document["msg"]) == (200, 200, "success")
         for form in ("?", "&"):
-            polled = json.loads((await bootstrap.call("GET", f"/user/queryTask{form}taskID={task_id}", token=None)).body)
+            polled = json.loads(
+                (await bootstrap.call("GET", f"/user/queryTask{form}taskID={task_id}", token=None)).body
+            )
             assert (polled["result_code"], polled["result_size"]) == (100, 0)
         gate.set()
         await task_when(bootstrap, task_id, lambda view: view["state"] == 3)
