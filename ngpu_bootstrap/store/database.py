@@ -107,14 +107,14 @@ def insert_or_ignore(dialect: str, table: sa.Table, values: Iterable[str]) -> sa
     return result
 
 
-def is_record_fault(error: BaseException) -> bool:
-    """Whether *error* is the fault of the record being written rather than of the medium.
+def is_medium_fault(error: BaseException) -> bool:
+    """Whether *error* is the fault of the medium rather than of the record being written.
 
-    Constraint violations and values that do not bind are; a full disk, an I/O error, a lock held too long, a lost
-    connection, a damaged file are not. SQLAlchemy wraps the driver's errors, but not all of the errors of binding.
+    A full disk, an I/O error, a lock held too long, a lost connection, a damaged file are. Constraint violations and
+    values that do not bind are not, nor are mistakes of ours: those concern one record, and its batch mates must not
+    suffer from them.
     """
     if isinstance(error, sa.exc.DBAPIError):
-        return isinstance(
-            error, sa.exc.IntegrityError | sa.exc.DataError | sa.exc.InterfaceError | sa.exc.ProgrammingError
-        )
-    return isinstance(error, OverflowError | TypeError | ValueError)
+        of_record = sa.exc.IntegrityError | sa.exc.DataError | sa.exc.InterfaceError | sa.exc.ProgrammingError
+        return not isinstance(error, of_record)
+    return isinstance(error, OSError | MemoryError)

@@ -26,7 +26,7 @@ import structlog
 
 from ngpu_bootstrap.store import tables
 from ngpu_bootstrap.store.chains import Chain
-from ngpu_bootstrap.store.database import is_record_fault
+from ngpu_bootstrap.store.database import is_medium_fault
 from ngpu_bootstrap.store.errors import StoreError, StoreUnavailable
 from ngpu_bootstrap.store.handoff import Handoff
 from ngpu_bootstrap.store.operations import Operation, Operations, Step
@@ -105,7 +105,7 @@ class GroupCommit:
             self._commit_together(batch)
         except Exception as error:
             self._chains.clear()
-            if not (isinstance(error, _RowsMissed) or is_record_fault(error)):
+            if is_medium_fault(error):
                 self._give_up(batch, error)
                 return
             try:
@@ -153,7 +153,7 @@ class GroupCommit:
                 except _RowsMissed:
                     results.append(outcome.Error(operation.explain(connection, None)))
                 except Exception as error:
-                    if not is_record_fault(error):
+                    if is_medium_fault(error):
                         raise
                     results.append(outcome.Error(operation.explain(connection, error)))
                 else:

@@ -122,7 +122,12 @@ class Operations:
         return Operation(task_id, steps, _why_not(task_id, attempt))
 
     def finish(self, finish: Finish) -> Operation:
-        """The end of a task with everything that came of it."""
+        """The end of a task with everything that came of it.
+
+        Raises:
+            RecordRefused: the receipt's sequence is none.
+        """
+        _check_sequence(finish.receipt)
         if not finish.state.is_final:
             raise ValueError(f"a task cannot finish in state {finish.state.name}")
         s = self.statements
@@ -148,7 +153,12 @@ class Operations:
         return Operation(finish.task_id, steps, _why_not(finish.task_id, finish.attempt or 0), finish.receipt)
 
     def late_receipt(self, receipt: NewReceipt) -> Operation:
-        """A receipt that did not come with its answer."""
+        """A receipt that did not come with its answer.
+
+        Raises:
+            RecordRefused: its sequence is none.
+        """
+        _check_sequence(receipt)
         return Operation(receipt.task_id, [], _refused, receipt)
 
     def file_receipt(self, receipt: NewReceipt) -> Step:
@@ -308,6 +318,12 @@ class Operations:
             "expires_at_ms": token.expires_at_ms,
         }
         return s, s.bind(values)
+
+
+def _check_sequence(receipt: NewReceipt | None) -> None:
+    """Refuse a place that no chain has: sequences come from nodes, count from 1, and fit the column."""
+    if receipt is not None and not 1 <= receipt.sequence < 2**63:
+        raise RecordRefused(f"a receipt cannot have the sequence {receipt.sequence}")
 
 
 def _task_values(task: NewTask) -> dict[str, Any]:

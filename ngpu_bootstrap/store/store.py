@@ -280,6 +280,7 @@ class Store:
             UnknownTask: there is none.
             TaskIsFinal: it ended before; nothing was changed and the receipt was not filed: use ``late_receipt``.
             AttemptConflict: the attempt is not running.
+            RecordRefused: a value cannot be stored, such as a receipt's sequence of 0: finish without it.
         """
         response = await self._kept(finish.task_id, Part.RESPONSE, finish.response)
         operation = self._operations.finish(replace(finish, response=response))

@@ -48,7 +48,7 @@ async def main(directory: Path, first: int) -> None:
         after = head.sequence if head else 0
         for gap in gaps:
             for sequence in range(gap.from_sequence, gap.to_sequence + 1):
-                await store.late_receipt(a_receipt(sequence))
+                await store.late_receipt(a_receipt(sequence, 900_000_000 + sequence))
             head = await store.chain_head(a_start(1).node)
             after = head.sequence if head else 0
         say("open", 0)

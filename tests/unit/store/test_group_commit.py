@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ngpu_bootstrap.store import tables
+from ngpu_bootstrap.store.chains import Chain
 from ngpu_bootstrap.store.database import open_engine
 from ngpu_bootstrap.store.errors import (
     AttemptConflict,
@@ -168,6 +169,26 @@ def test_a_poisoned_operation_fails_alone(writer: Writer, poison: Make) -> None:
     assert [results[0], results[2]] == [None, None]
     assert isinstance(results[3], FiledReceipt)
     assert [row[0] for row in writer.rows()["tasks"]] == [task_id(1), task_id(2), task_id(3)]
+
+
+@pytest.mark.parametrize("sequence", [0, -1, 2**63])
+def test_a_sequence_that_no_chain_has_is_refused_before_it_is_queued(writer: Writer, sequence: int) -> None:
+    with pytest.raises(RecordRefused):
+        writer.write(lambda operations: operations.late_receipt(a_receipt(sequence, 1)))
+    with pytest.raises(RecordRefused):
+        writer.write(lambda operations: operations.finish(a_finish(1, a_receipt(sequence, 1))))
+
+
+def test_a_mistake_of_ours_concerns_its_operation_alone(writer: Writer) -> None:
+    def broken(operations: Operations) -> Operation:
+        operation = operations.late_receipt(a_receipt(1))
+        # as if a row were missing that must be there: the receipt at the head
+        writer.commits._chains[(a_receipt(1).bootstrap, a_receipt(1).node)] = Chain(1, b"x" * 32)
+        return operation
+
+    results = writer.write(accept(1), broken, accept(2))
+    assert [results[0], results[2]] == [None, None]
+    assert not writer.commits.counts.failing
 
 
 def test_a_refused_value_is_not_repeated_in_the_error(writer: Writer) -> None:
