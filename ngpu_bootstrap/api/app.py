@@ -231,8 +231,12 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
-        reason = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "refused")
-        return _error(error.status_code, reason, str(error.detail), dict(error.headers or {}))
+        headers = dict(error.headers or {})
+        if error.status_code == 404:
+            return _error(404, "not_found", "nothing is served at this path; /docs lists what is", headers)
+        if error.status_code == 405:
+            return _error(405, "method_not_allowed", f"this path takes {headers.get('Allow', 'other methods')}", headers)
+        return _error(error.status_code, "refused", str(error.detail), headers)
 
 
 def _error(status: int, reason: str, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
