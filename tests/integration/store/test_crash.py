@@ -19,7 +19,7 @@ from ngpu_bootstrap.tasks.states import TaskState
 from tests.integration.store.crash_child import LONG
 from tests.unit.store.builders import NODE, a_store, task_id
 
-ROUNDS = 6
+ROUNDS = 5
 CHILD = Path(__file__).with_name("crash_child.py")
 ROOT = Path(__file__).parents[3]
 
