@@ -55,7 +55,8 @@ from ngpu_protocol.http1.heads import Request, ResponseHead
 from ngpu_protocol.http1.limits import Limits
 from ngpu_protocol.http1.server import serve_stream
 from ngpu_protocol.http1.streams import SwitchedStream, abort_stream
-from ngpu_protocol.http1.tcp import BoundAddress, open_listeners, serve_tcp, tcp_opener
+from ngpu_protocol.http1.tcp import BoundAddress, open_listeners, serve_tcp, tls_opener
+from ngpu_protocol.http1.tcp_stream import NothingSentError, TcpStream, tcp_opener
 
 __all__ = [
     "AsgiHandler",
@@ -76,6 +77,7 @@ __all__ = [
     "MaybeSentError",
     "MisuseError",
     "NotSentError",
+    "NothingSentError",
     "PoolTimeoutError",
     "Remote",
     "RemoteError",
@@ -83,6 +85,7 @@ __all__ = [
     "Response",
     "ResponseHead",
     "SwitchedStream",
+    "TcpStream",
     "abort_stream",
     "comma_list",
     "end_to_end",
@@ -91,6 +94,7 @@ __all__ = [
     "serve_stream",
     "serve_tcp",
     "tcp_opener",
+    "tls_opener",
     "trailers_end_to_end",
     "wants_upgrade",
 ]

@@ -42,6 +42,7 @@ from ngpu_protocol.http1.heads import (
 )
 from ngpu_protocol.http1.limits import Limits
 from ngpu_protocol.http1.streams import SwitchedStream, abort_stream, close_stream
+from ngpu_protocol.http1.tcp_stream import NothingSentError
 
 Body = bytes | AsyncIterable[bytes]
 
@@ -403,7 +404,7 @@ class Call:
         assert self._link is not None
         try:
             await self._link.stream.send_all(data)
-        except trio.ClosedResourceError as error:
+        except (trio.ClosedResourceError, NothingSentError) as error:
             if with_head:
                 raise NotSentError("the connection was closed before the request went out") from error
             self._send_failed = True

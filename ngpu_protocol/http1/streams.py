@@ -1,7 +1,7 @@
 """How streams end: cut so that nothing looks complete, or lingering so that a last answer arrives; and switched ones.
 
-Works on any `trio.abc.Stream`. A stream that has an async method `reset` (a libp2p stream) is cut with it; a TCP socket
-by a reset, also beneath TLS. All of it is meant to run under cancellation, so each function brings its own shield and
+Works on any `trio.abc.Stream`. One that has an async method `reset` (libp2p's, our TCP's) is cut with it, also beneath
+TLS. All of it is meant to run under cancellation, so each function brings its own shield and
 deadline.
 """
 
@@ -21,13 +21,13 @@ _LINGER_NOTHING = struct.pack("ii", 1, 0)
 async def abort_stream(stream: trio.abc.Stream) -> None:
     """Cut *stream*: the other side sees a reset, never a proper end."""
     with trio.move_on_after(_CLOSE_GRACE_S, shield=True):
-        reset = getattr(stream, "reset", None)
-        if reset is not None:
-            await reset()
-            return
         transport: Any = stream
         while isinstance(transport, trio.SSLStream):
             transport = transport.transport_stream
+        reset = getattr(transport, "reset", None)
+        if reset is not None:
+            await reset()
+            return
         if isinstance(transport, trio.SocketStream):
             with contextlib.suppress(OSError):  # already closed
                 transport.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOTHING)

@@ -1,4 +1,4 @@
-"""HTTP/1.1 on TCP: listening (IPv6 wherever IPv4), TLS, bounded connections, and opening connections as a client."""
+"""HTTP/1.1 on TCP: listening (IPv6 wherever IPv4), TLS, bounded connections; and TLS for clients."""
 
 import errno
 import ssl
@@ -13,6 +13,7 @@ from ngpu_protocol.http1.exchange import Handler, Remote
 from ngpu_protocol.http1.limits import Limits
 from ngpu_protocol.http1.server import ServerConnection
 from ngpu_protocol.http1.streams import abort_stream, linger_and_close
+from ngpu_protocol.http1.tcp_stream import TcpStream, tcp_opener
 
 _log = structlog.get_logger("ngpu.http1")
 
@@ -140,18 +141,19 @@ class _Served:
         self._shaking_hands = 0
         self._refusing = 0
 
-    async def connection(self, stream: trio.SocketStream) -> None:
+    async def connection(self, accepted: trio.SocketStream) -> None:
         """Serve one accepted connection; never raises for what happens on it."""
+        stream = TcpStream.taken_from(accepted)
         try:
             if not self._make_room():
                 await self._refuse(stream)
                 return
-            address = stream.socket.getpeername()
+            host, port = stream.remote_host_and_port
             connection = ServerConnection(
                 stream if self._tls is None else await self._secure(stream, self._tls),
                 self._handler,
                 limits=self._limits,
-                remote=Remote(host=address[0], port=address[1]),
+                remote=Remote(host=host, port=port),
                 date=True,
                 closing=self._draining.active,
             )
@@ -167,8 +169,7 @@ class _Served:
             _log.exception("connection_failed")  # a fault of ours, which must not end the listener
             await abort_stream(stream)
 
-    async def _secure(self, stream: trio.SocketStream, tls: ssl.SSLContext) -> trio.abc.Stream:
-        secure: trio.SSLStream[trio.SocketStream]
+    async def _secure(self, stream: TcpStream, tls: ssl.SSLContext) -> trio.abc.Stream:
         secure = trio.SSLStream(stream, tls, server_side=True, https_compatible=True)
         self._shaking_hands += 1
         try:
@@ -188,7 +189,7 @@ class _Served:
         min(resting, key=lambda pair: pair[0])[1].drain()
         return True
 
-    async def _refuse(self, stream: trio.SocketStream) -> None:
+    async def _refuse(self, stream: TcpStream) -> None:
         """Say that there are too many connections; to a TLS client it is noise, and closed all the same."""
         if self._refusing >= _MAX_REFUSING:
             await trio.aclose_forcefully(stream)
@@ -200,21 +201,23 @@ class _Served:
                 await linger_and_close(stream)
         finally:
             self._refusing -= 1
-            stream.socket.close()
+            await abort_stream(stream)
 
 
-def tcp_opener(
-    host: str, port: int, *, tls: ssl.SSLContext | None = None, server_hostname: str | None = None
+def tls_opener(
+    host: str, port: int, tls: ssl.SSLContext, *, server_hostname: str | None = None
 ) -> Callable[[], Awaitable[trio.abc.Stream]]:
-    """Return a function that opens a TCP (or TLS) connection, for `Client`."""
+    """Return a function that connects to *host* with TLS, for `Client`; the handshake is part of it."""
+    connect = tcp_opener(host, port)
 
-    async def open_one() -> trio.abc.Stream:
-        stream = await trio.open_tcp_stream(host, port)
-        if tls is None:
-            return stream
-        return trio.SSLStream(stream, tls, server_hostname=server_hostname or host, https_compatible=True)
+    async def connect_securely() -> trio.abc.Stream:
+        stream = await connect()
+        try:
+            secure = trio.SSLStream(stream, tls, server_hostname=server_hostname or host, https_compatible=True)
+            await secure.do_handshake()
+        except BaseException:
+            await abort_stream(stream)
+            raise
+        return secure
 
-    return open_one
-
-
-__all__ = ["BoundAddress", "open_listeners", "serve_tcp", "tcp_opener"]
+    return connect_securely

@@ -38,6 +38,7 @@ from ngpu_protocol.http1 import (
     NotSentError,
     serve_tcp,
     tcp_opener,
+    tls_opener,
 )
 
 MEGABYTE = 1_000_000
@@ -326,7 +327,7 @@ def test_tls_carries_the_same(certificate: Path) -> None:
         serving.load_cert_chain(certificate)
         trusting = ssl.create_default_context(cafile=str(certificate))
         async with listening(mirror, tls=serving) as addresses:
-            client = Client(tcp_opener("127.0.0.1", addresses[0].port, tls=trusting))
+            client = Client(tls_opener("127.0.0.1", addresses[0].port, trusting))
             for body in (b"abc", bytes(2 * MEGABYTE), b"z"):
                 async with client.request("POST", "/", body=body) as response:
                     assert await response.read(3 * MEGABYTE) == body
@@ -359,7 +360,7 @@ def test_client_that_leaves_tls_cancels_its_handler(certificate: Path) -> None:
 
         async with listening(wait, tls=serving) as addresses:
             trusting = ssl.create_default_context(cafile=str(certificate))
-            client = Client(tcp_opener("127.0.0.1", addresses[0].port, tls=trusting))
+            client = Client(tls_opener("127.0.0.1", addresses[0].port, trusting))
             with trio.move_on_after(0.2):
                 await get(client)
             with trio.fail_after(1):
