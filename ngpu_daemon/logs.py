@@ -7,12 +7,13 @@ the first is to log no key, token or body in the first place.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import re
 import sys
 from collections.abc import Mapping
-from typing import Any, Literal, TextIO
+from typing import Any, Literal, TextIO, cast
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
@@ -42,7 +43,7 @@ def configure_logging(level: str = "info", log_format: LogFormat = "auto", *, st
         log_format: `auto` is readable on a terminal and JSON anywhere else, under systemd above all.
         stream: where lines go; stderr when None.
     """
-    out = stream if stream is not None else sys.stderr
+    out = stream if stream is not None else cast(TextIO, _StandardError())
     as_json = log_format == "json" or (log_format == "auto" and not _is_for_people(out))
     number = logging.getLevelNamesMapping()[level.upper()]
     time_format = "iso" if as_json else "%H:%M:%S"
@@ -76,6 +77,19 @@ def configure_logging(level: str = "info", log_format: LogFormat = "auto", *, st
     )
     logging.basicConfig(handlers=[handler], level=max(number, logging.WARNING), force=True)
     _quiet_libp2p()
+
+
+class _StandardError(io.TextIOBase):
+    """Whatever `sys.stderr` is when a line is written: loggers are kept for ever, and tests put others in its place."""
+
+    def write(self, text: str, /) -> int:
+        return sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+    def isatty(self) -> bool:
+        return sys.stderr.isatty()
 
 
 def _is_for_people(out: TextIO) -> bool:
