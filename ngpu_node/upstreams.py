@@ -6,11 +6,7 @@ workspace no handshake. Whoever makes an upstream closes it.
 
 from __future__ import annotations
 
-import socket
-
-import trio
-
-from ngpu_protocol.http1 import Client
+from ngpu_protocol.http1 import Client, tcp_opener
 
 CONNECT_TIMEOUT_S = 5.0
 
@@ -33,23 +29,12 @@ class Upstream:
         self.port = port
         self.running = 0
         self.client = Client(
-            self._connect,
+            tcp_opener(host, port),
             authority=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
             max_connections=max_connections,
             max_idle_s=MAX_IDLE_S,
             open_timeout_s=CONNECT_TIMEOUT_S,
         )
-
-    async def _connect(self) -> trio.SocketStream:
-        # Not trio.open_tcp_stream: there is no name to resolve and no second address to race.
-        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
-        connection = trio.socket.socket(family, socket.SOCK_STREAM)
-        try:
-            await connection.connect((self.host, self.port))
-        except BaseException:
-            connection.close()
-            raise
-        return trio.SocketStream(connection)
 
     async def aclose(self) -> None:
         """Close the kept connections."""

@@ -160,7 +160,7 @@ def load(port: int, connections: int, seconds: float) -> list[float]:
 
 def measure(name: str, server: _Server, connections: int, seconds: float) -> dict[str, Any]:
     """Return one row of the table."""
-    load(server.port, connections, 0.3)
+    load(server.port, connections, 0.7)  # warm
     before = server.cpu_s()
     latencies = sorted(load(server.port, connections, seconds))
     cpu_s = server.cpu_s() - before
