@@ -23,6 +23,8 @@ Client:
             ...
         response.trailers
 
+    Client(tls_opener("example.org", 443, ssl.create_default_context()), authority="example.org")
+
 Failures: `errors` says which tell that a request may run again. Proxies: `headers.end_to_end`.
 """
 

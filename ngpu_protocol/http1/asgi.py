@@ -64,11 +64,12 @@ class AsgiHandler:
 class _Cycle:
     """The two ASGI channels of one exchange."""
 
-    __slots__ = ("_body_done", "_exchange", "_wants_trailers")
+    __slots__ = ("_body_done", "_ended", "_exchange", "_wants_trailers")
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
         self._body_done = False
+        self._ended = trio.Event()
         self._wants_trailers = False
 
     async def receive(self) -> Message:
@@ -76,8 +77,9 @@ class _Cycle:
         if exchange.ended:
             return {"type": "http.disconnect"}
         if self._body_done:
-            # A client that leaves cancels the application, so there is no disconnect to report: wait for that.
-            await trio.sleep_forever()
+            # A client that leaves cancels the application: what is left to report is the end of the answer.
+            await self._ended.wait()
+            return {"type": "http.disconnect"}
         data = await exchange.receive()
         self._body_done = exchange.body_complete and not exchange.body_ready
         return {"type": "http.request", "body": data, "more_body": not self._body_done}
@@ -98,8 +100,10 @@ class _Cycle:
             await exchange.send(bytes(message.get("body", b"")), more=last)
             if last:
                 await exchange.end()
+                self._ended.set()
         elif kind == "http.response.trailers":
             if not message.get("more_trailers", False):
                 await exchange.end(list(message.get("headers", ())))
+                self._ended.set()
         else:
             raise MisuseError(f"ASGI message {kind!r} is not known here")

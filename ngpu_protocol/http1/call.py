@@ -8,7 +8,7 @@ that an answer that begins, or ends, before the body does is seen, and a peer th
 failure to send is not the end: the peer may have said why before it closed, so the answer is read first.
 """
 
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import Any, NoReturn, Protocol
 
@@ -50,6 +50,7 @@ _READ_BYTES = 65536
 _ONE_WRITE_BYTES = 65536
 _MAX_INFORMATIONAL = 16
 _LAST_WRITE_S = 0.1
+_SOURCE_CLOSE_S = 2.0
 _METHODS_WITH_BODY = frozenset(("POST", "PUT", "PATCH"))
 _BROKEN = (trio.BrokenResourceError, trio.ClosedResourceError)
 
@@ -413,9 +414,10 @@ class Call:
 
     async def _send_body(self, stream: trio.abc.Stream) -> None:
         """Send a long or streamed body; what its source raises is kept for whoever waits for the answer."""
+        pieces = _slices(self._body) if isinstance(self._body, bytes) else self._body
         try:
             left = self._length
-            async for piece in _pieces(self._body):
+            async for piece in pieces:
                 if left is not None:
                     left -= len(piece)
                     if left < 0:
@@ -430,13 +432,18 @@ class Call:
                 self._last_write = trio.Event()
                 await stream.send_all(encode_last_chunk(self._trailers))
             self.request_complete = True
-            if self._last_write is not None:
-                self._last_write.set()
         except _BROKEN:
             self._send_failed = True
         except Exception as error:
             self._body_error = error
             await abort_stream(stream)  # whoever reads the answer wakes, and finds the error
+        finally:
+            if self._last_write is not None:
+                self._last_write.set()
+            aclose: Callable[[], Awaitable[None]] | None = getattr(pieces, "aclose", None)
+            if aclose is not None:  # a generator left in its middle would be finished by the garbage collector
+                with trio.move_on_after(_SOURCE_CLOSE_S, shield=True):
+                    await aclose()
 
     # Receiving
 
@@ -533,10 +540,6 @@ def _blame_server(error: BaseException) -> None:
         error.status, error.reason = 502, "malformed_answer"
 
 
-async def _pieces(body: Body) -> AsyncIterator[bytes]:
-    if isinstance(body, bytes):
-        for start in range(0, len(body), _ONE_WRITE_BYTES):
-            yield body[start : start + _ONE_WRITE_BYTES]
-    else:
-        async for piece in body:
-            yield piece
+async def _slices(body: bytes) -> AsyncIterator[bytes]:
+    for start in range(0, len(body), _ONE_WRITE_BYTES):
+        yield body[start : start + _ONE_WRITE_BYTES]

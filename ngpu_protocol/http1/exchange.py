@@ -73,6 +73,7 @@ class Exchange:
         client_gone: The client left, or stalled beyond its limit, before the answer was complete: why the handler was
             cancelled. When it is False in a cancelled handler, the server itself is ending.
         ended: The whole answer was handed to the connection.
+        must_close: The connection ends after this exchange.
     """
 
     __slots__ = (
@@ -87,10 +88,10 @@ class Exchange:
         "_wire",
         "aborted",
         "client_gone",
-        "close",
         "ended",
         "head_sent",
         "max_body_bytes",
+        "must_close",
         "received_bytes",
         "remote",
         "request",
@@ -120,7 +121,7 @@ class Exchange:
     def _begin_anew(self) -> None:
         self.ended = False
         self.head_sent = False
-        self.close = False
+        self.must_close = False
         self._begun = False
         self._held = b""
         self._chunked = False
@@ -286,7 +287,7 @@ class Exchange:
                 headers = [*headers, (b"content-length", b"%d" % len(body))]
         try:
             if not self.body_can_be_dropped:
-                self.close = True
+                self.must_close = True
             head = self._encode_head(status, headers, reason)
             self._held = b"%b%b%b" % (head, self._encode_data(body), self._encode_end(trailers))
         except MisuseError:
@@ -366,7 +367,7 @@ class Exchange:
                 continue
             elif name == b"connection":
                 if b"close" in pair[1].lower():
-                    self.close = True
+                    self.must_close = True
                 continue
             elif name == b"date":
                 dated = True
@@ -381,10 +382,10 @@ class Exchange:
             self._chunked = True
             fields.append((b"transfer-encoding", b"chunked"))
         else:
-            self.close = True
+            self.must_close = True
         if not request.keep_alive or self._wire.closing or self._expects_continue:
-            self.close = True
-        if self.close:
+            self.must_close = True
+        if self.must_close:
             fields.append((b"connection", b"close"))
         head = b"%b%b\r\n" % (encode_status_line(status, reason), encode_fields(fields))
         self._begun = True

@@ -120,6 +120,7 @@ class ServerConnection:
             try:
                 request = await self._next_request()
             except RemoteError as error:
+                self._start("handler")  # a refusal that the client does not read must not be timed out by another
                 await self.write(_refusal(error))
                 self._ending = "linger"
                 return
@@ -142,7 +143,7 @@ class ServerConnection:
             if exchange.switched:
                 self._ending = "close"
                 return
-            if exchange.close or self.closing or not await self._drop_body(exchange):
+            if exchange.must_close or self.closing or not await self._drop_body(exchange):
                 self._ending = "close" if exchange.body_complete and not self._rest else "linger"
                 return
 
@@ -196,7 +197,7 @@ class ServerConnection:
         status, reason, message = 500, "internal_error", "the server failed to answer this request"
         if isinstance(error, RemoteError):
             status, reason, message = error.status, error.reason, str(error)
-        exchange.close = not exchange.body_complete
+        exchange.must_close = not exchange.body_complete
         try:
             await exchange.respond_json(status, {"reason": reason, "message": message})
         except HttpError:

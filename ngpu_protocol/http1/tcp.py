@@ -183,7 +183,8 @@ class _Served:
         """Return whether another connection may be served, after closing the longest idle one if that is needed."""
         if len(self._connections) + self._shaking_hands < self._limits.max_connections:
             return True
-        resting = [(one.idle_since_s, one) for one in self._connections if one.idle_since_s is not None]
+        idle = [one for one in self._connections if not one.closing]
+        resting = [(one.idle_since_s, one) for one in idle if one.idle_since_s is not None]
         if not resting:
             return False
         min(resting, key=lambda pair: pair[0])[1].drain()

@@ -153,4 +153,5 @@ async def test_middleware_that_reads_ahead_works() -> None:
                 assert (b"x-tag", b"1") in response.headers
                 await response.read(1000)
         assert client.pool.open == 1
+        await client.aclose()
         nursery.cancel_scope.cancel()

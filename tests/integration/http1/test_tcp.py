@@ -44,15 +44,28 @@ from ngpu_protocol.http1 import (
 MEGABYTE = 1_000_000
 
 
+class Listening:
+    """A server that runs, and the clients made for it."""
+
+    def __init__(self, addresses: list[BoundAddress]) -> None:
+        self.addresses = addresses
+        self.port = addresses[0].port
+        self.clients: list[Client] = []
+
+    def client(self, host: str = "127.0.0.1", *, tls: ssl.SSLContext | None = None, **options: Any) -> Client:
+        opener = tcp_opener(host, self.port) if tls is None else tls_opener(host, self.port, tls)
+        self.clients.append(Client(opener, **options))
+        return self.clients[-1]
+
+
 @asynccontextmanager
-async def listening(handler: Handler, **options: Any) -> AsyncIterator[list[BoundAddress]]:
+async def listening(handler: Handler, **options: Any) -> AsyncIterator[Listening]:
     async with trio.open_nursery() as nursery:
-        yield await nursery.start(partial(serve_tcp, handler, **options))
+        running = Listening(await nursery.start(partial(serve_tcp, handler, **options)))
+        yield running
+        for client in running.clients:
+            await client.aclose()
         nursery.cancel_scope.cancel()
-
-
-def client_of(addresses: list[BoundAddress], **options: Any) -> Client:
-    return Client(tcp_opener("127.0.0.1", addresses[0].port), **options)
 
 
 async def echo(exchange: Exchange) -> None:
@@ -76,21 +89,19 @@ async def get(client: Client, target: str = "/") -> bytes:
 
 @trio_test
 async def test_loopback_listens_in_both_families_on_one_port() -> None:
-    async with listening(echo, host="127.0.0.1") as addresses:
-        assert [address.host for address in addresses] == ["127.0.0.1", "::1"]
-        assert len({address.port for address in addresses}) == 1
-        assert str(addresses[1]) == f"[::1]:{addresses[1].port}"
-        for address in addresses:
-            client = Client(tcp_opener(address.host, address.port))
-            assert await get(client) == b""
-            await client.aclose()
+    async with listening(echo, host="127.0.0.1") as server:
+        assert [address.host for address in server.addresses] == ["127.0.0.1", "::1"]
+        assert {address.port for address in server.addresses} == {server.port}
+        assert str(server.addresses[1]) == f"[::1]:{server.port}"
+        for address in server.addresses:
+            assert await get(server.client(address.host)) == b""
 
 
 @trio_test
 async def test_port_in_use_is_an_error_before_it_serves() -> None:
-    async with listening(echo) as addresses:
+    async with listening(echo) as server:
         with pytest.raises(OSError, match="in use"):
-            await serve_tcp(echo, port=addresses[0].port)
+            await serve_tcp(echo, port=server.port)
 
 
 @trio_test
@@ -98,15 +109,15 @@ async def test_handler_sees_who_asks() -> None:
     async def who(exchange: Exchange) -> None:
         await exchange.respond(200, [], exchange.remote.host.encode())
 
-    async with listening(who) as addresses:
-        assert await get(client_of(addresses)) == b"127.0.0.1"
-        assert await get(Client(tcp_opener("::1", addresses[0].port))) == b"::1"
+    async with listening(who) as server:
+        assert await get(server.client()) == b"127.0.0.1"
+        assert await get(server.client("::1")) == b"::1"
 
 
 @trio_test
 async def test_full_listener_gives_up_its_longest_idle_connection() -> None:
-    async with listening(echo, limits=Limits(max_connections=2, idle_timeout_s=60)) as addresses:
-        first, second, third = client_of(addresses), client_of(addresses), client_of(addresses)
+    async with listening(echo, limits=Limits(max_connections=2, idle_timeout_s=60)) as server:
+        first, second, third = server.client(), server.client(), server.client()
         await get(first)
         await trio.sleep(0.4)
         await get(second)
@@ -125,11 +136,11 @@ async def test_full_and_busy_listener_says_so() -> None:
         await trio.sleep(2)
         await exchange.respond(200, [], b"")
 
-    async with listening(slow, limits=Limits(max_connections=2)) as addresses, trio.open_nursery() as nursery:
+    async with listening(slow, limits=Limits(max_connections=2)) as server, trio.open_nursery() as nursery:
         for _ in range(2):
-            nursery.start_soon(get, client_of(addresses))
+            nursery.start_soon(get, server.client())
         await trio.sleep(0.3)
-        client = client_of(addresses)
+        client = server.client()
         async with client.request("GET", "/") as response:
             assert response.status == 503
             assert b"too_many_connections" in await response.read(1000)
@@ -145,8 +156,8 @@ async def test_draining_stops_accepting_finishes_and_returns() -> None:
     draining = Draining()
     answers: list[bytes] = []
     async with trio.open_nursery() as nursery:
-        addresses = await nursery.start(partial(serve_tcp, slow, draining=draining))
-        idle, busy = client_of(addresses), client_of(addresses)
+        server = Listening(await nursery.start(partial(serve_tcp, slow, draining=draining)))
+        idle, busy = server.client(), server.client()
         await get(idle)
 
         async def ask() -> None:
@@ -159,6 +170,7 @@ async def test_draining_stops_accepting_finishes_and_returns() -> None:
             await draining.wait_finished()
         with pytest.raises(NotSentError):
             await get(idle)
+        await busy.aclose()
     assert answers == [b"done"]
 
 
@@ -174,8 +186,8 @@ async def test_a_hundred_megabytes_each_way_in_constant_memory() -> None:
         for _ in range(size // len(piece)):
             yield piece
 
-    async with listening(mirror) as addresses:
-        client = client_of(addresses)
+    async with listening(mirror) as server:
+        client = server.client()
         sent, received, count = hashlib.sha256(), hashlib.sha256(), 0
         for _ in range(size // len(piece)):
             sent.update(piece)
@@ -203,7 +215,7 @@ async def test_sender_waits_for_a_reader_that_does_not_read() -> None:
             await exchange.send(bytes(65536))
             sent += 65536
 
-    async with listening(endless) as addresses, client_of(addresses).request("GET", "/") as response:
+    async with listening(endless) as server, server.client().request("GET", "/") as response:
         await response.receive()
         await trio.sleep(0.3)
         before = sent
@@ -226,8 +238,8 @@ def test_handler_is_cancelled_within_a_second_of_its_client_leaving(how: str) ->
                 assert exchange.client_gone
                 gone.set()
 
-        async with listening(wait) as addresses:
-            stream = await trio.open_tcp_stream("127.0.0.1", addresses[0].port)
+        async with listening(wait) as server:
+            stream = await trio.open_tcp_stream("127.0.0.1", server.port)
             await stream.send_all(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
             await started.wait()
             if how == "half close":
@@ -238,6 +250,7 @@ def test_handler_is_cancelled_within_a_second_of_its_client_leaving(how: str) ->
                 stream.socket.close()
             with trio.fail_after(1):
                 await gone.wait()
+            stream.socket.close()
 
     check()
 
@@ -249,8 +262,7 @@ async def test_cut_answer_is_a_reset_on_the_wire() -> None:
         await exchange.send(b"half")
         raise RuntimeError
 
-    async with listening(cut) as addresses:
-        stream = await trio.open_tcp_stream("127.0.0.1", addresses[0].port)
+    async with listening(cut) as server, await trio.open_tcp_stream("127.0.0.1", server.port) as stream:
         await stream.send_all(b"GET / HTTP/1.0\r\n\r\n")  # where only the end of the connection ends the body
         with pytest.raises(trio.BrokenResourceError):  # noqa: PT012
             while await stream.receive_some():
@@ -262,16 +274,16 @@ async def test_answer_to_an_unread_upload_arrives() -> None:
     async def refuse(exchange: Exchange) -> None:
         await exchange.respond(403, [], b"no uploads")
 
-    async with listening(refuse) as addresses:
+    async with listening(refuse) as server:
         for _ in range(5):
-            async with client_of(addresses).request("POST", "/", body=bytes(3 * MEGABYTE)) as response:
+            async with server.client().request("POST", "/", body=bytes(3 * MEGABYTE)) as response:
                 assert (response.status, await response.read(100)) == (403, b"no uploads")
 
 
 @trio_test
 async def test_connection_the_server_closed_is_not_used_again() -> None:
-    async with listening(echo, limits=Limits(idle_timeout_s=0.2)) as addresses:
-        client = client_of(addresses)
+    async with listening(echo, limits=Limits(idle_timeout_s=0.2)) as server:
+        client = server.client()
         for _ in range(3):
             assert await get(client) == b""
             await trio.sleep(0.6)
@@ -280,8 +292,8 @@ async def test_connection_the_server_closed_is_not_used_again() -> None:
 
 @trio_test
 async def test_many_at_once() -> None:
-    async with listening(echo) as addresses:
-        client = client_of(addresses, max_connections=20)
+    async with listening(echo) as server:
+        client = server.client(max_connections=20)
 
         async def ask(number: int) -> None:
             async with client.request("POST", f"/{number}", body=b"%d" % number) as response:
@@ -326,18 +338,18 @@ def test_tls_carries_the_same(certificate: Path) -> None:
         serving = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         serving.load_cert_chain(certificate)
         trusting = ssl.create_default_context(cafile=str(certificate))
-        async with listening(mirror, tls=serving) as addresses:
-            client = Client(tls_opener("127.0.0.1", addresses[0].port, trusting))
+        async with listening(mirror, tls=serving) as server:
+            client = server.client(tls=trusting)
             for body in (b"abc", bytes(2 * MEGABYTE), b"z"):
                 async with client.request("POST", "/", body=body) as response:
                     assert await response.read(3 * MEGABYTE) == body
             assert client.pool.open == 1
             # Who speaks no TLS is closed on, and nobody else notices.
-            stream = await trio.open_tcp_stream("127.0.0.1", addresses[0].port)
-            await stream.send_all(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
-            with contextlib.suppress(trio.BrokenResourceError):
-                while await stream.receive_some():
-                    pass
+            async with await trio.open_tcp_stream("127.0.0.1", server.port) as stream:
+                await stream.send_all(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+                with contextlib.suppress(trio.BrokenResourceError):
+                    while await stream.receive_some():
+                        pass
             await get(client)
             await client.aclose()
 
@@ -358,9 +370,9 @@ def test_client_that_leaves_tls_cancels_its_handler(certificate: Path) -> None:
                 if exchange.client_gone:
                     gone.set()
 
-        async with listening(wait, tls=serving) as addresses:
+        async with listening(wait, tls=serving) as server:
             trusting = ssl.create_default_context(cafile=str(certificate))
-            client = Client(tls_opener("127.0.0.1", addresses[0].port, trusting))
+            client = server.client(tls=trusting)
             with trio.move_on_after(0.2):
                 await get(client)
             with trio.fail_after(1):
@@ -379,8 +391,8 @@ async def test_httpx_speaks_with_the_server() -> None:
             yield bytes(10_000)
 
     async with (
-        listening(echo) as addresses,
-        httpx.AsyncClient(base_url=f"http://127.0.0.1:{addresses[0].port}") as client,
+        listening(echo) as server,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}") as client,
     ):
         for _ in range(3):
             answer = await client.post("/a?b=c", content=b"abc")

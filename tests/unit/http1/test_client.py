@@ -763,3 +763,24 @@ def test_request_that_cannot_be_one_is_misuse_at_once(method: str, target: str, 
             assert place.ours == []
 
     check()
+
+
+@virtual_clock
+async def test_source_left_in_its_middle_is_closed() -> None:
+    closed: list[bool] = []
+
+    async def source() -> AsyncIterator[bytes]:
+        try:
+            while True:
+                yield b"x"
+                await trio.sleep(0.01)
+        finally:
+            closed.append(True)
+
+    async def refuse(exchange: Exchange) -> None:
+        await exchange.respond(413, [], b"")
+
+    async with connected(served(refuse)) as (client, _):
+        async with client.request("POST", "/", body=source()) as response:
+            await response.read(10)
+        assert closed == [True]

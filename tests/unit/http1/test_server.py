@@ -793,6 +793,17 @@ async def test_head_that_drips_in_is_timed_out() -> None:
 
 
 @virtual_clock
+async def test_refusal_that_nobody_reads_ends_too() -> None:
+    async with serving(echo, limits=Limits(head_timeout_s=5, stall_timeout_s=30)) as served:
+        served.server.stall = trio.Event()
+        await served.client.send_all(b"GET / HTTP/1.1\r\nHo")
+        await trio.sleep(1)
+        await served.client.send_all(b"st: \x01\r\n\r\n")
+        await served.ended.wait()
+        assert trio.current_time() < 40
+
+
+@virtual_clock
 async def test_idle_connection_is_closed_in_order() -> None:
     async with serving(echo, limits=Limits(idle_timeout_s=75)) as served:
         await served.client.send_all(GET)
