@@ -30,6 +30,9 @@ LABEL_REVISION = LABEL + "revision"
 LABEL_SPECIFICATION = LABEL + "specification"
 LABEL_GPUS = LABEL + "gpus"
 
+# More than a server's connections need, and below what engines in containers and small machines may grant: asking for
+# more than the engine's own limit fails the start.
+_OPEN_FILES = 16_384
 _TMP = "rw,noexec,nosuid,nodev,size=256m,mode=1777"
 
 
@@ -79,7 +82,7 @@ def options(plan: ContainerPlan) -> dict[str, Any]:
         "nano_cpus": int(plan.cpus * 1_000_000_000),
         "init": True,
         "ipc_mode": "private",
-        "ulimits": [Ulimit(name="nofile", soft=65536, hard=65536), Ulimit(name="core", soft=0, hard=0)],
+        "ulimits": [Ulimit(name="nofile", soft=_OPEN_FILES, hard=_OPEN_FILES), Ulimit(name="core", soft=0, hard=0)],
         "log_config": LogConfig(type=LogConfig.types.JSON, config={"max-size": "10m", "max-file": "2"}),
         "restart_policy": {"Name": "no"},
     }
