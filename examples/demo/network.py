@@ -12,6 +12,7 @@ import secrets
 import socket
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,6 +30,7 @@ PROJECT, MODEL = "ngpu-examples", "chat"
 COMMAND_TIMEOUT_S = 60.0
 START_TIMEOUT_S = 60.0
 READY_TIMEOUT_S = 120.0
+SAME_TROUBLE_TIMES = 4
 
 Say = Callable[[str], None]
 
@@ -137,7 +139,8 @@ class LocalNetwork:
         assert self.bootstrap is not None
         file = self.folder / "workspace.toml"
         file.write_text(specification)
-        said = json.loads(self._command("ngpu-bootstrap", ["workspace", "add", "--file", str(file), "--json"], self.bootstrap))
+        arguments = ["workspace", "add", "--file", str(file), "--json"]
+        said = json.loads(self._command("ngpu-bootstrap", arguments, self.bootstrap))
         return Workspace(id=said["id"], token=said["token"])
 
     def start_model_servers(self, command: Callable[[int], Sequence[str]], cwd: Path, health_path: str) -> None:
@@ -170,19 +173,23 @@ class LocalNetwork:
         """
         assert self.bootstrap is not None
         assert self.bootstrap.process is not None
-        said: list[str] = []
+        before: list[str] = []
+        seen: Counter[str] = Counter()
 
         def ready() -> bool:
             self.check()
             answer = httpx.get(f"{self.url}/api/v1/workspaces/{workspace.id}", headers=workspace.headers, timeout=10)
             deployments = answer.json()["deployments"] if answer.status_code == 200 else []
             now = [f"{entry['node']}: {entry['state']} {entry['detail']}".strip() for entry in deployments]
-            if now != said:
-                said[:] = now
-                for line in now:
-                    self._say(line)
+            for line in now:
+                if line not in before:
+                    seen[line] += 1
+                    if seen[line] == 1:
+                        self._say(line)
+            before[:] = now
             states = [entry["state"] for entry in deployments]
-            if "failed" in states:
+            # A node tries again and again; what comes back unchanged will not mend itself while somebody watches.
+            if "failed" in states or any(count > SAME_TROUBLE_TIMES for count in seen.values()):
                 raise StartError("the workspace cannot be deployed: " + "; ".join(now))
             return states.count("ready") == len(self.nodes)
 
@@ -221,7 +228,7 @@ class LocalNetwork:
         file = peer.folder / "config.toml"
         file.write_text(config)
         arguments = ["run", "--config", str(file)]
-        return Process(peer.name, [console_script(program), *arguments], peer.folder / "log", env={"NO_COLOR": "1"})
+        return Process(peer.name, [*installed_command(program), *arguments], peer.folder / "log", env={"NO_COLOR": "1"})
 
     def _bootstrap_config(self) -> str:
         assert self.bootstrap is not None
@@ -270,9 +277,11 @@ def answers(url: str) -> bool:
         return False
 
 
-def console_script(name: str) -> str:
-    """Return the path of a command installed beside the running interpreter."""
-    return str(Path(sys.executable).parent / name)
+def installed_command(name: str) -> list[str]:
+    """Return how to run one of the daemons' commands in the running interpreter's environment."""
+    script = Path(sys.executable).parent / name
+    # A checkout that is only on the path has the packages and no scripts.
+    return [str(script)] if script.exists() else [sys.executable, "-m", name.replace("-", "_")]
 
 
 def run_command(name: str, arguments: Sequence[str]) -> str:
@@ -282,7 +291,7 @@ def run_command(name: str, arguments: Sequence[str]) -> str:
         CommandFailed: its exit code is not 0.
     """
     run = subprocess.run(
-        [console_script(name), *arguments],
+        [*installed_command(name), *arguments],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
