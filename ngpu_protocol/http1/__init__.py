@@ -29,7 +29,7 @@ Failures: `errors` says which tell that a request may run again. Proxies: `heade
 """
 
 from ngpu_protocol.http1.asgi import AsgiHandler
-from ngpu_protocol.http1.call import Body, Call, Response
+from ngpu_protocol.http1.call import Body, Call
 from ngpu_protocol.http1.client import Client
 from ngpu_protocol.http1.draining import Draining
 from ngpu_protocol.http1.errors import (
@@ -55,6 +55,7 @@ from ngpu_protocol.http1.headers import (
 )
 from ngpu_protocol.http1.heads import Request, ResponseHead
 from ngpu_protocol.http1.limits import Limits
+from ngpu_protocol.http1.response import Response
 from ngpu_protocol.http1.server import serve_stream
 from ngpu_protocol.http1.streams import SwitchedStream, abort_stream
 from ngpu_protocol.http1.tcp import BoundAddress, open_listeners, serve_tcp, tls_opener

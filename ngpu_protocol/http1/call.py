@@ -29,7 +29,7 @@ from ngpu_protocol.http1.errors import (
     MaybeSentError,
     MisuseError,
     NotSentError,
-    RemoteError,
+    blame_server,
 )
 from ngpu_protocol.http1.headers import Headers, wants_upgrade
 from ngpu_protocol.http1.heads import (
@@ -41,6 +41,7 @@ from ngpu_protocol.http1.heads import (
     parse_response_head,
 )
 from ngpu_protocol.http1.limits import Limits
+from ngpu_protocol.http1.response import Response
 from ngpu_protocol.http1.streams import SwitchedStream, abort_stream, close_stream
 from ngpu_protocol.http1.tcp_stream import NothingSentError
 
@@ -93,124 +94,6 @@ class Links(Protocol):
     @property
     def closed(self) -> bool:
         """Whether connections are no longer kept."""
-
-
-class Response:
-    """An answer whose head has come.
-
-    Attributes:
-        status: 200 or above; or 101, with `upgraded`.
-        reason: The phrase of the status line.
-        headers: Fields in order, names in lower case.
-        http_version: "1.1" or "1.0".
-        trailers: The trailer fields, complete once `ended`.
-        upgraded: The raw connection after 101, valid inside the request's context.
-        ended: The whole body has arrived (the last of it may still wait to be received).
-        received_bytes: Content bytes returned so far.
-    """
-
-    __slots__ = (
-        "_call",
-        "_decoder",
-        "_ready",
-        "ended",
-        "headers",
-        "http_version",
-        "reason",
-        "received_bytes",
-        "status",
-        "trailers",
-        "upgraded",
-    )
-
-    def __init__(self, call: "Call", head: ResponseHead, decoder: Decoder | None) -> None:
-        self._call = call
-        self._decoder = decoder
-        self._ready = b""
-        self.status = head.status
-        self.reason = head.reason
-        self.headers = head.headers
-        self.http_version = head.http_version
-        self.trailers: Headers = []
-        self.upgraded: SwitchedStream | None = None
-        self.ended = decoder is None or decoder.done
-        self.received_bytes = 0
-
-    @property
-    def buffered(self) -> bool:
-        """Whether `receive` would return without waiting: then a proxy holds its own head back for these bytes."""
-        return bool(self._ready) or self.ended
-
-    @property
-    def body_sent(self) -> bool:
-        """Whether the whole request went out; False while it still does, and when the answer refused its body."""
-        return self._call.request_complete
-
-    async def receive(self) -> bytes:
-        """Return the next bytes of the body, b"" once it is complete. Cancelling a wait loses nothing.
-
-        Raises:
-            IncompleteError: The connection ended before the body did.
-            MalformedError: The body's framing is broken.
-        """
-        data = self._ready
-        if data:
-            self._ready = b""
-        else:
-            decoder = self._decoder
-            if decoder is None:
-                return b""
-            while not data and not decoder.done:
-                data = self.take(await self._call.read_body(decoder))
-        self.received_bytes += len(data)
-        return data
-
-    def body(self) -> AsyncIterator[bytes]:
-        """Return the body as an asynchronous iterator of its pieces."""
-        return self
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
-
-    async def __anext__(self) -> bytes:
-        data = await self.receive()
-        if not data:
-            raise StopAsyncIteration
-        return data
-
-    async def read(self, max_bytes: int) -> bytes:
-        """Return the whole body.
-
-        Raises:
-            LimitError: It is over *max_bytes*.
-        """
-        pieces = []
-        total = 0
-        while data := await self.receive():
-            total += len(data)
-            if total > max_bytes:
-                raise LimitError(f"answer over {max_bytes} bytes", status=502, reason="answer_too_large")
-            pieces.append(data)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-    def take(self, arrived: bytes) -> bytes:
-        """Return the content in *arrived* (b"" when the connection ended in order)."""
-        decoder = self._decoder
-        assert decoder is not None
-        try:
-            content = decoder.feed(arrived) if arrived else b""
-        except RemoteError as error:
-            _blame_server(error)
-            raise
-        if decoder.done:
-            self.ended = True
-            self.trailers = decoder.trailers
-            self._call.keep_rest(decoder.rest)
-        return content
-
-    def make_ready(self, arrived: bytes) -> None:
-        """Keep the content in *arrived*, which came with the head, for `receive`."""
-        self._ready = self.take(arrived)
 
 
 class Call:
@@ -324,7 +207,7 @@ class Call:
             await self._finish()
             if self._body_error is not None:
                 raise self._body_error from None
-            _blame_server(error)
+            blame_server(error)
             raise
         return response
 
@@ -339,13 +222,9 @@ class Call:
             with trio.move_on_after(_LAST_WRITE_S):
                 await self._last_write.wait()
         both = response.ended and self.request_complete
-        await self._finish(ended=both, reusable=both and response.upgraded is None and not self._until_close(response))
+        await self._finish(ended=both, reusable=both and response.upgraded is None)
         if error is None and self._body_error is not None:
             raise self._body_error
-
-    @staticmethod
-    def _until_close(response: Response) -> bool:
-        return isinstance(response._decoder, CloseDecoder)
 
     async def _finish(self, *, ended: bool = False, reusable: bool = False) -> None:
         """End the sender, and give the connection back or close it: in order if *ended*."""
@@ -508,6 +387,7 @@ class Call:
                 decoder = ChunkedDecoder(self._links.limits)
             elif head.content_length is None:
                 decoder = CloseDecoder()
+                self._keep_alive = False
             elif head.content_length:
                 decoder = LengthDecoder(head.content_length)
         response = Response(self, head, decoder)
@@ -532,12 +412,6 @@ class Call:
         if not data:
             decoder.eof()
         return data
-
-
-def _blame_server(error: BaseException) -> None:
-    """Give an error about the answer the status with which a proxy passes it on."""
-    if isinstance(error, MalformedError | LimitError):
-        error.status, error.reason = 502, "malformed_answer"
 
 
 async def _slices(body: bytes) -> AsyncIterator[bytes]:

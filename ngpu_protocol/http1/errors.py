@@ -77,3 +77,9 @@ class PoolTimeoutError(NotSentError):
 
 class MaybeSentError(HttpError):
     """The connection failed after the request may have reached the remote, and before an answer came."""
+
+
+def blame_server(error: BaseException) -> None:
+    """Give an error about an answer the status with which a proxy passes it on."""
+    if isinstance(error, MalformedError | LimitError):
+        error.status, error.reason = 502, "malformed_answer"

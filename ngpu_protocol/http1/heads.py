@@ -5,9 +5,9 @@ a field name and its colon, values hold no control characters, and a message say
 tolerance is one more reading of the same bytes, and two readings of one message are how requests are smuggled (RFC
 9112 section 11.2), so what other implementations disagree about is refused rather than interpreted.
 
-h11 is stricter than most, yet reads a bare LF as a line end, unfolds fields, lets Transfer-Encoding win over a
-Content-Length and control characters through, and costs 29 us a head where this costs a fifth. So heads are read
-here, and the tests hold h11 against it: whatever this accepts, h11 reads alike.
+h11 is stricter than most, yet it reads a bare LF as a line end, unfolds fields, lets Transfer-Encoding win over a
+Content-Length and control characters through, and takes 33 us for a head that takes 5 us here. So heads are read here,
+and the tests hold h11 against it: whatever this accepts, h11 reads alike.
 """
 
 import re
