@@ -34,7 +34,11 @@ class LedgerUnavailable(NodeError):
 
 
 class EngineUnavailable(NodeError):
-    """The container engine does not answer, or answered with an error of its own."""
+    """The container engine does not answer."""
+
+
+class EngineFailed(NodeError):
+    """The container engine answered with an error; the message has its words."""
 
 
 class ImageUnavailable(NodeError):

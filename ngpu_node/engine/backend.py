@@ -12,9 +12,7 @@ import trio
 
 from ngpu_node.config import NodeSettings
 from ngpu_node.deployments import Backend, Deployment, Deployments
-from ngpu_node.engine.containers import Containers
-from ngpu_node.engine.docker_engine import DockerEngine
-from ngpu_node.errors import DeploymentImpossible, EngineUnavailable, NodeConfigurationError
+from ngpu_node.errors import DeploymentImpossible, EngineFailed, EngineUnavailable, NodeConfigurationError
 from ngpu_node.inventory import Gpu
 from ngpu_protocol.control import DeploymentPhase
 from ngpu_protocol.identity import Address
@@ -71,6 +69,10 @@ async def open_backend(
         problem = 'this node runs no images: its owner set engine = "none"'
         yield NoEngine(deployments, problem), EngineStatus("none", problem=problem)
         return
+    # The docker SDK and what it brings are 15 MB that a node without an engine need not carry.
+    from ngpu_node.engine.containers import Containers
+    from ngpu_node.engine.docker_engine import DockerEngine
+
     try:
         engine = await DockerEngine.connect(node)
     except EngineUnavailable as error:
@@ -84,7 +86,7 @@ async def open_backend(
         try:
             await containers.prepare()
             version = await engine.version()
-        except (EngineUnavailable, DeploymentImpossible) as error:
+        except (EngineUnavailable, EngineFailed, DeploymentImpossible) as error:
             raise NodeConfigurationError(f"engine: {error}") from error
         yield containers, EngineStatus("docker", version)
     finally:

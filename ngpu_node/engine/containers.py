@@ -36,7 +36,7 @@ from ngpu_node.engine.confinement import (
     ContainerPlan,
 )
 from ngpu_node.engine.docker_engine import ContainerState, DockerEngine, Image
-from ngpu_node.errors import DeploymentImpossible, EngineUnavailable, ImageUnavailable, NodeError
+from ngpu_node.errors import DeploymentImpossible, EngineFailed, EngineUnavailable, ImageUnavailable, NodeError
 from ngpu_node.inventory import Gpu, choose
 from ngpu_node.probes import probe
 from ngpu_node.trust import Trust
@@ -97,7 +97,7 @@ class Containers:
         """Decide how containers are reached, and make the network that takes.
 
         Raises:
-            EngineUnavailable: the engine failed.
+            EngineUnavailable, EngineFailed: the engine does not do it.
             DeploymentImpossible: the owner wants the internal network and it cannot be reached from here.
         """
         if self._settings.network == "published":
@@ -119,7 +119,7 @@ class Containers:
         while True:
             try:
                 await self._sweep()
-            except EngineUnavailable as error:
+            except (EngineUnavailable, EngineFailed) as error:
                 log.info("engine_unavailable", reason=str(error))
             await trio.sleep(SWEEP_INTERVAL_S)
 
@@ -161,7 +161,7 @@ class Containers:
                 except (ImageUnavailable, DeploymentImpossible) as error:
                     self._deployments.set_phase(deployment, DeploymentPhase.FAILED, str(error))
                     return
-                except Died as error:
+                except (Died, EngineFailed) as error:
                     deaths = 1 if trio.current_time() - began_s >= STABLE_S else deaths + 1
                     await self._down(deployment)
                     if deaths >= MAX_RESTARTS:
@@ -339,7 +339,7 @@ class Containers:
         try:
             if container_id is not None:
                 await self._engine.remove(container_id)
-        except EngineUnavailable as error:
+        except (EngineUnavailable, EngineFailed) as error:
             # It carries our label: this daemon's sweep, or the next daemon's, removes it.
             log.warning("container_not_removed", workspace=deployment.spec.id, reason=str(error))
         finally:

@@ -4,7 +4,7 @@ The SDK blocks, so each call runs in a thread (0.16 ms more), of which there are
 abandoned when cancelled; those that change something are awaited, so that nobody has to guess whether a container
 exists.
 
-Foreign errors end here: what the caller sees is `EngineUnavailable` (nobody answers, or the engine failed),
+Foreign errors end here: what the caller sees is `EngineUnavailable`, `EngineFailed`,
 `ImageUnavailable` and `DeploymentImpossible`, each with words for the owner.
 """
 
@@ -25,7 +25,7 @@ from docker.models.containers import Container
 from docker.utils import parse_repository_tag
 
 from ngpu_node.engine.confinement import LABEL_NODE, ContainerPlan, options
-from ngpu_node.errors import DeploymentImpossible, EngineUnavailable, ImageUnavailable
+from ngpu_node.errors import DeploymentImpossible, EngineFailed, EngineUnavailable, ImageUnavailable
 
 log = structlog.get_logger(__name__)
 
@@ -160,7 +160,7 @@ class DockerEngine:
 
         try:
             await self._look(fetch)
-        except EngineUnavailable as error:
+        except EngineFailed as error:
             raise ImageUnavailable(f"cannot pull {reference}: {error}") from error
         finally:
             stop.set()
@@ -241,7 +241,7 @@ class DockerEngine:
 
         try:
             return await self._change(begin)
-        except EngineUnavailable as error:
+        except EngineFailed as error:
             if "could not select device driver" in str(error):
                 raise DeploymentImpossible(
                     "the container engine cannot hand out NVIDIA GPUs: install nvidia-container-toolkit and restart it"
@@ -299,7 +299,7 @@ class DockerEngine:
         try:
             return await trio.to_thread.run_sync(call, abandon_on_cancel=abandon, limiter=self._threads)
         except APIError as error:
-            raise EngineUnavailable(f"the container engine says: {_first_line(error.explanation or error)}") from error
+            raise EngineFailed(f"the container engine says: {_first_line(error.explanation or error)}") from error
         except (DockerException, requests.RequestException, OSError) as error:
             raise EngineUnavailable(f"the container engine does not answer: {_first_line(error)}") from error
 

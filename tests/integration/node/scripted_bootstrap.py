@@ -161,13 +161,15 @@ class ScriptedBootstrap:
             self.streams[name] = Client(open_one, authority="node", max_connections=64)
         return self.streams[name]
 
-    async def send(self, signed: SignedOrder, body: bytes = b"", headers: Headers | None = None) -> Answer:
+    async def send(
+        self, signed: SignedOrder, body: bytes = b"", headers: Headers | None = None, node: Account = NODE
+    ) -> Answer:
         """Send an order with its request and judge what comes back."""
         order = signed.order
         target = f"/ngpu/v1/workspaces/{order.workspace}/ports/{order.port}{order.target}"
         fields = [(b"ngpu-order", signed.encode().encode()), *(headers or [])]
         sent_at = wall_ms()
-        async with self.client().request(order.method, target, fields, body) as response:
+        async with self.client(node).request(order.method, target, fields, body) as response:
             content = b"".join([piece async for piece in response.body()])
             found = [*response.headers, *response.trailers]
         return judged(signed, sent_at, response.status, found, body, content)

@@ -1,0 +1,344 @@
+"""Deployments on a real engine: up, confined, healed, adopted after a crash, taken down; and nothing else touched."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import docker
+import pytest
+import trio
+
+from ngpu_node.changes import Changes
+from ngpu_node.config import ContainerSettings
+from ngpu_node.deployments import Deployment, Deployments
+from ngpu_node.engine import containers as containers_module
+from ngpu_node.engine.backend import NoEngine
+from ngpu_node.engine.confinement import LABEL_NODE
+from ngpu_node.engine.containers import Containers
+from ngpu_node.engine.docker_engine import DockerEngine
+from ngpu_node.trust import Trust, TrustedBootstrap
+from ngpu_protocol.acknowledgements import VerdictKind
+from ngpu_protocol.control import DeploymentPhase
+from ngpu_protocol.identity import Account
+from ngpu_protocol.workspaces import WorkspaceSpec
+from tests.integration.node import workspace_image
+from tests.integration.node.rig import eventually
+from tests.integration.node.scripted_bootstrap import a_bootstrap, a_node, settings
+from tests.unit.node.builders import BOOTSTRAP
+
+pytestmark = [pytest.mark.needs_docker, pytest.mark.needs_gcc]
+
+TRUST = Trust([TrustedBootstrap(BOOTSTRAP.address, ("/ip4/127.0.0.1/tcp/1",), "acme")])
+
+
+@pytest.fixture(scope="module")
+def image() -> Iterator[str]:
+    reference = f"ngpu-test-{secrets.token_hex(4)}:1"
+    workspace_image.build(reference)
+    yield reference
+    client = docker.from_env()
+    client.images.remove(reference, force=True)
+    client.close()
+
+
+@pytest.fixture
+def account() -> Iterator[Account]:
+    """A node of its own for each test; what it left on the engine goes with it."""
+    fresh = Account.from_key(secrets.token_bytes(32))
+    yield fresh
+    client = docker.from_env()
+    mine = {"label": f"{LABEL_NODE}={fresh.address}"}
+    for container in client.containers.list(all=True, filters=mine):
+        container.remove(force=True)
+    for network in client.networks.list(filters=mine):
+        network.remove()
+    client.close()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(containers_module, "RESTART_WAITS_S", (0.1, 0.2))
+    monkeypatch.setattr(containers_module, "HEALTH_INTERVAL_S", 0.2)
+    monkeypatch.setattr(containers_module, "MAX_RESTARTS", 2)
+
+
+class Place:
+    """A table of deployments over a real engine."""
+
+    def __init__(self, deployments: Deployments, containers: Containers, engine: DockerEngine) -> None:
+        self.deployments = deployments
+        self.containers = containers
+        self.engine = engine
+        self.scope = trio.CancelScope()
+
+    def wish(self, *specs: WorkspaceSpec) -> None:
+        self.deployments.wish("acme", specs)
+
+    def only(self) -> Deployment:
+        (deployment,) = self.deployments.of_service("acme")
+        return deployment
+
+    async def until(self, phase: DeploymentPhase, timeout_s: float = 15) -> Deployment:
+        deployment = self.only()
+        try:
+            await eventually(lambda: deployment.phase is phase, timeout_s=timeout_s)
+        except trio.TooSlowError:
+            raise AssertionError(f"{deployment} is not {phase}: {deployment.detail}") from None
+        return deployment
+
+
+@asynccontextmanager
+async def a_place(account: Account, **chosen: Any) -> AsyncIterator[Place]:
+    engine = await DockerEngine.connect(account.address)
+    deployments = Deployments(Changes())
+    containers = Containers(
+        engine, ContainerSettings(**chosen), deployments, node=account.address, trust=TRUST, gpus=lambda: ()
+    )
+    await containers.prepare()
+    place = Place(deployments, containers, engine)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(deployments.run, images=containers, models=NoEngine(deployments, "")))
+        nursery.start_soon(containers.run)
+        with trio.fail_after(60):
+            yield place
+        nursery.cancel_scope.cancel()
+    await engine.aclose()
+
+
+async def eventually_only(place: Place, *ids: str) -> None:
+    """Wait until these containers are all there are: another sweep may be at the others too."""
+    with trio.fail_after(15):
+        while {state.id for state in await place.engine.containers()} != set(ids):  # noqa: ASYNC110
+            await trio.sleep(0.05)
+
+
+def spec(image: str, **changes: Any) -> WorkspaceSpec:
+    values: dict[str, Any] = {"id": "7", "name": "c", "image": image, "ports": [8080], "env": {"WORD": "hello"}}
+    return WorkspaceSpec(**{**values, **changes})
+
+
+async def get(deployment: Deployment, path: str) -> bytes:
+    upstream = deployment.upstream(8080)
+    assert upstream is not None
+    async with upstream.client.request("GET", path) as response:
+        return await response.read(10_000)
+
+
+@pytest.mark.parametrize("network", ["auto", "published"])
+def test_a_workspace_comes_up_confined_and_goes_without_a_trace(account: Account, image: str, network: str) -> None:
+    async def main() -> None:
+        async with a_place(account, network=network) as place:
+            place.wish(spec(image))
+            deployment = await place.until(DeploymentPhase.READY)
+            assert await get(deployment, "/") == b"ok hello"
+            found = dict(line.split("=", 1) for line in (await get(deployment, "/whoami")).decode().split("\n") if line)
+            assert found["uid"] == "65534"
+            assert "Read-only" in found["root"]
+            assert found["tmp"] == "written"
+            assert "Permission denied" in found["exec"]
+            assert int(found["caps"], 16) == 0
+            (state,) = await place.engine.containers()
+            assert deployment.image_digest.hex() == state.image.removeprefix("sha256:")
+            place.wish()
+            await eventually(lambda: place.deployments.of_service("acme") == [], timeout_s=15)
+            assert deployment.phase is DeploymentPhase.GONE
+            assert await place.engine.containers() == []
+
+    trio.run(main)
+
+
+def test_limits_are_really_set(account: Account, image: str) -> None:
+    async def main() -> None:
+        async with a_place(account, pids=64, memory_bytes=64 << 20, cpus=0.5) as place:
+            place.wish(spec(image))
+            await place.until(DeploymentPhase.READY)
+            (state,) = await place.engine.containers()
+            client = docker.from_env()
+            host = client.containers.get(state.id).attrs["HostConfig"]
+            networks = client.containers.get(state.id).attrs["NetworkSettings"]["Networks"]
+            client.close()
+            assert (host["PidsLimit"], host["Memory"], host["MemorySwap"]) == (64, 64 << 20, 64 << 20)
+            assert host["NanoCpus"] == 500_000_000
+            assert (host["CapDrop"], host["CapAdd"], host["Privileged"]) == (["ALL"], None, False)
+            assert host["SecurityOpt"] == ["no-new-privileges"]
+            assert (host["ReadonlyRootfs"], host["Init"], host["IpcMode"]) == (True, True, "private")
+            assert host["RestartPolicy"]["Name"] == "no"
+            assert list(networks) != ["host"]
+
+    trio.run(main)
+
+
+def test_a_container_that_dies_is_started_again_and_one_that_keeps_dying_is_given_up(
+    account: Account, image: str
+) -> None:
+    async def main() -> None:
+        async with a_place(account) as place:
+            place.wish(spec(image))
+            deployment = await place.until(DeploymentPhase.READY)
+            (before,) = await place.engine.containers()
+            with pytest.raises(Exception, match=r"connection|answer"):
+                await get(deployment, "/die")
+            place.containers.doubt(deployment, "refused")
+            await eventually(lambda: deployment.phase is not DeploymentPhase.READY)
+            await place.until(DeploymentPhase.READY)
+            (after,) = await place.engine.containers()
+            assert after.id != before.id
+            place.wish(spec(image, revision=2, command=["exit"]))
+            table = place.deployments
+            await eventually(lambda: [d.spec.revision for d in table.of_service("acme")] == [2], timeout_s=15)
+            failed = await place.until(DeploymentPhase.FAILED)
+            assert "exit code 3" in failed.detail
+            assert "I would rather not" in failed.detail
+            assert await place.engine.containers() == []
+
+    trio.run(main)
+
+
+def test_one_that_hangs_takes_no_tasks_and_one_that_never_listens_is_given_up(account: Account, image: str) -> None:
+    async def main() -> None:
+        async with a_place(account, start_timeout_s=1) as place:
+            place.wish(spec(image))
+            deployment = await place.until(DeploymentPhase.READY)
+            with trio.move_on_after(0.2):
+                await get(deployment, "/hang")
+            await place.until(DeploymentPhase.UNHEALTHY)
+            place.wish(spec(image, id="8", command=["deaf"]))
+            await eventually(lambda: [d.spec.id for d in place.deployments.of_service("acme")] == ["8"], timeout_s=20)
+            failed = await place.until(DeploymentPhase.FAILED, timeout_s=30)
+            assert "not ready within 1 s" in failed.detail
+
+    trio.run(main)
+
+
+def test_an_image_that_is_nowhere_fails_with_the_engines_words(account: Account, image: str) -> None:
+    async def main() -> None:
+        async with a_place(account) as place:
+            place.wish(spec("127.0.0.1:1/nobody/nothing:1"))
+            failed = await place.until(DeploymentPhase.FAILED)
+            assert "127.0.0.1:1/nobody/nothing:1" in failed.detail
+
+    trio.run(main)
+
+
+def test_gpus_that_are_not_there_fail_with_the_numbers(account: Account, image: str) -> None:
+    async def main() -> None:
+        async with a_place(account) as place:
+            place.wish(spec(image, gpu_count=2, gpu_types=["RTX4090"]))
+            failed = await place.until(DeploymentPhase.FAILED)
+            assert failed.detail == "needs 2 free GPUs of type RTX4090; free on this node: none"
+
+    trio.run(main)
+
+
+def test_a_crashed_daemons_container_is_adopted_and_one_nobody_wants_removed(account: Account, image: str) -> None:
+    async def main() -> None:
+        async with a_place(account) as place:
+            place.wish(spec(image), spec(image, id="8"))
+            await eventually(lambda: all(d.is_ready for d in place.deployments.of_service("acme")), timeout_s=15)
+            before = {state.name: state.id for state in await place.engine.containers()}
+            # what a crash leaves: the containers, and nobody who takes them down
+            place.containers._containers.clear()
+        async with a_place(account) as place:
+            place.wish(spec(image))
+            await place.until(DeploymentPhase.READY)
+            (kept,) = [s for s in await place.engine.containers() if s.name.endswith("-7-1")]
+            assert before[kept.name] == kept.id
+            await place.containers._sweep()
+            await eventually_only(place, kept.id)
+
+    trio.run(main)
+
+
+def test_a_crashed_daemons_container_of_another_specification_is_replaced(account: Account, image: str) -> None:
+    async def main() -> None:
+        async with a_place(account) as place:
+            place.wish(spec(image))
+            await place.until(DeploymentPhase.READY)
+            (before,) = await place.engine.containers()
+            place.containers._containers.clear()
+        async with a_place(account) as place:
+            place.wish(spec(image, env={"WORD": "changed"}))
+            deployment = await place.until(DeploymentPhase.READY)
+            (after,) = await place.engine.containers()
+            assert after.id != before.id
+            assert await get(deployment, "/") == b"ok changed"
+
+    trio.run(main)
+
+
+def test_before_a_service_has_said_what_it_wants_nothing_of_its_is_removed(account: Account, image: str) -> None:
+    async def main() -> None:
+        async with a_place(account) as place:
+            place.wish(spec(image))
+            await place.until(DeploymentPhase.READY)
+            place.containers._containers.clear()
+        async with a_place(account) as place:
+            await place.containers._sweep()
+            assert len(await place.engine.containers()) == 1
+            place.wish()
+            await place.containers._sweep()
+            await eventually_only(place)
+
+    trio.run(main)
+
+
+def test_what_is_not_this_nodes_is_not_touched(account: Account, image: str) -> None:
+    other = Account.from_key(secrets.token_bytes(32))
+    client = docker.from_env()
+    mine = client.containers.run(image, detach=True, name=f"somebody-{secrets.token_hex(4)}")
+    labels = {LABEL_NODE: other.address}
+    neighbours = client.containers.run(image, detach=True, labels=labels)
+
+    async def main() -> None:
+        async with a_place(account) as place:
+            place.wish(spec(image))
+            await place.until(DeploymentPhase.READY)
+            await place.containers._sweep()
+            place.wish()
+            await eventually(lambda: place.deployments.of_service("acme") == [], timeout_s=15)
+
+    try:
+        trio.run(main)
+        for container in (mine, neighbours):
+            container.reload()
+            assert container.status == "running"
+    finally:
+        for container in (mine, neighbours):
+            container.remove(force=True)
+        client.close()
+
+
+def test_a_task_on_a_container_is_receipted_with_its_image_and_ends_well_when_it_dies(
+    tmp_path: Path, account: Account, image: str
+) -> None:
+    async def main() -> None:
+        async with a_bootstrap() as bootstrap:
+            chosen = settings(tmp_path, bootstrap, engine="docker")
+            async with a_node(chosen, account):
+                await bootstrap.wish(spec(image))
+                await bootstrap.until_ready()
+                state = bootstrap.heartbeats[-1].deployments[0]
+                for body in (b"", b"hello", b"x" * 50_000):
+                    signed = bootstrap.order(target="/echo")
+                    answer = await bootstrap.send(signed, body, node=account)
+                    assert answer.receipt is not None
+                    assert answer.verdict is not None
+                    assert answer.body == body
+                    assert answer.verdict.kind is VerdictKind.VERIFIED, answer.verdict
+                    assert answer.receipt.receipt.image_digest == state.image_digest != bytes(32)
+                died = await bootstrap.send(bootstrap.order(target="/die"), node=account)
+                assert (died.status, died.field("ngpu-error")) == (502, "workspace_broke")
+                bootstrap.heartbeats.clear()
+                await bootstrap.until_ready()
+                answer = await bootstrap.send(bootstrap.order(target="/echo"), b"again", node=account)
+                assert answer.body == b"again"
+            client = docker.from_env()
+            assert client.containers.list(all=True, filters={"label": f"{LABEL_NODE}={account.address}"}) == []
+            client.close()
+
+    trio.run(main)
