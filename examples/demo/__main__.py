@@ -159,9 +159,14 @@ class Demonstration:
         file = self._folder / f"receipt-{runs[0].task_id}.json"
         file.write_text(json.dumps(runs[0].receipt_file, indent=2) + "\n")
         self._screen.step(f"scripts/verify-receipt {file.name}  (offline, from the saved file alone)")
-        verifier = image.REPOSITORY_ROOT / "scripts" / "verify-receipt"
+        verifier = image.REPOSITORY_ROOT / "scripts" / "verify_receipt.py"
         run = subprocess.run(
-            [verifier, str(file)], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False
+            [sys.executable, str(verifier), str(file)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
         )
         for line in (run.stdout + run.stderr).rstrip().splitlines():
             self._screen.line(f"          {line}")

@@ -14,11 +14,12 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self, TypeVar
 
 import httpx
 
@@ -71,6 +72,9 @@ class Workspace:
         return {"Authorization": f"Bearer {self.token}"}
 
 
+PeerT = TypeVar("PeerT", bound=Peer)
+
+
 class LocalNetwork:
     """A bootstrap and *nodes* nodes below *folder*.
 
@@ -121,9 +125,11 @@ class LocalNetwork:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self._say(f"making {self._count + 1} account keys")
-        bootstrap = self._make_peer("bootstrap", Peer)
-        self.bootstrap = bootstrap
-        self.nodes = [self._make_peer(f"node-{number + 1}", NodePeer) for number in range(self._count)]
+        with ThreadPoolExecutor() as pool:
+            first = pool.submit(self._make_peer, "bootstrap", Peer)
+            others = [pool.submit(self._make_peer, f"node-{number + 1}", NodePeer) for number in range(self._count)]
+            bootstrap = self.bootstrap = first.result()
+            self.nodes = [other.result() for other in others]
         self._say("starting the bootstrap")
         bootstrap.process = self._start_daemon(bootstrap, "ngpu-bootstrap", self._bootstrap_config())
         bootstrap.process.wait_until(lambda: self._answers("/health"), START_TIMEOUT_S, "did not answer /health")
@@ -212,7 +218,7 @@ class LocalNetwork:
 
     # --- daemons ------------------------------------------------------------------------------------------------
 
-    def _make_peer(self, name: str, kind: type[Any]) -> Any:
+    def _make_peer(self, name: str, kind: type[PeerT]) -> PeerT:
         folder = self.folder / name
         folder.mkdir()
         passphrase = folder / "passphrase"

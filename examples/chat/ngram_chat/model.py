@@ -19,6 +19,7 @@ END = "\n"  # the token between sentences; never a word, since words hold no whi
 _WORD = re.compile(r"[A-Za-z0-9]+(?:['._/-][A-Za-z0-9]+)*|[.,;:!?]")
 _CLOSES_SENTENCE = frozenset(".!?")
 _STICKS_TO_WORD_BEFORE = frozenset(".,;:!?")
+_LINK = re.compile(r"!?\[([^\]]*)\]\([^)]*\)")
 _FENCE = re.compile(r"```.*?```|~~~.*?~~~", re.DOTALL)
 _NOT_PROSE = re.compile(r"^\s*(\||#|[-+=*]{3,}|<|\[!|\$ )")  # tables, headings, rules, HTML, badges, shell lines
 _FORMAT_VERSION = 1
@@ -85,9 +86,11 @@ class NgramModel:
         first = True
         for produced in range(max_pieces):
             word = self._next_word(history, temperature, rng)
+            if first and word in _STICKS_TO_WORD_BEFORE:  # an answer does not begin with a comma
+                word = END
+            if word == END and not first and produced * 2 >= max_pieces:
+                return
             if word == END:
-                if produced * 2 >= max_pieces:
-                    return
                 history = [END] * (ORDER - 1)
                 word = self._next_word(history, temperature, rng, allow_end=False)
             history = [*history[1:], word]
@@ -123,9 +126,8 @@ class NgramModel:
 
 def sentences(text: str) -> Iterator[list[str]]:
     """Yield the sentences of *text* as lists of words and marks, without code blocks, tables and headings."""
-    prose = "\n".join(
-        "" if _NOT_PROSE.match(line) else line.strip(" *->") for line in _FENCE.sub("\n\n", text).splitlines()
-    )
+    text = _LINK.sub(r"\1", _FENCE.sub("\n\n", text))
+    prose = "\n".join("" if _NOT_PROSE.match(line) else line.strip(" *->") for line in text.splitlines())
     for paragraph in re.split(r"\n\s*\n", prose):
         sentence: list[str] = []
         for token in _WORD.findall(paragraph.replace("`", " ")):

@@ -81,7 +81,7 @@ def test_ctrl_c_stops_and_removes_everything() -> None:
         if "adding the workspace" in line:
             break
     children = children_of(run.pid)
-    assert len(children) == 5
+    assert len(children) >= 5  # a bootstrap, two nodes, two model servers, and perhaps a command
     run.send_signal(signal.SIGINT)
     output = run.stdout.read()
     assert run.wait(timeout=60) == 130
