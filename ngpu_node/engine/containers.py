@@ -222,6 +222,8 @@ class Containers:
         held = set(self._held.get(deployment, ()))
         deployment.gpus = tuple(gpu.id for gpu in self._gpus() if gpu.uuid in held)
         deployment.image_digest = image.digest
+        if container.address is None and not container.published:
+            await self._raise_if_dead(container)
         upstreams = self._upstreams(deployment, container)
         deployment.upstream = upstreams.get
         await self._wait_ready(deployment, container, upstreams[deployment.spec.ports[0]])
@@ -279,7 +281,7 @@ class Containers:
             elif container.address is not None and self._network is not None:
                 places[port] = (container.address, port)
             else:
-                raise Died("the container has no address: it ended as it started")
+                raise Died("the container has no address")
         connections = deployment.concurrency + 2
         return {port: Upstream(*place, max_connections=connections) for port, place in places.items()}
 
