@@ -5,7 +5,8 @@ fetched first, because pip follows the mirrors and certificates this machine is 
 is pinned by hash. Two packages of the lock have no wheel; both are pure Python, and what builds them is locked too
 (`requirements-build.lock`) and installed first, so that nothing is fetched unpinned and no compiler is wanted.
 
-Prints the environment's interpreter on stdout, progress on stderr. `NGPU_VENV` puts the environment elsewhere.
+Prints the environment's interpreter on stdout, progress on stderr. `NGPU_VENV` puts the environment elsewhere. With
+`--installed` the packages are copied into it, so that it works without this checkout; otherwise they run from here.
 """
 
 import fcntl
@@ -23,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = Path(os.environ.get("NGPU_VENV") or ROOT / ".venv").absolute()
 PYTHON = VENV / "bin" / "python"
 STAMP = VENV / ".ngpu-stamp"
+INSTALLED = "--installed" in sys.argv[1:]
 LOG = VENV / "install.log"
 BUILD_LOCK = ROOT / "requirements-build.lock"
 LOCK = ROOT / "requirements.lock"
@@ -34,9 +36,9 @@ SHADOWING_STUBS = ("trio-stubs", "outcome-stubs", "async_generator-stubs")
 def main() -> int:
     """Return the exit code; 0 means that the printed interpreter is ready."""
     VENV.parent.mkdir(parents=True, exist_ok=True)
-    with open(VENV.parent / f".{VENV.name.lstrip('.')}.making", "w") as lock:
+    with LOCK.open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # a second script waits for the first one's environment
-        if not is_current():
+        if INSTALLED or not is_current():  # a copy is made to be brought up to date
             try:
                 make()
             except StepFailed as failure:
@@ -59,7 +61,7 @@ def wanted() -> str:
     digest = hashlib.sha256()
     for path in (LOCK, BUILD_LOCK, ROOT / "pyproject.toml", Path(__file__)):
         digest.update(path.read_bytes())
-    return f"{platform.python_version()} {ROOT} {digest.hexdigest()}"
+    return f"{platform.python_version()} {'a copy of' if INSTALLED else ''} {ROOT} {digest.hexdigest()}"
 
 
 def is_current() -> bool:
@@ -95,7 +97,8 @@ def make() -> None:
     for stubs in (VENV / "lib").glob("python*/site-packages/*-stubs"):
         if stubs.name in SHADOWING_STUBS:
             shutil.rmtree(stubs)
-    install("ngpu itself", "--no-deps", "--no-build-isolation", "--editable", str(ROOT), count=1)
+    how = ("--force-reinstall",) if INSTALLED else ("--editable",)
+    install("ngpu itself", "--no-deps", "--no-build-isolation", *how, str(ROOT), count=1)
     STAMP.write_text(wanted())
 
 
