@@ -321,7 +321,11 @@ class NvmlDriver:
                 raise
             found = []
         samples = tuple(Sample(None, int(each.timeStamp), int(each.sampleValue.uiVal)) for each in found)
-        return Look(samples, wall_us, monotonic_ns)
+        return Look(samples, wall_us, monotonic_ns, pids=self._pids(handle))
+
+    def _pids(self, handle: Any) -> tuple[int, ...] | None:
+        processes = self._processes(handle)
+        return None if processes is None else tuple(process.pid for process in processes)
 
     def _instance_look(self, uuid: str, handle: Any) -> Look:
         """Return the mean of a MIG instance since the last look, by the counters of Hopper and later (GPM).
@@ -343,7 +347,7 @@ class NvmlDriver:
         before = self._counters.get(uuid)
         self._counters[uuid] = now
         if before is None:
-            return Look((), wall_us, monotonic_ns, continuous=True)
+            return Look((), wall_us, monotonic_ns, continuous=True, pids=self._pids(handle))
         wanted = pynvml.c_nvmlGpmMetricsGet_t()
         wanted.version = pynvml.NVML_GPM_METRICS_GET_VERSION
         wanted.numMetrics = 1
@@ -356,4 +360,5 @@ class NvmlDriver:
         if wanted.metrics[0].nvmlReturn != pynvml.NVML_SUCCESS:
             raise self._nvml.fault("nvmlGpmMetricsGet", wanted.metrics[0].nvmlReturn)
         percent = float(wanted.metrics[0].value)
-        return Look((Sample(None, wall_us, percent),), wall_us, monotonic_ns, continuous=True)
+        samples = (Sample(None, wall_us, percent),)
+        return Look(samples, wall_us, monotonic_ns, continuous=True, pids=self._pids(handle))

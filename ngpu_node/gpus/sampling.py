@@ -1,0 +1,197 @@
+"""How one device is sampled: what to ask the driver next, and what its answer means for the workspaces on it.
+
+Pure: `watch` asks and brings the answers, tests bring synthetic ones. Looks follow the driver's ticks, one each, while
+tasks run on the device, and cease once everything about ended tasks is known; a device without tasks costs nothing.
+
+Whose a sample is, is decided here. A process belongs to the workspace in whose container it runs; one that runs in
+none is the owner's, and nobody's bill. A process that cannot be found at all (this daemon lives in a PID namespace of
+its own, say) makes the window a gap, since its work may be a workspace's. Where the driver has no samples by process,
+the device's own are taken for the workspace that has it alone, as far as the list of processes proves that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ngpu_node.gpus.driver import DriverFault, FaultKind, Look
+from ngpu_node.gpus.metering import BusyMeter, Method
+from ngpu_node.gpus.samples import SampleReader, Window
+
+#: A part of a core that looking at one device may take; beyond it, looks become rarer than ticks.
+COST_PART = 0.004
+_SLOWEST_US = 5_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A look to be had: by process or of the device as a whole."""
+
+    uuid: str
+    method: Method
+    since_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Owners:
+    """What is known of processes.
+
+    Attributes:
+        containers: the containers each process is in, outermost first, none for the owner's own; None for a process
+            that cannot be found.
+        holders: whose a container is.
+    """
+
+    containers: Mapping[int, Sequence[str] | None]
+    holders: Mapping[str, Hashable]
+
+    def holder(self, pid: int) -> Hashable | None:
+        """Return whose *pid* is; None for nobody's or unknown."""
+        for container in self.containers.get(pid) or ():
+            if container in self.holders:
+                return self.holders[container]
+        return None
+
+    def unknown(self, pids: Iterable[int]) -> list[int]:
+        """Return those of *pids* that cannot be found."""
+        return [pid for pid in pids if self.containers.get(pid) is None]
+
+
+class DeviceSampling:
+    """The sampling of one device.
+
+    Attributes:
+        method: how it is metered.
+        looks, gaps: how often it was looked at, and how often for nothing.
+        last_gap: why the last gap was one.
+    """
+
+    def __init__(self, uuid: str, meter: BusyMeter, method: Method) -> None:
+        self.uuid = uuid
+        self.method = method
+        self.looks = 0
+        self.gaps = 0
+        self.last_gap = ""
+        self._meter = meter
+        self._reader: SampleReader | None = None
+        self._awake = False
+        self._due_us = 0
+        self._cost_us = 0.0
+        self._learnt_us = 0
+        meter.method(uuid, method)
+
+    @property
+    def period_us(self) -> int | None:
+        """How far apart the driver's ticks are; None before the first look."""
+        return self._reader.period_us if self._reader is not None else None
+
+    def learn(self, look: Look) -> None:
+        """Learn from the device's own samples of any age how far apart ticks are."""
+        self._reader = self._reader or SampleReader(look.wall_us, look.monotonic_ns)
+        self._reader.learn(look.samples)
+
+    def wake(self, wall_us: int, monotonic_ns: int) -> None:
+        """Begin to look, unless that was begun: tasks run on the device."""
+        if self._awake:
+            return
+        since_ns = self._meter.since_ns(self.uuid) or monotonic_ns
+        since_us = wall_us - (monotonic_ns - since_ns) // 1000
+        if self._reader is None:
+            self._reader = SampleReader(since_us, since_ns)
+        else:
+            self._reader.begin(since_us, since_ns)
+        self._awake, self._due_us = True, self._reader.next_tick_us
+
+    def rest(self) -> None:
+        """Look no more until woken."""
+        self._awake = False
+
+    def delay_s(self, wall_us: int) -> float | None:
+        """Return for how long the next look may wait; None while resting."""
+        if not self._awake or self._reader is None or self.method is Method.NONE:
+            return None
+        # Bounded, because the wall clock may have been set back since.
+        return min(max(0, self._due_us - wall_us), max(self._pace_us, 2 * self._reader.period_us)) / 1e6
+
+    @property
+    def _pace_us(self) -> int:
+        return min(_SLOWEST_US, round(self._cost_us / COST_PART))
+
+    def ask(self, wall_us: int) -> Ask | None:
+        """Return the look to be had now, or None where there is none to be had."""
+        if not self._awake or self._reader is None or self.method is Method.NONE:
+            return None
+        return Ask(self.uuid, self.method, self._reader.since_us(wall_us))
+
+    def took(self, look: Look, owners: Owners, *, cost_us: float = 0.0) -> None:
+        """Take in the answer to `ask`.
+
+        Args:
+            cost_us: processor time the look took.
+        """
+        if self._reader is None:
+            return
+        self.looks += 1
+        self._cost_us = cost_us if not self._cost_us else 0.9 * self._cost_us + 0.1 * cost_us
+        for window in self._reader.read(look):
+            self._apply(self._judged(window, look, owners), owners)
+        self._due_us = max(self._reader.next_tick_us, look.wall_us + max(self._pace_us, self._reader.period_us // 4))
+
+    def failed(self, fault: DriverFault, wall_us: int, monotonic_ns: int) -> None:
+        """Take in that the driver did not answer: nothing is known up to now, and another look is due soon."""
+        self.looks += 1
+        self._note_gap(fault.text)
+        self._meter.missed(self.uuid, monotonic_ns)
+        if self._reader is not None:
+            self._reader.begin(wall_us, monotonic_ns)
+            self._due_us = wall_us + self._reader.period_us
+        if fault.kind is FaultKind.UNSUPPORTED:
+            self.use(Method.NONE)
+
+    def use(self, method: Method) -> None:
+        """Meter by *method* from now on."""
+        self.method = method
+        self._meter.method(self.uuid, method)
+
+    # -- whose it is ---------------------------------------------------------------------------------------------------
+
+    def _judged(self, window: Window, look: Look, owners: Owners) -> Window:
+        """Return *window*, or a gap where it cannot be told whose its work is."""
+        if window.busy_ns is None:
+            return window
+        if self.method is Method.DEVICE:
+            why = self._not_alone(look, owners)
+        else:
+            busy = [pid for pid, ns in window.busy_ns.items() if ns and pid is not None]
+            lost = owners.unknown(busy)
+            why = f"process {lost[0]} cannot be found: does this daemon see all processes?" if lost else ""
+        return Window(window.from_ns, window.to_ns, None, why) if why else window
+
+    def _not_alone(self, look: Look, owners: Owners) -> str:
+        """Return why the device's work cannot be one workspace's, empty where it can."""
+        holders = self._meter.holders(self.uuid)
+        if len(holders) != 1:
+            return "several workspaces are on the device"
+        if look.pids is None:
+            return "the driver does not list the processes on the device"
+        if owners.unknown(look.pids):
+            return "a process on the device cannot be found"
+        if any(owners.holder(pid) != holders[0] for pid in look.pids):
+            return "other processes are on the device"
+        return ""
+
+    def _apply(self, window: Window, owners: Owners) -> None:
+        if window.busy_ns is None:
+            self._note_gap(window.why)
+            self._meter.measured(self.uuid, window, {})
+            return
+        if self.method is Method.DEVICE:
+            holders: dict[int | None, Hashable] = {None: self._meter.holders(self.uuid)[0]}
+        else:
+            found = {pid: owners.holder(pid) for pid in window.busy_ns if pid is not None}
+            holders = {pid: holder for pid, holder in found.items() if holder is not None}
+        self._meter.measured(self.uuid, window, holders)
+
+    def _note_gap(self, why: str) -> None:
+        self.gaps += 1
+        self.last_gap = why

@@ -1,0 +1,106 @@
+"""Runs tasks over a synthetic GPU with the node's own sampling and metering, and compares with the truth.
+
+What `ngpu_node.gpus.watch` does with a thread and trio is done here on the synthetic device's clock, so that an hour
+takes no time.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ngpu_node.gpus.driver import DriverFault, FaultKind
+from ngpu_node.gpus.metering import Busy, BusyMeter, Metered, Method
+from ngpu_node.gpus.sampling import DeviceSampling, Owners
+from tests.support.synthetic_gpu import SyntheticGpu
+
+UUID = "GPU-synthetic"
+LOOK_TIMEOUT_US = 2_000_000
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task of *workspace* (whose container has the process numbers from 100 x its number on)."""
+
+    begin_us: int
+    end_us: int
+    workspace: int = 1
+
+
+@dataclass
+class Run:
+    """What came of it, task by task."""
+
+    tasks: list[Task]
+    metered: list[Busy]
+    looks: int
+    gaps: int
+
+    @property
+    def total_us(self) -> float:
+        return sum(busy.busy_ns for busy in self.metered) / 1000
+
+
+def run(
+    gpu: SyntheticGpu, tasks: Sequence[Task], *, method: Method = Method.PROCESS, seed: int = 1, cost_us: float = 800.0
+) -> Run:
+    """Run *tasks*; looks come up to 20 ms later than they are due."""
+    chance = random.Random(seed)
+    meter = BusyMeter()
+    sampling = DeviceSampling(UUID, meter, method)
+    gpu.now_us = 1_000
+    if gpu.phase_us:  # the daemon has looked at the device before
+        sampling.learn(gpu.device_look(UUID, 0))
+    events = sorted(
+        [(task.begin_us, 1, number) for number, task in enumerate(tasks)]
+        + [(task.end_us, 0, number) for number, task in enumerate(tasks)]
+    )
+    running: dict[int, Metered] = {}
+    metered: dict[int, Busy] = {}
+    look_at: int | None = None
+    while events or look_at is not None:
+        if look_at is None or (events and events[0][0] <= look_at):
+            at, begins, number = events.pop(0)
+            gpu.now_us = max(gpu.now_us, at)
+            if begins:
+                running[number] = meter.start([UUID], f"workspace {tasks[number].workspace}", at * 1000)
+                sampling.wake(gpu.wall_us(), gpu.now_us * 1000)
+            else:
+                metered[number] = meter.stop(running.pop(number), at * 1000)
+            if look_at is None:
+                look_at = _next(sampling, gpu, chance)
+            continue
+        gpu.now_us = max(gpu.now_us, look_at)
+        _look(gpu, sampling, cost_us)
+        if not meter.wanted():
+            sampling.rest()
+        look_at = _next(sampling, gpu, chance)
+    return Run(list(tasks), [metered[number] for number in range(len(tasks))], sampling.looks, sampling.gaps)
+
+
+def _look(gpu: SyntheticGpu, sampling: DeviceSampling, cost_us: float) -> None:
+    ask = sampling.ask(gpu.wall_us())
+    if ask is None:
+        return
+    for begin, end in gpu.stuck:
+        if begin <= gpu.now_us < end:
+            # The call hangs and is given up after a while; until it returns there is no other.
+            gpu.now_us = min(end, gpu.now_us + LOOK_TIMEOUT_US)
+            fault = DriverFault(FaultKind.STUCK, "look", "the driver does not answer")
+            sampling.failed(fault, gpu.wall_us(), gpu.now_us * 1000)
+            return
+    try:
+        look = (gpu.process_look if ask.method is Method.PROCESS else gpu.device_look)(UUID, ask.since_us)
+    except DriverFault as fault:
+        sampling.failed(fault, gpu.wall_us(), gpu.now_us * 1000)
+        return
+    pids = {sample.pid for sample in look.samples if sample.pid is not None} | set(look.pids or ())
+    containers = {pid: ([f"container {pid // 100}"] if pid >= 100 else []) for pid in pids}
+    holders = {f"container {number}": f"workspace {number}" for number in range(1, 10)}
+    sampling.took(look, Owners(containers, holders), cost_us=cost_us)
+
+
+def _next(sampling: DeviceSampling, gpu: SyntheticGpu, chance: random.Random) -> int | None:
+    delay_s = sampling.delay_s(gpu.wall_us())
+    return None if delay_s is None else gpu.now_us + max(1, int(delay_s * 1e6)) + chance.randrange(20_000)
