@@ -18,6 +18,7 @@ from ngpu_protocol.acknowledgements import (
     VerdictKind,
     sign_acknowledgement,
 )
+from ngpu_protocol.capabilities import Capability, capability_key, epoch_at, shard_of
 from ngpu_protocol.control import (
     Ack,
     Bye,
@@ -37,6 +38,16 @@ from ngpu_protocol.control import (
 )
 from ngpu_protocol.identity import Account, gpu_id, keccak
 from ngpu_protocol.networks import network_named
+from ngpu_protocol.node_records import (
+    DEFAULT_LIFETIME_MS,
+    MigSlice,
+    NodeRecord,
+    RecordGpu,
+    RecordModel,
+    record_digest,
+    record_key,
+    sign_node_record,
+)
 from ngpu_protocol.orders import ORDER_TYPE, SignedOrder, TaskOrder, sign_order
 from ngpu_protocol.receipt_file import ReceiptFile
 from ngpu_protocol.receipts import (
@@ -48,7 +59,7 @@ from ngpu_protocol.receipts import (
     TaskReceipt,
     sign_receipt,
 )
-from ngpu_protocol.typed_data import SignedType, domain_separator
+from ngpu_protocol.typed_data import ZERO32, SignedType, domain_separator
 from ngpu_protocol.workspaces import WorkspaceSpec
 
 FOLDER = Path(__file__).parent
@@ -146,6 +157,56 @@ WORKSPACE = WorkspaceSpec.model_validate(
     }
 )
 
+NODE_RECORD = NodeRecord(
+    network=NETWORK.name,
+    node=NODE.address,
+    peer_id=NODE.peer_id,
+    sequence=7,
+    issued_at_ms=AT_MS,
+    expires_at_ms=AT_MS + DEFAULT_LIFETIME_MS,
+    addresses=("/ip4/192.0.2.1/tcp/4911", "/ip6/2001:db8::1/tcp/4911"),
+    gpus=(
+        RecordGpu(
+            id=GPUS[0],
+            model="RTX4090",
+            name="NVIDIA GeForce RTX 4090",
+            memory_bytes=24 << 30,
+            compute_capability="8.9",
+            shares_free=3,
+        ),
+        RecordGpu(
+            id=GPUS[1], model="A100-80G-MIG", memory_bytes=10 << 30, mig=MigSlice(profile="1g.10gb", parent=ZERO32)
+        ),
+    ),
+    driver="580.65.06",
+    cuda="13.0",
+    slots=8,
+    slots_free=5,
+    cpus=32,
+    memory_bytes=128 << 30,
+    disk_free_bytes=1 << 40,
+    workspaces=("1001",),
+    models=(RecordModel(project="acme", model="llama", type="chat"),),
+    region="eu-central",
+    terms="https://example.com/terms",
+    software="ngpu-node 1",
+)
+WITHDRAWN = NodeRecord(
+    network=NETWORK.name,
+    node=NODE.address,
+    peer_id=NODE.peer_id,
+    sequence=8,
+    issued_at_ms=AT_MS,
+    expires_at_ms=AT_MS + DEFAULT_LIFETIME_MS,
+    withdrawn=True,
+)
+# as a later version might write it: fields unknown today, in the record and in a GPU
+LATER = NodeRecord.model_validate(
+    {**WITHDRAWN.model_dump(), "version": 2, "withdrawn": False, "sequence": 9, "power": {"source": "wind", "w": 450}}
+)
+NODE_RECORDS = {"everything": NODE_RECORD, "withdrawn": WITHDRAWN, "a later version's": LATER}
+CAPABILITIES = ("gpu:RTX4090", "workspace:1001", "model:acme/llama", "region:eu-central", "role:bootstrap")
+
 
 def _hex(data: bytes) -> str:
     return "0x" + data.hex()
@@ -237,6 +298,38 @@ def _messages() -> list[dict[str, str]]:
     return [{"type": type(message).__name__, "msgpack": _hex(encode_message(message))} for message in messages]
 
 
+def _node_records() -> dict[str, Any]:
+    return {
+        "chainId": NETWORK.chain_id,
+        "signer": NODE.address,
+        "key": record_key(NODE.address).decode(),
+        "vectors": [
+            {
+                "name": name,
+                "sequence": record.sequence,
+                "payload": _hex(record.encode()),
+                "digest": _hex(record_digest(record.encode(), NETWORK.chain_id)),
+                "value": _hex(sign_node_record(record, NODE, NETWORK).encode()),
+            }
+            for name, record in NODE_RECORDS.items()
+        ],
+    }
+
+
+def _capabilities() -> list[dict[str, Any]]:
+    return [
+        {
+            "capability": text,
+            "network": NETWORK.name,
+            "epoch": epoch_at(AT_MS),
+            "shard": shard,
+            "key": _hex(capability_key(Capability.parse(text), NETWORK, epoch_at(AT_MS), shard)),
+        }
+        for text in CAPABILITIES
+        for shard in ("", shard_of(NODE.address))
+    ]
+
+
 def documents() -> dict[str, Any]:
     """Return the vectors by file name."""
     file = ReceiptFile(
@@ -252,6 +345,8 @@ def documents() -> dict[str, Any]:
         "receipts.json": _records(RECEIPT_TYPE, RECEIPTS, _signed_receipt, NODE),
         "acknowledgements.json": _records(ACKNOWLEDGEMENT_TYPE, ACKNOWLEDGEMENTS, _signed_acknowledgement, BOOTSTRAP),
         "messages.json": _messages(),
+        "node-records.json": _node_records(),
+        "capabilities.json": _capabilities(),
         "receipt-file.json": file.to_document(),
     }
 
