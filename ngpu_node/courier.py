@@ -89,10 +89,10 @@ class Courier:
         session = _Session(self, bootstrap, stream)
         await session.run()
 
-    def _carried(self, bootstrap: TrustedBootstrap) -> list[Address]:
-        """Return whose receipts a stream to *bootstrap* carries: its own, and those of siblings that are away."""
+    def _siblings_away(self, bootstrap: TrustedBootstrap) -> list[Address]:
+        """Return whose receipts a stream to *bootstrap* carries besides its own."""
         siblings = [a for a in self._trust.members(bootstrap.service) if a != bootstrap.address]
-        return [bootstrap.address, *(a for a in siblings if self._away_s(a) >= SIBLING_AFTER_S)]
+        return [a for a in siblings if self._away_s(a) >= SIBLING_AFTER_S]
 
 
 class _Session:
@@ -183,21 +183,22 @@ class _Session:
             await self._offer_urgent()
             await self._fill_gaps()
             if trio.current_time() >= next_round_s:
-                for address in courier._carried(self._bootstrap):
-                    await self._offer_owed(address, written_before_ms)
+                await self._offer_owed(self._bootstrap.address, written_before_ms)
+                for address in courier._siblings_away(self._bootstrap):
+                    await self._offer_some(address, written_before_ms)
                 next_round_s = trio.current_time() + courier._offer_after_s / 2
             with trio.move_on_at(next_round_s):
                 await courier._wake.beyond(seen)
             written_before_ms = courier._clock_ms() - int(courier._offer_after_s * 1000)
 
     async def _offer_urgent(self) -> None:
-        for address in self._courier._carried(self._bootstrap):
-            urgent = self._courier._urgent[address]
-            while urgent:
-                sequence = min(urgent)
-                for owed in await self._courier._ledger.between(address, sequence, sequence):
-                    await self._offer(owed)
-                urgent.discard(sequence)
+        address = self._bootstrap.address
+        urgent = self._courier._urgent[address]
+        while urgent:
+            sequence = min(urgent)
+            for owed in await self._courier._ledger.between(address, sequence, sequence):
+                await self._offer(owed)
+            urgent.discard(sequence)
 
     async def _fill_gaps(self) -> None:
         while self._gaps:
@@ -205,6 +206,7 @@ class _Session:
             first = gap.from_sequence
             while page := await self._courier._ledger.between(self._bootstrap.address, first, gap.to_sequence):
                 for owed in page:
+                    await self._make_room()
                     await self._offer(owed)
                 first = page[-1].sequence + 1
             self._gaps.remove(gap)
@@ -217,10 +219,17 @@ class _Session:
             for owed in page:
                 offered_at = self._offered_at.get((address, owed.sequence))
                 if offered_at is None or trio.current_time() - offered_at >= self._courier._offer_after_s:
+                    await self._make_room()
                     await self._offer(owed)
 
+    async def _offer_some(self, address: Address, written_before_ms: int) -> None:
+        """Offer a sibling's oldest receipts as far as there is room: they must not hold up this bootstrap's own."""
+        room = WINDOW - len(self._offered_at)
+        if room > 0:
+            for owed in await self._courier._ledger.owed(address, written_before_ms=written_before_ms, limit=room):
+                await self._offer(owed)
+
     async def _offer(self, owed: Owed) -> None:
-        await self._make_room()
         self._offered_at[owed.bootstrap, owed.sequence] = trio.current_time()
         await send_frame(self._stream, encode_message(Offer(order=owed.signed_order, receipt=owed.signed_receipt)))
         self._courier._metrics.offers.inc()

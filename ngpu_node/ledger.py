@@ -33,7 +33,7 @@ from ngpu_node.errors import LedgerUnavailable
 from ngpu_protocol.acknowledgements import SignedAcknowledgement
 from ngpu_protocol.identity import Account, Address
 from ngpu_protocol.orders import SignedOrder
-from ngpu_protocol.receipts import FIRST_PREVIOUS, ReceiptLink, SignedReceipt, TaskReceipt, sign_receipt
+from ngpu_protocol.receipts import FIRST_PREVIOUS, RECEIPT_TYPE, ReceiptLink, SignedReceipt, TaskReceipt
 
 log = structlog.get_logger(__name__)
 
@@ -120,6 +120,7 @@ class Ledger:
         self._account = account
         self._chain_id = chain_id
         self._heads: dict[Address, ReceiptLink] = {}
+        self._moved: set[Address] = set()
         self._urgent: queue.SimpleQueue[_Waiting[Any] | None] = queue.SimpleQueue()
         self._lazy: deque[_Waiting[Any]] = deque()
         self._token = trio.lowlevel.current_trio_token()
@@ -174,8 +175,7 @@ class Ledger:
     def _append(self, connection: sqlite3.Connection, draft: TaskReceipt, order: SignedOrder) -> Written:
         head = self._head(connection, draft.bootstrap)
         receipt = dataclasses.replace(draft, sequence=head.sequence + 1, previous=head.hash)
-        signed = sign_receipt(receipt, self._account, self._chain_id)
-        link = signed.link(self._chain_id)
+        signed, link = self._sign(receipt)
         connection.execute(
             "INSERT INTO receipts (bootstrap, sequence, hash, task_id, attempt, signed_order, signed_receipt,"
             " written_at_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -190,8 +190,15 @@ class Ledger:
                 draft.ended_at_ms,
             ),
         )
-        self._set_head(connection, draft.bootstrap, link)
+        self._set_head(draft.bootstrap, link)
         return Written(signed, link.hash)
+
+    def _sign(self, receipt: TaskReceipt) -> tuple[SignedReceipt, ReceiptLink]:
+        # As `sign_receipt`, but the digest is needed for the chain too, and computed once.
+        digest = receipt.digest(self._chain_id)
+        signature = self._account.sign(digest)
+        wire = RECEIPT_TYPE.pack(receipt, signature)
+        return SignedReceipt(receipt, signature, wire), ReceiptLink(receipt.sequence, digest)
 
     def _head(self, connection: sqlite3.Connection, bootstrap: Address) -> ReceiptLink:
         head = self._heads.get(bootstrap)
@@ -200,13 +207,20 @@ class Ledger:
             head = self._heads[bootstrap] = ReceiptLink(*row) if row else ReceiptLink(0, FIRST_PREVIOUS)
         return head
 
-    def _set_head(self, connection: sqlite3.Connection, bootstrap: Address, link: ReceiptLink) -> None:
-        connection.execute(
-            "INSERT INTO chains (bootstrap, sequence, hash) VALUES (?, ?, ?)"
-            " ON CONFLICT (bootstrap) DO UPDATE SET sequence = excluded.sequence, hash = excluded.hash",
-            (bootstrap, link.sequence, link.hash),
-        )
+    def _set_head(self, bootstrap: Address, link: ReceiptLink) -> None:
         self._heads[bootstrap] = link
+        self._moved.add(bootstrap)
+
+    def _write_heads(self, connection: sqlite3.Connection) -> None:
+        """Store the heads that moved in this transaction, once each however many receipts it has."""
+        for bootstrap in self._moved:
+            head = self._heads[bootstrap]
+            connection.execute(
+                "INSERT INTO chains (bootstrap, sequence, hash) VALUES (?, ?, ?)"
+                " ON CONFLICT (bootstrap) DO UPDATE SET sequence = excluded.sequence, hash = excluded.hash",
+                (bootstrap, head.sequence, head.hash),
+            )
+        self._moved.clear()
 
     async def adopt_head(self, bootstrap: Address, theirs: ReceiptLink) -> ReceiptLink:
         """Continue the chain from the higher of our head and the one *bootstrap* knows, and return it.
@@ -223,7 +237,7 @@ class Ledger:
         def job(connection: sqlite3.Connection) -> ReceiptLink:
             ours = self._head(connection, bootstrap)
             if theirs.sequence > ours.sequence or (theirs.sequence == ours.sequence > 0 and theirs.hash != ours.hash):
-                self._set_head(connection, bootstrap, theirs)
+                self._set_head(bootstrap, theirs)
                 return theirs
             return ours
 
@@ -403,10 +417,12 @@ class Ledger:
             connection.execute("BEGIN IMMEDIATE")
             for waiting in batch:
                 waiting.result = waiting.job(connection)
+            self._write_heads(connection)
             connection.execute("COMMIT")
         except BaseException:
             # what was assigned in this transaction never was: read the heads again
             self._heads.clear()
+            self._moved.clear()
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
