@@ -235,7 +235,9 @@ def _answer_errors(app: FastAPI) -> None:
         if error.status_code == 404:
             return _error(404, "not_found", "nothing is served at this path; /docs lists what is", headers)
         if error.status_code == 405:
-            return _error(405, "method_not_allowed", f"this path takes {headers.get('Allow', 'other methods')}", headers)
+            return _error(
+                405, "method_not_allowed", f"this path takes {headers.get('Allow', 'other methods')}", headers
+            )
         return _error(error.status_code, "refused", str(error.detail), headers)
 
 
