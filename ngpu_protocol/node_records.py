@@ -169,7 +169,7 @@ class RecordModel(_Part):
 
 
 class NodeRecord(_Part):
-    """What a peer says about itself. Keys on the wire are the names here; None and empty fields are left out.
+    """What a peer says about itself. Keys on the wire are the names here; fields at their default are left out.
 
     Attributes:
         version: of this format; a higher one only adds fields.
@@ -205,7 +205,7 @@ class NodeRecord(_Part):
     issued_at_ms: Number
     expires_at_ms: Number
     withdrawn: Annotated[bool, Field(strict=True)] = False
-    roles: Annotated[tuple[Word, ...], Field(max_length=8)] = (Role.NODE,)
+    roles: Annotated[tuple[Word, ...], Field(max_length=8)] = ()
     addresses: Annotated[tuple[Text, ...], Field(max_length=MAX_ADDRESSES)] = ()
     gpus: Annotated[tuple[RecordGpu, ...], Field(max_length=MAX_GPUS)] = ()
     driver: Word = ""
@@ -223,7 +223,12 @@ class NodeRecord(_Part):
 
     def encode(self) -> bytes:
         """Return the payload: what is signed."""
-        wire = {name: value for name, value in self.model_dump(exclude_none=True).items() if value not in ("", (), [])}
+        known = NodeRecord.model_fields
+        wire = {
+            name: value
+            for name, value in self.model_dump().items()
+            if name not in known or value != known[name].default or name == "version"
+        }
         return msgpack.packb(_plain(wire))  # type: ignore[no-any-return]
 
     @staticmethod

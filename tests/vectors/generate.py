@@ -44,6 +44,7 @@ from ngpu_protocol.node_records import (
     NodeRecord,
     RecordGpu,
     RecordModel,
+    Role,
     record_digest,
     record_key,
     sign_node_record,
@@ -164,6 +165,7 @@ NODE_RECORD = NodeRecord(
     sequence=7,
     issued_at_ms=AT_MS,
     expires_at_ms=AT_MS + DEFAULT_LIFETIME_MS,
+    roles=(Role.NODE,),
     addresses=("/ip4/192.0.2.1/tcp/4911", "/ip6/2001:db8::1/tcp/4911"),
     gpus=(
         RecordGpu(
