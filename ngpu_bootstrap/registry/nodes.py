@@ -40,7 +40,8 @@ class NodeSession:
         requests: the pooled HTTP client over streams of the connection the node itself made.
         reported: whether a heartbeat has come, so that the rest is known.
         in_flight: our attempts running there now, by workspace id.
-        peak: the most of them since the last heartbeat: what the node's `slots_free` may already count.
+        peak: the most of them at once since the last heartbeat.
+        counted: `peak` when the last heartbeat came: what its `slots_free` may count of ours.
     """
 
     node: Address
@@ -62,6 +63,8 @@ class NodeSession:
     total_in_flight: int = 0
     peak: dict[str, int] = field(default_factory=dict)
     total_peak: int = 0
+    counted: dict[str, int] = field(default_factory=dict)
+    total_counted: int = 0
     full_until_ms: dict[str, int] = field(default_factory=dict)
 
     def hear(self, heartbeat: Heartbeat, now_ms: int) -> None:
@@ -72,8 +75,8 @@ class NodeSession:
         self.draining = heartbeat.draining
         self.deployments = {state.workspace: state for state in heartbeat.deployments}
         self.services = tuple(heartbeat.services)
-        self.peak = dict(self.in_flight)
-        self.total_peak = self.total_in_flight
+        self.counted, self.peak = self.peak, dict(self.in_flight)
+        self.total_counted, self.total_peak = self.total_peak, self.total_in_flight
         self.full_until_ms.clear()
 
     def candidate(self, spec: WorkspaceSpec, now_ms: int) -> Candidate:
@@ -84,8 +87,8 @@ class NodeSession:
             capacity = spec.concurrency
             mine = self.in_flight.get(spec.id, 0)
             # What others run there is what the node says is taken, less what may be ours.
-            others = max(0, capacity - state.slots_free - self.peak.get(spec.id, 0))
-            node_others = max(0, self.slots - self.slots_free - self.total_peak)
+            others = max(0, capacity - state.slots_free - self.counted.get(spec.id, 0))
+            node_others = max(0, self.slots - self.slots_free - self.total_counted)
             free = min(capacity - mine - others, self.slots - self.total_in_flight - node_others)
             if self.full_until_ms.get(spec.id, 0) > now_ms:
                 free = 0

@@ -1,0 +1,299 @@
+"""The live view of nodes: slots handed out and back, the queue, and what heartbeats and cancellation do to them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from ngpu_bootstrap.errors import NotServed
+from ngpu_bootstrap.registry.nodes import Nodes, NodeSession
+from ngpu_protocol.control import DeploymentState, Heartbeat
+from ngpu_protocol.http1 import Client
+from ngpu_protocol.identity import Address
+from ngpu_protocol.workspaces import WorkspaceSpec
+
+SPEC = WorkspaceSpec(id="7", name="w", service="a/b", ports=[80], concurrency=2)
+
+
+def now_ms() -> int:
+    return int(trio.current_time() * 1000)
+
+
+async def no_connection() -> trio.abc.Stream:
+    raise OSError("not in this test")
+
+
+def session(number: int = 1, *, slots: int = 8, free: int = 2, state: str = "ready", revision: int = 1) -> NodeSession:
+    made = NodeSession(
+        node=Address(f"0x{number:040x}"),
+        peer_id=f"peer{number}",
+        session=bytes(32),
+        software="test",
+        gpus=(),
+        slots=slots,
+        admitted=True,
+        connected_at_ms=0,
+        heard_at_ms=now_ms(),
+        requests=Client(no_connection),
+        slots_free=slots,
+    )
+    made.hear(heartbeat(slots=slots, free=free, state=state, revision=revision), now_ms())
+    return made
+
+
+def heartbeat(*, slots: int = 8, free: int = 2, state: str = "ready", revision: int = 1) -> Heartbeat:
+    return Heartbeat(
+        at_ms=0, slots_free=slots, deployments=(DeploymentState("7", revision, state, slots_free=free),), services=()
+    )
+
+
+def nodes(queue_limit: int = 4) -> Nodes:
+    return Nodes(now_ms=now_ms, queue_limit=queue_limit, draw=lambda: 0.0)
+
+
+def virtually(test: Callable[[], Awaitable[None]]) -> None:
+    trio.run(test, clock=MockClock(autojump_threshold=0))
+
+
+def test_slots_are_taken_up_to_the_workspaces_concurrency() -> None:
+    async def test() -> None:
+        view = nodes()
+        view.attach(session())
+        taken = [view.take(SPEC), view.take(SPEC)]
+        assert all(taken)
+        assert view.take(SPEC) is None
+        first = taken[0]
+        assert first is not None
+        first.release()
+        first.release()
+        assert view.take(SPEC) is not None
+        assert view.take(SPEC) is None
+
+    virtually(test)
+
+
+def test_the_nodes_own_slots_bound_all_its_workspaces() -> None:
+    async def test() -> None:
+        view = nodes()
+        view.attach(session(slots=1, free=2))
+        assert view.take(SPEC) is not None
+        assert view.take(SPEC) is None
+
+    virtually(test)
+
+
+def test_what_others_run_there_is_what_the_heartbeat_leaves_over() -> None:
+    async def test() -> None:
+        view = nodes()
+        view.attach(session(free=1))
+        assert view.take(SPEC) is not None
+        assert view.take(SPEC) is None
+
+    virtually(test)
+
+
+def test_a_heartbeat_that_counts_our_own_attempts_does_not_count_them_twice() -> None:
+    async def test() -> None:
+        view = nodes()
+        node = session()
+        view.attach(node)
+        slot = view.take(SPEC)
+        view.heard(node, heartbeat(slots=8, free=1))
+        assert view.take(SPEC) is not None
+        assert view.take(SPEC) is None
+        assert slot is not None
+        # one ended since: the heartbeat still counted it
+        slot.release()
+        assert view.take(SPEC) is not None
+
+    virtually(test)
+
+
+def test_waiting_calls_are_served_in_order() -> None:
+    async def test() -> None:
+        view = nodes()
+        view.attach(session())
+        held = [view.take(SPEC), view.take(SPEC)]
+        order: list[int] = []
+
+        async def wait(number: int) -> None:
+            slot = await view.acquire(SPEC, timeout_s=10)
+            order.append(number)
+            await trio.sleep(1)
+            slot.release()
+
+        async with trio.open_nursery() as nursery:
+            for number in range(4):
+                nursery.start_soon(wait, number)
+                await wait_all_tasks_blocked()
+            assert view.waiting("7") == 4
+            assert view.take(SPEC) is None  # nobody passes those who wait
+            for slot in held:
+                assert slot is not None
+                slot.release()
+        assert (set(order[:2]), set(order[2:])) == ({0, 1}, {2, 3})  # two at a time
+        assert view.waiting("7") == 0
+
+    virtually(test)
+
+
+def test_the_queue_is_bounded_and_so_is_the_wait() -> None:
+    async def test() -> None:
+        view = nodes(queue_limit=1)
+        view.attach(session())
+        view.take(SPEC)
+        view.take(SPEC)
+        async with trio.open_nursery() as nursery:
+
+            async def first() -> None:
+                with pytest.raises(NotServed) as refused:
+                    await view.acquire(SPEC, timeout_s=3)
+                assert (refused.value.status, refused.value.reason) == (429, "no_free_slot")
+                assert refused.value.retry_after_s is not None
+
+            nursery.start_soon(first)
+            await wait_all_tasks_blocked()
+            with pytest.raises(NotServed) as refused:
+                await view.acquire(SPEC, timeout_s=3)
+            assert (refused.value.status, refused.value.reason) == (429, "queue_full")
+
+    virtually(test)
+
+
+def test_without_a_node_a_call_is_refused_and_a_promised_task_waits_for_one() -> None:
+    async def test() -> None:
+        view = nodes()
+        with pytest.raises(NotServed) as refused:
+            await view.acquire(SPEC, timeout_s=3)
+        assert refused.value.status == 503
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(view.acquire, SPEC, timeout_s=100, wait_for_node=True))
+            await trio.sleep(50)
+            assert view.waiting("7") == 0  # it takes no place of a client's
+            node = session()
+            view.attach(node)
+            view.heard(node, heartbeat())
+        assert node.total_in_flight == 1
+
+    virtually(test)
+
+
+def test_a_cancelled_wait_gives_its_slot_back() -> None:
+    async def test() -> None:
+        view = nodes()
+        view.attach(session())
+        held = [view.take(SPEC), view.take(SPEC)]
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(partial(view.acquire, SPEC, timeout_s=10))
+                await wait_all_tasks_blocked()
+                scope.cancel()
+                assert held[0] is not None
+                held[0].release()  # given to the one who waits, who is cancelled already and has not noticed
+        assert view.waiting("7") == 0
+        assert view.take(SPEC) is not None
+
+    virtually(test)
+
+
+def test_a_task_does_not_go_back_to_a_session_it_tried_but_to_the_same_node_later() -> None:
+    async def test() -> None:
+        view = nodes()
+        before = session()
+        view.attach(before)
+        assert view.take(SPEC, {before}) is None
+        with pytest.raises(NotServed):
+            await view.acquire(SPEC, tried={before}, timeout_s=1)
+        again = session()
+        assert view.attach(again) is before
+        view.detach(before)
+        assert view.get(again.node) is again
+        assert view.take(SPEC, {before}) is not None
+
+    virtually(test)
+
+
+def test_a_picky_call_does_not_hold_up_those_behind_it() -> None:
+    async def test() -> None:
+        view = nodes()
+        one, two = session(1), session(2)
+        view.attach(one)
+        view.attach(two)
+        held = [view.take(SPEC) for _ in range(4)]
+        served: list[str] = []
+
+        async def wait(name: str, tried: set[NodeSession]) -> None:
+            slot = await view.acquire(SPEC, tried=tried, timeout_s=10)
+            served.append(name)
+            assert slot.session not in tried
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait, "picky", {one})
+            await wait_all_tasks_blocked()
+            nursery.start_soon(wait, "any", set())
+            await wait_all_tasks_blocked()
+            for slot in held:
+                assert slot is not None
+                if slot.session is one:
+                    slot.release()
+                    break
+            await wait_all_tasks_blocked()
+            assert served == ["any"]
+            for slot in held:
+                assert slot is not None
+                if slot.session is two:
+                    slot.release()
+                    break
+        assert served == ["any", "picky"]
+
+    virtually(test)
+
+
+def test_a_node_that_was_full_after_all_is_asked_again_after_a_pause() -> None:
+    async def test() -> None:
+        view = nodes()
+        node = session()
+        view.attach(node)
+        view.refused_full(node, "7")
+        assert view.take(SPEC) is None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(view.run)
+            began = trio.current_time()
+            await view.acquire(SPEC, timeout_s=5)
+            assert trio.current_time() - began < 0.5
+            nursery.cancel_scope.cancel()
+
+    virtually(test)
+
+
+def test_while_stopping_only_promised_tasks_are_held() -> None:
+    async def test() -> None:
+        view = nodes()
+        view.attach(session())
+        view.hold_promised()
+        with trio.move_on_after(1) as scope:
+            await view.acquire(SPEC, timeout_s=50, wait_for_node=True)
+        assert scope.cancelled_caught
+        slot = await view.acquire(SPEC, timeout_s=1)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(view.wait_idle)
+            await wait_all_tasks_blocked()
+            slot.release()
+
+    virtually(test)
+
+
+@pytest.mark.parametrize(("state", "revision"), [("starting", 1), ("unhealthy", 1), ("ready", 2)])
+def test_only_a_ready_deployment_of_the_right_revision_serves(state: str, revision: int) -> None:
+    async def test() -> None:
+        view = nodes()
+        view.attach(session(state=state, revision=revision))
+        assert view.take(SPEC) is None
+        with pytest.raises(NotServed):
+            view.require_served(SPEC)
+
+    virtually(test)
