@@ -95,7 +95,7 @@ def _devices(node: Address) -> Inventory:
                     uuid=uuid,
                     id=gpu_id(node, uuid),
                     model=_text(pynvml.nvmlDeviceGetName(handle)),
-                    memory_bytes=int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
+                    memory_bytes=int(pynvml.nvmlDeviceGetMemoryInfo(handle, pynvml.nvmlMemory_v2).total),
                 )
             )
         except pynvml.NVMLError as error:

@@ -14,9 +14,13 @@ from pathlib import Path
 import pytest
 import trio
 from trio.testing import trio_test
+from typer.testing import CliRunner
 
 from ngpu_daemon.datadir import DataDirectory
 from ngpu_daemon.keystore import Kdf, write_keystore
+from ngpu_daemon.settings import load_settings
+from ngpu_node.cli import app
+from ngpu_node.config import NodeSettings
 from ngpu_protocol.http1 import Exchange, HttpError
 from ngpu_protocol.receipts import Outcome
 from tests.integration.node.rig import eventually
@@ -225,8 +229,8 @@ def test_status_shows_the_running_node_and_says_when_there_is_none(tmp_path: Pat
 def test_a_configuration_mistake_is_one_line_that_names_it(tmp_path: Path, line: str, words: str) -> None:
     config = tmp_path / "node.toml"
     config.write_text(line + "\n")
-    found = command("run", "--config", config, "--data-dir", tmp_path / "data")
-    assert found.returncode == 1
+    found = CliRunner().invoke(app, ["run", "--config", str(config), "--data-dir", str(tmp_path / "data")])
+    assert found.exit_code == 1
     assert words in found.stderr
     assert len(found.stderr.splitlines()) == 1
     assert not (tmp_path / "data").exists()
@@ -242,30 +246,19 @@ def test_a_wrong_passphrase_is_one_line_before_anything_listens(tmp_path: Path) 
 
 
 def test_init_then_sample_config_make_a_node_that_can_be_configured(tmp_path: Path) -> None:
-    (tmp_path / "passphrase").write_text("secret\n")
-    made = command(
-        "init",
-        "--data-dir",
-        tmp_path / "data",
-        "--passphrase-file",
-        tmp_path / "passphrase",
-        "--kdf",
-        "light",
-        "--json",
-    )
-    said = json.loads(made.stdout)
-    assert said["peerId"].startswith("16Uiu2HA")
-    sample = command("sample-config")
-    assert sample.returncode == 0
+    passphrase = tmp_path / "passphrase"
+    passphrase.write_text("secret\n")
+    arguments = ["--data-dir", str(tmp_path / "data"), "--passphrase-file", str(passphrase), "--kdf", "light", "--json"]
+    made = CliRunner().invoke(app, ["init", *arguments])
+    assert json.loads(made.stdout)["peerId"].startswith("16Uiu2HA")
+    sample = CliRunner().invoke(app, ["sample-config"])
+    assert sample.exit_code == 0
     (tmp_path / "sample.toml").write_text(sample.stdout)
-    from ngpu_daemon.settings import load_settings
-    from ngpu_node.config import NodeSettings
-
     assert load_settings(NodeSettings, tmp_path / "sample.toml") == NodeSettings()
 
 
 def test_help_teaches_the_first_steps() -> None:
-    found = command("--help")
-    assert found.returncode == 0
+    found = CliRunner().invoke(app, ["--help"])
+    assert found.exit_code == 0
     for word in ("init", "sample-config", "run", "status"):
         assert word in found.stdout
