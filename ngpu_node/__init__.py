@@ -9,8 +9,9 @@ Where to look (arrows point down; `daemon.py` alone knows everybody):
     execution/        admit an order, pass the request through, meter it, receipt it
     ledger.py         the receipts' chains and acknowledgements, durable before anything is promised
     deployments.py    which workspaces are wanted here, and which of them can be served now
-    services.py       model servers registered by what runs beside the node
+    services.py       model servers that run beside the node; model_api.py is how they register
     engine/           containers
+    upstreams.py      connections to what really serves a workspace; probes.py asks whether it does
     inventory.py      the GPUs
-    admin.py          what the owner's own commands ask
+    admin.py          what the owner's own commands ask; metrics.py what is counted
 """

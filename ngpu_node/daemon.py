@@ -276,10 +276,8 @@ class Node:
         """Have whoever looks after *upstream*, which could not be reached, look at it now."""
         if deployment.spec.image is not None:
             backend.doubt(deployment, reason)
-            return
-        for copy in self._servers.copies():
-            if copy.upstream is upstream:
-                self._servers.doubt(copy, reason)
+        else:
+            self._servers.doubt()
 
     def _gpu_offers(self) -> tuple[GpuOffer, ...]:
         return tuple(GpuOffer(id=g.id, model=g.model, memory_bytes=g.memory_bytes) for g in self._inventory.gpus)

@@ -95,6 +95,7 @@ class ModelServers:
         self._allowed = frozenset(host.lower() for host in allowed_hosts)
         self._copies: dict[tuple[str, str, str], Copy] = {}
         self._registered = Changes()
+        self._doubts = Changes()
         self._retired: list[Upstream] = []
         for registration in _load(path):
             try:
@@ -204,6 +205,7 @@ class ModelServers:
     async def run(self, *, interval_s: float = HEALTH_INTERVAL_S) -> None:
         """Look at every copy now and then until cancelled."""
         while True:
+            seen = self._doubts.count
             before = [(copy, copy.healthy) for copy in self._copies.values()]
             async with trio.open_nursery() as nursery:
                 for copy, _ in before:
@@ -222,22 +224,20 @@ class ModelServers:
             for upstream in [u for u in self._retired if u.running == 0]:
                 self._retired.remove(upstream)
                 await upstream.aclose()
-            await trio.sleep(interval_s)
+            with trio.move_on_after(interval_s):
+                await self._doubts.beyond(seen)
 
     async def _look(self, copy: Copy) -> None:
         problem = await probe(copy.upstream.host, copy.upstream.port)
         copy.healthy = problem is None
         copy.detail = problem or ""
 
-    def doubt(self, copy: Copy, reason: str) -> None:
-        """Withdraw *copy* until the next look: a request could not reach it."""
-        if copy.healthy:
-            copy.healthy = False
-            copy.detail = reason
-            log.info(
-                "model_server_gone", project=copy.registration.project, model=copy.registration.model, detail=reason
-            )
-            self._tell()
+    def doubt(self) -> None:
+        """Look at the copies now: one of them gave a request no answer.
+
+        Only a look withdraws a copy: a request that makes a server hang up must not be able to.
+        """
+        self._doubts.announce()
 
     def _tell(self) -> None:
         self._registered.announce()

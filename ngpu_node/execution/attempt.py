@@ -48,12 +48,10 @@ class Attempt:
         stop_outcome: why the scope was cancelled, where that was not the deadline.
         status: the workspace's, 0 until it gave one.
         started_at_ms: by this node's clock.
-        delivered: whether the receipt reached the bootstrap's stream.
     """
 
     __slots__ = (
         "admitted",
-        "delivered",
         "deployment",
         "detail",
         "holding",
@@ -80,7 +78,6 @@ class Attempt:
         self.request = Passed.nothing()
         self.response = Passed.nothing()
         self.status = 0
-        self.delivered = False
 
     @property
     def signed(self) -> SignedOrder:

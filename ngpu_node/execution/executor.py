@@ -254,13 +254,15 @@ class Executor:
             return attempt.stop_outcome or Outcome.DEADLINE
         return Outcome.COMPLETE
 
-    def _left(self, attempt: Attempt) -> Outcome:
-        """Return what the receipt says when the stream was cancelled under the attempt."""
-        if attempt.stop_outcome is None and self.state.draining:
+    def _left(self, attempt: Attempt, exchange: Exchange) -> Outcome:
+        """Return what the receipt says when the stream's task was cancelled under the attempt."""
+        if attempt.stop_outcome is not None:
+            return attempt.stop_outcome
+        if self.state.draining and not exchange.client_gone:
             attempt.detail = "this node is stopping"
             return Outcome.NODE_STOPPING
-        attempt.detail = attempt.detail or "the bootstrap's stream ended"
-        return attempt.stop_outcome or Outcome.CLIENT_GONE
+        attempt.detail = "the bootstrap's stream ended"
+        return Outcome.CLIENT_GONE
 
     # -- attached ------------------------------------------------------------------------------------------------------
 
@@ -296,7 +298,8 @@ class Executor:
                 log.exception("attempt_crashed", task_id=attempt.key[1])
                 attempt.detail = f"internal error: {type(error).__name__}"
             with trio.move_on_after(SETTLE_S, shield=True):
-                outcome = Outcome.WORKSPACE_BROKE if isinstance(error, Exception) else self._left(attempt)
+                crashed = isinstance(error, Exception)
+                outcome = Outcome.WORKSPACE_BROKE if crashed else self._left(attempt, exchange)
                 self._undelivered(await self._settle(attempt, upstream, outcome))
             raise
         outcome = self._outcome_of(attempt, ended)
@@ -350,7 +353,7 @@ class Executor:
         except BaseException:
             with trio.move_on_after(SETTLE_S, shield=True):
                 self._spool.release_request(body)
-                await self._finish_detached(attempt, upstream, answer, self._left(attempt))
+                await self._finish_detached(attempt, upstream, answer, self._left(attempt, exchange))
             raise
         if body.is_complete and attempt.stop_outcome is None:
             attempt.scope = trio.CancelScope(deadline=attempt.scope.deadline)

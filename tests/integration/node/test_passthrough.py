@@ -464,3 +464,25 @@ async def test_without_a_receipt_no_answer_looks_complete(tmp_path: Path) -> Non
             await rig.ask(body=b"y")
         assert rig.ledger.failed.is_set()
         assert rig.executor.state.running == 0
+
+
+@trio_test
+async def test_a_client_that_leaves_while_the_node_drains_is_not_the_nodes_doing(tmp_path: Path) -> None:
+    started = trio.Event()
+
+    async def workspace(exchange: Exchange) -> None:
+        started.set()
+        await trio.sleep_forever()
+
+    async with a_rig(tmp_path, workspace) as rig, trio.open_nursery() as nursery:
+
+        async def leave() -> None:
+            with trio.move_on_after(0.3):
+                await rig.ask("GET", "/")
+
+        nursery.start_soon(leave)
+        await started.wait()
+        with trio.fail_after(5):
+            await rig.executor.drain(20)
+        (receipt,) = await rig.receipts()
+        assert receipt.receipt.outcome == Outcome.CLIENT_GONE

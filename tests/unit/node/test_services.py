@@ -47,13 +47,15 @@ class ModelServer:
 
 
 @asynccontextmanager
-async def servers(path: Path, **options: Any) -> AsyncIterator[tuple[ModelServers, Deployments, trio.Nursery]]:
+async def servers(
+    path: Path, *, interval_s: float = 0.05, **options: Any
+) -> AsyncIterator[tuple[ModelServers, Deployments, trio.Nursery]]:
     changes = Changes()
     deployments = Deployments(changes)
     registry = ModelServers(path / "models.json", deployments, changes, **options)
     with trio.fail_after(15):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(partial(registry.run, interval_s=0.05))
+            nursery.start_soon(partial(registry.run, interval_s=interval_s))
             await nursery.start(partial(deployments.run, images=registry, models=registry))
             yield registry, deployments, nursery
             nursery.cancel_scope.cancel()
@@ -133,6 +135,22 @@ async def test_a_deployment_follows_its_model_server(tmp_path: Path) -> None:
         deployments.wish("acme", [])
         await until(lambda: deployments.of_service("acme") == [])
         assert deployment.phase is DeploymentPhase.GONE
+
+
+@trio_test
+async def test_a_doubted_server_is_looked_at_now_and_withdrawn_only_if_it_is_dead(tmp_path: Path) -> None:
+    async with servers(tmp_path, interval_s=3600) as (registry, _, nursery):
+        server = ModelServer()
+        await nursery.start(server.run)
+        await registry.register(registration(server.port))
+        registry.doubt()
+        await trio.sleep(0.1)
+        assert registry.offers() != ()
+        server.kill()
+        await trio.sleep(0.1)
+        assert registry.offers() != ()
+        registry.doubt()
+        await until(lambda: registry.offers() == ())
 
 
 @trio_test
