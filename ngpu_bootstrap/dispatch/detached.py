@@ -192,6 +192,8 @@ class DetachedTasks:
                 await self._dispatcher.collected(call, attempt, sink)
                 return
             decision = after_asking(found, said, now_ms=self._now_ms(), attempt_cap=self._attempts)
+            if said is Collected.RUNNING:
+                self._store.note_running(call.task_id, attempt.number)
             if isinstance(decision, KeepAsking):
                 await trio.sleep(pause_s)
                 pause_s = min(pause_s * 1.5, ASK_LAST_S)

@@ -38,6 +38,7 @@ from ngpu_bootstrap.tasks.states import TaskState
 from ngpu_protocol.identity import Account
 from ngpu_protocol.networks import Network
 from ngpu_protocol.orders import SignedOrder, TaskOrder, sign_order
+from ngpu_protocol.receipts import Outcome
 from ngpu_protocol.wire_errors import Reason
 
 log = structlog.get_logger(__name__)
@@ -284,6 +285,8 @@ class Dispatcher:
     def _may_repeat(self, call: Call, sink: Sink, attempt: Attempt) -> bool:
         if not call.body.can_be_sent or attempt.how in (How.OVERSIZE, How.SWITCHED):
             return False
+        if attempt.reason == Outcome.DEADLINE:
+            return False  # its time was up: another run would have no other time
         if call.detach and attempt.how in (How.LOST, How.DEADLINE):
             return False  # the node goes on without us: the answer is collected, not asked for again
         return bool(

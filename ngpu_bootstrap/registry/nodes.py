@@ -39,6 +39,7 @@ class NodeSession:
         session: the 32 random bytes of this run of the node; every order carries them.
         requests: the pooled HTTP client over streams of the connection the node itself made.
         reported: whether a heartbeat has come, so that the rest is known.
+        assigned: ids of the workspaces it was told to run: a node gets no task of another, whatever it claims to run.
         in_flight: our attempts running there now, by workspace id.
         peak: the most of them at once since the last heartbeat.
         counted: `peak` when the last heartbeat came: what its `slots_free` may count of ours.
@@ -59,6 +60,7 @@ class NodeSession:
     draining: bool = False
     deployments: dict[str, DeploymentState] = field(default_factory=dict)
     services: tuple[ServiceOffer, ...] = ()
+    assigned: frozenset[str] = frozenset()
     in_flight: dict[str, int] = field(default_factory=dict)
     total_in_flight: int = 0
     peak: dict[str, int] = field(default_factory=dict)
@@ -81,7 +83,7 @@ class NodeSession:
 
     def candidate(self, spec: WorkspaceSpec, now_ms: int) -> Candidate:
         """Return what scheduling needs to know of this node for the workspace *spec*."""
-        state = self.deployments.get(spec.id)
+        state = self.deployments.get(spec.id) if spec.id in self.assigned else None
         capacity, in_use = 0, 0
         if state is not None:
             capacity = spec.concurrency

@@ -41,6 +41,7 @@ def session(number: int = 1, *, slots: int = 8, free: int = 2, state: str = "rea
         requests=Client(no_connection),
         slots_free=slots,
     )
+    made.assigned = frozenset({"7"})
     made.hear(heartbeat(slots=slots, free=free, state=state, revision=revision), now_ms())
     return made
 
@@ -283,6 +284,17 @@ def test_while_stopping_only_promised_tasks_are_held() -> None:
             nursery.start_soon(view.wait_idle)
             await wait_all_tasks_blocked()
             slot.release()
+
+    virtually(test)
+
+
+def test_a_node_gets_no_task_of_a_workspace_it_was_not_told_to_run() -> None:
+    async def test() -> None:
+        view = nodes()
+        node = session()
+        node.assigned = frozenset()
+        view.attach(node)
+        assert view.take(SPEC) is None
 
     virtually(test)
 
