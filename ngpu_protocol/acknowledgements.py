@@ -6,9 +6,10 @@ acknowledgement of a receipt it offers that receipt again.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 
+from ngpu_protocol.frozen import dataclass
 from ngpu_protocol.identity import Account, Address, recover
 from ngpu_protocol.typed_data import SignedType, from_text, to_text
 

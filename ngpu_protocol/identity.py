@@ -21,9 +21,9 @@ from typing import NewType
 
 import base58
 from coincurve import PrivateKey, PublicKey
-from Crypto.Hash import keccak as _keccak
 
 from ngpu_protocol.errors import AddressError, SignatureError
+from ngpu_protocol.keccak import keccak
 
 __all__ = [
     "Account",
@@ -47,11 +47,6 @@ _HALF_CURVE_ORDER = (_CURVE_ORDER // 2).to_bytes(32, "big")
 _PEER_ID_HEAD = bytes.fromhex("002508021221")
 _MAX_PEER_ID_CHARS = 64  # 39 bytes are at most 54 base58 digits; decoding is quadratic, so the cap comes first
 _ADDRESS_TEXT = re.compile(r"(?:0[xX])?([0-9a-fA-F]{40})")
-
-
-def keccak(data: bytes) -> bytes:
-    """Return the 32-byte Keccak-256 of *data* (Ethereum's, not SHA-3's padding)."""
-    return _keccak.new(digest_bits=256, data=data).digest()
 
 
 @lru_cache(maxsize=8192)

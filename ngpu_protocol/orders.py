@@ -10,9 +10,10 @@ network only, and it is what `TaskReceipt.order_hash` holds.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from ngpu_protocol.errors import MalformedError
+from ngpu_protocol.frozen import dataclass
 from ngpu_protocol.identity import Account, Address, recover
 from ngpu_protocol.typed_data import SignedType, from_text, to_text
 

@@ -10,9 +10,10 @@ never the signature.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 
+from ngpu_protocol.frozen import dataclass
 from ngpu_protocol.identity import Account, Address, recover
 from ngpu_protocol.typed_data import MAX_LIST_ITEMS, ZERO32, SignedType, from_text, to_text
 

@@ -17,11 +17,11 @@ last, so it decides only when all others hold. Durations are monotonic, so a wro
 from __future__ import annotations
 
 from collections.abc import Callable, Container
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from ngpu_protocol.acknowledgements import VerdictKind
 from ngpu_protocol.errors import SignatureError
+from ngpu_protocol.frozen import dataclass
 from ngpu_protocol.identity import Address, recover
 from ngpu_protocol.orders import TaskOrder
 from ngpu_protocol.receipts import FIRST_PREVIOUS, Meter, Outcome, ReceiptLink, SignedReceipt, TaskReceipt

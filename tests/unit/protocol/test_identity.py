@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from coincurve import PublicKey
 from eth_account import Account as ForeignAccount
@@ -24,6 +26,7 @@ from ngpu_protocol.identity import (
     peer_id_of_public_key,
     recover,
 )
+from ngpu_protocol.keccak import published_keccak
 
 ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 keys = st.integers(1, ORDER - 1).map(lambda number: number.to_bytes(32, "big"))
@@ -33,7 +36,7 @@ digests = st.binary(min_size=32, max_size=32)
 @given(st.binary(max_size=700))
 @settings(max_examples=50)
 def test_keccak_is_ethereums(data: bytes) -> None:
-    assert keccak(data) == foreign_keccak(data)
+    assert keccak(data) == published_keccak(data) == foreign_keccak(data)
 
 
 @given(keys)
@@ -170,3 +173,11 @@ def test_gpu_id_hides_the_serial_and_differs_by_node() -> None:
     uuid = "GPU-8f9c1b1e-0000-4000-8000-000000000001"
     assert gpu_id(one, uuid) == foreign_keccak(bytes.fromhex(one[2:]) + uuid.encode())
     assert gpu_id(one, uuid) != gpu_id(other, uuid)
+
+
+def test_threads_that_hash_at_once_do_not_disturb_each_other() -> None:
+    texts = [str(number).encode() * 40 for number in range(2000)]
+    expected = [published_keccak(text) for text in texts]
+    with ThreadPoolExecutor(4) as threads:
+        for found in threads.map(lambda _: [keccak(text) for text in texts], range(4)):
+            assert found == expected
