@@ -133,9 +133,11 @@ class DeviceSampling:
             return
         self.looks += 1
         self._cost_us = cost_us if not self._cost_us else 0.9 * self._cost_us + 0.1 * cost_us
-        for window in self._reader.read(look):
+        windows = self._reader.read(look)
+        for window in windows:
             self._apply(self._judged(window, look, owners), owners)
-        self._due_us = max(self._reader.next_tick_us, look.wall_us + max(self._pace_us, self._reader.period_us // 4))
+        again_us = self._reader.period_us // (4 if windows else 2)
+        self._due_us = max(self._reader.next_tick_us, look.wall_us + max(self._pace_us, again_us))
 
     def failed(self, fault: DriverFault, wall_us: int, monotonic_ns: int) -> None:
         """Take in that the driver did not answer: nothing is known up to now, and another look is due soon."""

@@ -1,0 +1,109 @@
+"""The puzzle of a challenge, and how large one fits a claim."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ngpu_protocol.errors import MalformedError
+
+#: A tile has 32x32 entries and a digest; a block has 32x32 tiles and is a leaf of the tree.
+TILE = 32
+BLOCK_TILES = 32
+BLOCK = TILE * BLOCK_TILES
+#: Entries of the factors are -8 to 7: 64 x depth must stay below 2^24.
+MAX_DEPTH = 1 << 17
+MAX_SIDE = 1 << 20
+ENTRY_BYTES = 4
+_WORKING_BYTES_PER_ROW = 12  # of depth, for the factor that is kept whole and what unpacking it takes
+
+
+@dataclass(frozen=True, slots=True)
+class Puzzle:
+    """What is to be computed.
+
+    Attributes:
+        seed: 32 bytes, secret until sent; fresh for every challenge.
+        rows, columns: of the product, multiples of `BLOCK`.
+        depth: the length of the scalar products, a multiple of 8.
+        walkers: how many chains.
+        steps: how many entries each chain reads.
+    """
+
+    seed: bytes
+    rows: int
+    columns: int
+    depth: int
+    walkers: int = 1 << 20
+    steps: int = 32
+
+    def __post_init__(self) -> None:
+        if len(self.seed) != 32:
+            raise ValueError(f"a seed has 32 bytes, not {len(self.seed)}")
+        for name, value, unit, most in (
+            ("rows", self.rows, BLOCK, MAX_SIDE),
+            ("columns", self.columns, BLOCK, MAX_SIDE),
+            ("depth", self.depth, 8, MAX_DEPTH),
+            ("walkers", self.walkers, 1, 1 << 26),
+            ("steps", self.steps, 1, 1 << 16),
+        ):
+            if not 0 < value <= most or value % unit:
+                raise ValueError(f"{name} must be a multiple of {unit} up to {most}, not {value}")
+
+    @property
+    def product_bytes(self) -> int:
+        """Memory the product fills."""
+        return self.rows * self.columns * ENTRY_BYTES
+
+    @property
+    def operations(self) -> int:
+        """Multiplications and additions of the product."""
+        return 2 * self.rows * self.columns * self.depth
+
+    @property
+    def blocks(self) -> int:
+        """Leaves of the tree, row by row."""
+        return (self.rows // BLOCK) * (self.columns // BLOCK)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what is sent."""
+        return {**asdict(self), "seed": self.seed.hex()}
+
+    @classmethod
+    def from_json(cls, value: Any) -> Puzzle:
+        """Return what was sent.
+
+        Raises:
+            MalformedError: it is no puzzle.
+        """
+        if not isinstance(value, Mapping):
+            raise MalformedError("puzzle", "not an object")
+        try:
+            numbers = {name: value[name] for name in ("rows", "columns", "depth", "walkers", "steps")}
+            if any(type(number) is not int for number in numbers.values()):
+                raise MalformedError("puzzle", "its sizes are whole numbers")
+            return cls(seed=bytes.fromhex(value["seed"]), **numbers)
+        except (KeyError, TypeError, ValueError) as error:
+            raise MalformedError("puzzle", str(error)) from None
+
+
+def sized(seed: bytes, memory_bytes: int, *, part: float = 0.85, depth: int = 8192, steps: int = 32) -> Puzzle:
+    """Return a puzzle whose product fills *part* of *memory_bytes*, less what working on it takes.
+
+    The rest is for the driver, the framework and the factors. A chain for every 64 KiB of the product, so that chains
+    go everywhere.
+
+    Raises:
+        ValueError: the memory does not hold a single block.
+    """
+    # side^2 entries and one factor of side x depth
+    budget = memory_bytes * part
+    per_row = _WORKING_BYTES_PER_ROW * depth
+    side = (math.sqrt(per_row * per_row + 4 * ENTRY_BYTES * budget) - per_row) / (2 * ENTRY_BYTES)
+    side = min(MAX_SIDE, int(side) // BLOCK * BLOCK)
+    if side < BLOCK:
+        raise ValueError(f"{memory_bytes} bytes do not hold a block of {BLOCK}x{BLOCK} and its factors of {depth}")
+    walkers = min(1 << 22, max(64, side * side * ENTRY_BYTES >> 16))
+    return Puzzle(seed, side, side, depth, walkers, steps)
