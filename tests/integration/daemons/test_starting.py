@@ -57,7 +57,8 @@ class Place:
 
 
 @pytest.fixture(params=[(ngpu_node.cli.app, "NGPU_NODE_"), (ngpu_bootstrap.cli.app, "NGPU_BOOTSTRAP_")])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    monkeypatch.setenv("NGPU_NODE_ENGINE", "none")  # with one, the node tries out its network before it listens
     root = logging.getLogger()
     handlers, level, last_resort = root.handlers[:], root.level, logging.lastResort
     (tmp_path / "passphrase").write_text("secret\n")
