@@ -25,6 +25,7 @@ from ngpu_protocol.http1 import (
     Client,
     Headers,
     MaybeSentError,
+    MisuseError,
     NotSentError,
     RemoteError,
     Response,
@@ -171,13 +172,17 @@ class Attempt:
         call, order = self.call, self.signed.order
         body = await call.body.prepare()
         expects = not isinstance(body, bytes) or len(body) > EXPECT_CONTINUE_BYTES
-        request = requests.request(
-            call.method,
-            f"/ngpu/v1/workspaces/{order.workspace}/ports/{order.port}{order.target}",
-            [*call.headers, (_ORDER, self.signed.encode().encode("ascii"))],
-            body,
-            expect_continue=expects,
-        )
+        try:
+            request = requests.request(
+                call.method,
+                f"/ngpu/v1/workspaces/{order.workspace}/ports/{order.port}{order.target}",
+                [*call.headers, (_ORDER, self.signed.encode().encode("ascii"))],
+                body,
+                expect_continue=expects,
+            )
+        except MisuseError as error:  # the node left after it was chosen
+            self.how, self.reason, self.failed = How.NOT_SENT, "node_unreachable", str(error)
+            return
         try:
             async with request as response:
                 self.first_byte_s = time.monotonic() - self._started_s
@@ -206,7 +211,7 @@ class Attempt:
                 if _is_of_node(response):
                     return _said(response.status, await response.read(MAX_REFUSAL_BYTES), order.session)
                 await self._read(response, sink)
-        except (NotSentError, MaybeSentError, RemoteError) as error:
+        except (NotSentError, MaybeSentError, RemoteError, MisuseError) as error:
             self.failed = str(error)
             return Collected.UNREACHABLE
         except AnswerTooLarge as error:

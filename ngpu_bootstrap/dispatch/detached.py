@@ -36,7 +36,6 @@ from ngpu_bootstrap.tasks.recovery import (
     decide,
 )
 from ngpu_bootstrap.tasks.states import TaskState
-from ngpu_protocol.errors import MalformedError
 from ngpu_protocol.orders import SignedOrder
 from ngpu_protocol.workspaces import WorkspaceSpec
 
@@ -52,10 +51,11 @@ _WORDS = {
     "node_lost": "the node was lost while it ran the task; whether the workspace acted is unknown",
     "attempt_cap": "no node could finish the task within the allowed attempts",
     "deadline": "the deadline passed before there was an answer",
+    "internal_error": "the bootstrap failed to carry the task out; its operator's log says why",
     "request_lost": "the request can no longer be read from the store",
     "workspace_removed": "the workspace was removed before the task ran",
 }
-_STATUS = {"deadline": 504, "workspace_removed": 410}
+_STATUS = {"deadline": 504, "workspace_removed": 410, "internal_error": 500}
 
 
 class DetachedTasks:
@@ -248,20 +248,24 @@ class DetachedTasks:
         try:
             await work(call, *arguments)
         except BodyMissing:
-            await self._lost(call)
-        except (StoreError, MalformedError) as error:
+            await self._abandon(call, "request_lost")
+        except StoreError as error:
             log.error("task_left_unfinished", task_id=call.task_id, reason=str(error))
+        except Exception:
+            # Ours to mend; a daemon that ends for it would take the same task up again, for ever.
+            log.exception("task_crashed", task_id=call.task_id)
+            await self._abandon(call, "internal_error")
         finally:
             self._unfinished[workspace] -= 1
             if not self._unfinished[workspace]:
                 del self._unfinished[workspace]
 
-    async def _lost(self, call: Call) -> None:
-        """End a task whose request is no longer there to be sent."""
+    async def _abandon(self, call: Call, reason: str) -> None:
+        """End a task that cannot be carried further, whatever it was at."""
         try:
             last = next(reversed(await self._store.attempts(call.task_id)), None)
             under_way = last.attempt if last is not None and last.ended_at_ms is None else None
-            await self._dispatcher.close(call.task_id, _ending(End(TaskState.FAILED, "request_lost")), under_way)
+            await self._dispatcher.close(call.task_id, _ending(End(TaskState.FAILED, reason)), under_way)
         except StoreError as error:
             log.error("task_left_unfinished", task_id=call.task_id, reason=str(error))
 

@@ -390,6 +390,8 @@ class Dispatcher:
             await record(*arguments)
         except StoreError as error:
             log.error("end_not_recorded", reason=str(error))
+        except Exception:
+            log.exception("end_not_recorded")  # ours to mend, and no reason to end every other task
         finally:
             self._unrecorded -= 1
             if self._unrecorded in (0, UNRECORDED_LIMIT - 1):
