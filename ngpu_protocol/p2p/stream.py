@@ -48,6 +48,7 @@ class P2PStream(trio.abc.HalfCloseableStream):
         "_fin_received",
         "_fin_sent",
         "_grant_time",
+        "_half_free",
         "_linger_until",
         "_muxer",
         "_receive_credit",
@@ -83,6 +84,7 @@ class P2PStream(trio.abc.HalfCloseableStream):
         self._fin_received = False
         self._broken = ""  # why nothing more will come or go, unless an end was sent before
         self._closed = False
+        self._half_free = False  # of the stream and its handler one has ended (streams of the remote's)
         self._linger_until = 0.0
 
     @property

@@ -175,6 +175,7 @@ class Connection(SwarmConn):
                 stream.close_nowait()
             else:
                 stream.reset_nowait()
+            self.muxed_conn.served(stream)
 
     async def _serve_library(self, stream: P2PStream, protocol: str) -> None:
         handler = self.swarm.library_handlers[TProtocol(protocol)]

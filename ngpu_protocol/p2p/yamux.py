@@ -108,7 +108,7 @@ class Muxer(IMuxedConn):
         self._channel = channel
         self._link = channel.link
         self._quota = PeerQuota(limits)
-        self._accept: Callable[[P2PStream], None] = P2PStream.reset_nowait
+        self._accept: Callable[[P2PStream], None] = self._refuse
         self._on_close: Callable[[], None] = lambda: None
         self._initiator = channel.is_initiator
         self._next_id = 1 if self._initiator else 2
@@ -133,7 +133,10 @@ class Muxer(IMuxedConn):
         self._ping_sent = 0.0
 
     def attach(self, quota: PeerQuota, accept: Callable[[P2PStream], None], on_close: Callable[[], None]) -> None:
-        """Say what the peer's connections share, who takes its streams, and who hears of the end; before `run`."""
+        """Say what the peer's connections share, who takes its streams, and who hears of the end; before `run`.
+
+        Whoever takes a stream calls `served` once, when its handler has ended.
+        """
         self._quota = quota
         self._accept = accept
         self._on_close = on_close
@@ -151,6 +154,8 @@ class Muxer(IMuxedConn):
                 self.event_started.set()
                 task_status.started()
                 await self._read_loop()
+                # Closed before this began, the connection had no tasks yet that its end could stop.
+                nursery.cancel_scope.cancel()
         except Exception:
             # One connection's failure stays its own; in this nursery it would be the host's.
             _log.exception("connection_failed", peer=self.peer_text)
@@ -291,7 +296,23 @@ class Muxer(IMuxedConn):
         self._quota.growth_left += stream._window - INITIAL_WINDOW_BYTES
         stream._window = INITIAL_WINDOW_BYTES
         if not stream.opened_here:
+            self._give_back(stream)
+
+    def _refuse(self, stream: P2PStream) -> None:
+        stream.reset_nowait()
+        self.served(stream)
+
+    def served(self, stream: P2PStream) -> None:
+        """Take note that the handler of a stream of the peer's is done: the stream's place is free once it is too.
+
+        A peer that resets what it opens would otherwise have handlers without number (HTTP/2's rapid reset).
+        """
+        self._give_back(stream)
+
+    def _give_back(self, stream: P2PStream) -> None:
+        if stream._half_free:
             self._quota.streams_left += 1
+        stream._half_free = True
 
     def linger(self, stream: P2PStream) -> None:
         """Wait a little for the remote's end of a stream nobody reads any more."""
@@ -431,6 +452,8 @@ class Muxer(IMuxedConn):
                 if stream is not None:
                     if length > stream._receive_credit:
                         raise ProtocolViolationError("more data than the window allows")
+                    if length and stream._fin_received:
+                        raise ProtocolViolationError("data after the end of its stream")
                     stream._receive_credit -= length
                 flags &= _FIN | _RST
                 if length:
@@ -467,11 +490,12 @@ class Muxer(IMuxedConn):
         if self._going_away or self.close_reason or not self._quota.streams_left:
             self._send_control(_pack(0, _WINDOW_UPDATE, _RST, stream_id, 0))
             return None
+        self._send_control(_pack(0, _WINDOW_UPDATE, _ACK, stream_id, 0))
+        if self.close_reason:
+            return None
         self._quota.streams_left -= 1
         stream = P2PStream(self, stream_id, opened_here=False)
         self._streams[stream_id] = stream
-        self._queue(_pack(0, _WINDOW_UPDATE, _ACK, stream_id, 0))
-        self._wake_writer()
         self._accept(stream)
         return stream
 

@@ -366,6 +366,16 @@ async def test_a_peer_keeps_no_more_connections_than_allowed() -> None:
         assert await echoes(three, server.peer_id)
 
 
+@trio_test
+async def test_a_connection_closed_the_moment_it_stands_leaves_no_tasks_behind() -> None:
+    async with host() as server, host({}, listen=()) as client:
+        before = trio.lowlevel.current_statistics().tasks_living
+        for _ in range(20):
+            await client.connect(server.addresses[0], timeout_s=5)
+            await client.disconnect(server.peer_id)  # before the connection's own tasks had a turn
+        await eventually(lambda: trio.lowlevel.current_statistics().tasks_living <= before)
+
+
 # -- events ------------------------------------------------------------------------------------------------------------
 
 

@@ -10,6 +10,8 @@ import trio.lowlevel
 from trio.testing import trio_test
 
 from ngpu_protocol.p2p import HostLimits, P2PStream, PeerDisconnected
+from ngpu_protocol.p2p.links import LinkClosedError
+from ngpu_protocol.p2p.noise import NoiseChannel
 from tests.integration.p2p.peers import ECHO, echoes, eventually, host, muxer_of, rogue_channel, two_hosts
 
 DATA, WINDOW_UPDATE, PING, GO_AWAY = range(4)
@@ -82,6 +84,7 @@ async def test_an_endless_answer_list_for_a_peer_that_does_not_read_is_cut_off()
         pytest.param(frame(DATA, 0, 77, 4, b"data"), id="never-opened"),
         pytest.param(frame(DATA, 0, 2, 4, b"data"), id="never-opened-by-us"),
         pytest.param(frame(DATA, SYN, 1, 0xFFFFFFFF), id="four-gigabytes"),
+        pytest.param(frame(DATA, SYN | FIN, 1, 0) + frame(DATA, 0, 1, 4, b"more"), id="data-after-the-end"),
     ],
 )
 @trio_test
@@ -124,6 +127,61 @@ async def test_a_peer_that_opens_streams_and_says_nothing_holds_no_more_than_its
         muxer = muxer_of(server, peer_id)
         await eventually(lambda: muxer.stream_count == 10)
         await eventually(lambda: muxer.stream_count == 0)  # none said what it wants in half a second
+
+
+def opened_and_reset(first: int, count: int) -> bytes:
+    ids = range(first, first + 2 * count, 2)
+    return b"".join(frame(WINDOW_UPDATE, SYN, n, 0) + frame(WINDOW_UPDATE, RST, n, 0) for n in ids)
+
+
+@trio_test
+async def test_streams_reset_as_soon_as_opened_do_not_pile_up_handlers() -> None:
+    limits = HostLimits(streams_per_peer=10)
+    async with host(limits=limits) as server, rogue_channel(server.addresses[0]) as channel:
+        peer_id = channel.get_local_peer().to_base58()
+        await eventually(lambda: len(server.peers()) == 1)
+        accepted = 0
+        muxer = muxer_of(server, peer_id)
+        accept = muxer._accept
+
+        def counted(stream: P2PStream) -> None:
+            nonlocal accepted
+            accepted += 1
+            accept(stream)
+
+        muxer._accept = counted
+        await channel.write(opened_and_reset(1, 1000))  # one message: all of it is read before any handler runs
+        await eventually(lambda: muxer._quota.streams_left == 10 and accepted)
+        assert accepted == 10
+        assert await _opens_a_stream(channel, 2001)
+
+
+async def _opens_a_stream(channel: NoiseChannel, stream_id: int) -> bool:
+    await channel.write(frame(WINDOW_UPDATE, SYN, stream_id, 0))
+    wanted = frame(WINDOW_UPDATE, ACK, stream_id, 0)
+    got = b""
+    with trio.fail_after(5):
+        while wanted not in got:
+            got += await channel.read()
+    return True
+
+
+@trio_test
+async def test_a_peer_that_does_not_read_the_answers_to_its_streams_is_cut_off() -> None:
+    async with host() as server, server.events() as events, rogue_channel(server.addresses[0]) as channel:
+        assert type(await events.receive()).__name__ == "PeerConnected"
+        first = 1
+        with trio.move_on_after(30):
+            try:
+                while True:
+                    await channel.write(opened_and_reset(first, 2000))
+                    first += 4000
+            except LinkClosedError:
+                pass
+        with trio.fail_after(5):
+            event = await events.receive()
+        assert isinstance(event, PeerDisconnected)
+        assert event.reason == "the peer does not read"
 
 
 @trio_test

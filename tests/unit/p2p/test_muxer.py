@@ -79,7 +79,13 @@ def muxer(accepted: list[P2PStream] | None = None, limits: HostLimits | None = N
     channel: Any = FakeChannel()
     limits = limits or HostLimits()
     made = Muxer(channel, PEER, limits)
-    made.attach(PeerQuota(limits), (accepted if accepted is not None else []).append, lambda: None)
+
+    def serve(stream: P2PStream) -> None:
+        if accepted is not None:
+            accepted.append(stream)
+        made.served(stream)
+
+    made.attach(PeerQuota(limits), serve, lambda: None)
     return made
 
 
