@@ -81,6 +81,10 @@ class DeviceSampling:
         meter.method(uuid, method)
 
     @property
+    def is_resting(self) -> bool:
+        return not self._awake
+
+    @property
     def period_us(self) -> int | None:
         """How far apart the driver's ticks are; None before the first look."""
         return self._reader.period_us if self._reader is not None else None

@@ -1,0 +1,401 @@
+"""Keeps everything about this machine's GPUs current while the node runs: inventory, health, busy time.
+
+The shell around the pure modules of this package: it owns the one way to the driver (`calls`), the clocks, and what
+was known last. Three tasks share the driver: a survey now and then, which also finds devices that came back; a round of
+vitals every few seconds; looks at the samples of devices on which tasks run, at the pace of the driver's ticks.
+
+Whatever the driver does, the node runs on. A device that is sick, or cannot be asked, is not offered from that moment
+(`offers`), and whoever holds it is told through *changes*.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import structlog
+import trio
+
+from ngpu_node.changes import Changes
+from ngpu_node.gpus.calls import DriverCalls
+from ngpu_node.gpus.driver import DeviceState, Driver, DriverFault, FaultKind, Look, Round, Vitals
+from ngpu_node.gpus.health import DeviceHealth, Phase, Policy
+from ngpu_node.gpus.inventory import NOT_LOOKED, Gpu, Inventory, InventoryState, Withheld, moves, of_fault, of_survey
+from ngpu_node.gpus.machine import Machine, look_around
+from ngpu_node.gpus.metering import Busy, BusyMeter, Metered, Method
+from ngpu_node.gpus.processes import ProcessTable
+from ngpu_node.gpus.sampling import Ask, DeviceSampling, Owners
+from ngpu_protocol.control import GpuOffer
+from ngpu_protocol.identity import Address, gpu_id
+
+log = structlog.get_logger(__name__)
+
+SURVEY_TIMEOUT_S = 20.0
+ROUND_TIMEOUT_S = 8.0
+LOOK_TIMEOUT_S = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How often the driver is asked.
+
+    Attributes:
+        survey_s: when all is well; *again_s* while a device is missing, sick or waits for its clean check.
+        round_s: between rounds of vitals. The time a sick device goes unnoticed, and 2 ms of CPU each.
+    """
+
+    survey_s: float = 60.0
+    again_s: float = 10.0
+    round_s: float = 3.0
+
+
+@dataclass(slots=True)
+class Surroundings:
+    """What the rest of the node knows and this module asks.
+
+    Attributes:
+        held: UUIDs of the devices that workspaces have now.
+        holders: whose each container is, by its full id; a holder is what `BusyMeter` tasks were started for.
+    """
+
+    held: Callable[[], Collection[str]] = tuple
+    holders: Callable[[], Mapping[str, Hashable]] = dict
+
+
+@dataclass(slots=True)
+class Clocks:
+    """Where this module gets the time; tests bring their own."""
+
+    wall_us: Callable[[], int] = lambda: time.time_ns() // 1000
+    monotonic_ns: Callable[[], int] = time.monotonic_ns
+
+
+@dataclass(slots=True)
+class _Looked:
+    """The answer to one `Ask`, with what is known of the processes in it."""
+
+    ask: Ask
+    look: Look | None = None
+    fault: DriverFault | None = None
+    containers: Mapping[int, Sequence[str] | None] = field(default_factory=dict)
+    cost_us: float = 0.0
+
+
+class GpuWatch:
+    """The GPUs of one node.
+
+    Attributes:
+        inventory: the newest survey.
+        machine: what it runs on; None before the first survey.
+    """
+
+    def __init__(
+        self,
+        driver: Driver,
+        node: Address,
+        changes: Changes,
+        *,
+        withheld: Withheld | None = None,
+        surroundings: Surroundings | None = None,
+        data_dir: Path = Path("/"),
+        pace: Pace | None = None,
+        policy: Policy | None = None,
+        clocks: Clocks | None = None,
+        processes: ProcessTable | None = None,
+    ) -> None:
+        """Put the parts together; nothing is asked before `look`.
+
+        Args:
+            changes: told when what may be offered is different.
+            surroundings: may be given later, before `run`.
+        """
+        self.inventory: Inventory = NOT_LOOKED
+        self.machine: Machine | None = None
+        self.surroundings = surroundings or Surroundings()
+        self._calls = DriverCalls(driver)
+        self._node = node
+        self._changes = changes
+        self._withheld = withheld or Withheld()
+        self._data_dir = data_dir
+        self._pace = pace or Pace()
+        self._policy = policy or Policy()
+        self._clocks = clocks or Clocks()
+        self._processes = processes or ProcessTable()
+        self._health: dict[str, DeviceHealth] = {}
+        self._vitals: dict[str, Vitals] = {}
+        self._uuids: dict[bytes, str] = {}
+        self._samplings: dict[str, DeviceSampling] = {}
+        self._meter = BusyMeter()
+        self._awoken = Changes()
+        self._survey_now = Changes()
+
+    # -- what others ask -----------------------------------------------------------------------------------------------
+
+    def usable(self) -> tuple[Gpu, ...]:
+        """Return the devices a workspace may be given now."""
+        return tuple(gpu for gpu in self.inventory.gpus if not gpu.withheld and self.reason_against(gpu.uuid) == "")
+
+    def offers(self) -> tuple[GpuOffer, ...]:
+        """Return what bootstraps are told of this node's devices."""
+        return tuple(
+            GpuOffer(id=self.id_of(gpu.uuid), model=gpu.reading.model, memory_bytes=gpu.offered_bytes)
+            for gpu in self.usable()
+        )
+
+    def id_of(self, uuid: str) -> bytes:
+        """Return how the device *uuid* is called outside."""
+        name = gpu_id(self._node, uuid)
+        self._uuids[name] = uuid
+        return name
+
+    def reason_against(self, uuid: str) -> str:
+        """Return why the device *uuid* must not be used now, empty where it may."""
+        gpu = self.inventory.gpu(uuid)
+        if gpu is None:
+            health = self._health.get(uuid)
+            return (health.reason if health is not None else "") or "the driver does not list it"
+        for name in filter(None, [uuid, gpu.reading.mig.parent_uuid if gpu.reading.mig else ""]):
+            health = self._health.get(name)
+            if health is not None and not health.serves:
+                return health.reason
+        return ""
+
+    def health(self, uuid: str) -> DeviceHealth | None:
+        """Return what is known of the health of *uuid*."""
+        return self._health.get(uuid)
+
+    # -- busy time (what `execution.meter` calls) ----------------------------------------------------------------------
+
+    def start(self, gpus: Sequence[bytes], holder: Hashable, now_ns: int) -> Metered:
+        """Begin to meter a task of *holder* on *gpus*, as they are called outside."""
+        uuids = [self._uuids.get(name, "") for name in gpus]
+        metered = self._meter.start(uuids, holder, now_ns)
+        asleep = [uuid for uuid in uuids if uuid in self._samplings and self._samplings[uuid].is_resting]
+        for uuid in asleep:
+            self._samplings[uuid].wake(self._clocks.wall_us(), self._clocks.monotonic_ns())
+        if asleep:
+            self._awoken.announce()
+        return metered
+
+    def stop(self, metered: Metered, now_ns: int) -> Busy:
+        """End the metering of a task."""
+        return self._meter.stop(metered, now_ns)
+
+    def forget(self, holder: Hashable) -> None:
+        """Drop what was kept for *holder*: its last task has ended."""
+        self._meter.forget(holder)
+
+    # -- surveys -------------------------------------------------------------------------------------------------------
+
+    async def look(self) -> None:
+        """Survey once; never raises for what drivers and cards do. Before the node says what it offers."""
+        self.machine = await trio.to_thread.run_sync(look_around, self._data_dir, abandon_on_cancel=True)
+        await self._survey(afresh=False)
+        await self._round()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep all of it current until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._keep_surveying)
+            nursery.start_soon(self._keep_rounds)
+            nursery.start_soon(self._keep_looking)
+            task_status.started()
+
+    async def _keep_surveying(self) -> None:
+        while True:
+            seen = self._survey_now.count
+            well = self.inventory.state is InventoryState.OK and all(h.serves for h in self._health.values())
+            with trio.move_on_after(self._pace.survey_s if well else self._pace.again_s):
+                await self._survey_now.beyond(seen)
+            # Devices that came back are seen after the library was opened anew.
+            await self._survey(afresh=not well)
+
+    async def _survey(self, *, afresh: bool) -> None:
+        def survey(driver: Driver) -> Inventory:
+            if afresh:
+                driver.close()
+                driver.open()
+            return of_survey(driver.survey(), self._withheld)
+
+        wanted = [uuid for uuid, health in self._health.items() if health.wants_check]
+        try:
+            found = await self._calls.run("survey", survey, timeout_s=SURVEY_TIMEOUT_S)
+        except DriverFault as fault:
+            found = of_fault(fault)
+            if fault.kind is FaultKind.STUCK:
+                # The devices are still there, for all we know; they are not offered while their health is unknown.
+                found = Inventory(InventoryState.STUCK, fault.text, gpus=self.inventory.gpus)
+        self._take(found)
+        await self._choose_methods()
+        for uuid in wanted:
+            problem = "" if found.gpu(uuid) is not None else f"not in the survey: {found.reason}"
+            if self._health[uuid].checked(problem):
+                log.info("gpu_serves_again", gpu=uuid)
+                self._changes.announce()
+
+    def _take(self, found: Inventory) -> None:
+        before, self.inventory = self.inventory, found
+        changes = moves(before, found)
+        for gpu in found.gpus:
+            self.id_of(gpu.uuid)
+            self._health.setdefault(gpu.uuid, DeviceHealth(gpu.uuid, self._policy))
+        for uuid in changes.renumbered:
+            log.info("gpu_renumbered", gpu=uuid)
+        if (before.state, before.reason) != (found.state, found.reason) or changes.appeared or changes.vanished:
+            log.info(
+                "inventory_changed",
+                state=str(found.state),
+                reason=found.reason,
+                gpus=len(found.gpus),
+                appeared=changes.appeared,
+                vanished=changes.vanished,
+            )
+            self._changes.announce()
+
+    # -- health --------------------------------------------------------------------------------------------------------
+
+    async def _keep_rounds(self) -> None:
+        while True:
+            await trio.sleep(self._pace.round_s)
+            await self._round()
+
+    async def _round(self) -> None:
+        uuids = list(self._health)
+        if not uuids:
+            return
+        try:
+            found = await self._calls.run("vitals", lambda driver: driver.round(uuids), timeout_s=ROUND_TIMEOUT_S)
+        except DriverFault as fault:
+            found = Round(tuple(DeviceState(uuid, fault=fault) for uuid in uuids))
+        held = set(self.surroundings.held())
+        now_s = self._clocks.monotonic_ns() / 1e9
+        changed = False
+        for state in found.states:
+            if state.uuid in self._health:
+                xids = [event.xid for event in found.events if event.uuid == state.uuid]
+                changed |= self._observe(state, xids, now_s, is_held=state.uuid in held)
+        if changed:
+            self._changes.announce()
+        if any(health.wants_check for health in self._health.values()):
+            self._survey_now.announce()
+
+    def _observe(self, state: DeviceState, xids: Sequence[int], now_s: float, *, is_held: bool) -> bool:
+        health = self._health[state.uuid]
+        before = health.phase
+        reading = state.vitals if state.vitals is not None else state.fault
+        if reading is None:
+            return False
+        if state.vitals is not None:
+            self._vitals[state.uuid] = state.vitals
+        changed = health.observe(reading, now_s, xids=xids, held=is_held)
+        if xids:
+            log.info("gpu_xid", gpu=state.uuid, xids=list(xids))
+        if health.phase is not before:
+            say = log.error if health.phase is Phase.SICK else log.info
+            say("gpu_health", gpu=state.uuid, phase=str(health.phase), reason=health.reason)
+        return changed
+
+    # -- busy time -----------------------------------------------------------------------------------------------------
+
+    async def _choose_methods(self) -> None:
+        """Decide for each device how it is metered, by trying."""
+        fresh = [gpu for gpu in self.inventory.gpus if not gpu.withheld and gpu.uuid not in self._samplings]
+        for gpu in fresh:
+            try:
+                self._samplings[gpu.uuid] = await self._calls.run(
+                    "samples", partial(_sampling_of, gpu, self._meter, self._clocks), timeout_s=LOOK_TIMEOUT_S
+                )
+            except DriverFault as fault:
+                log.info("gpu_not_metered", gpu=gpu.uuid, reason=fault.text)
+                continue
+            log.info("gpu_metered", gpu=gpu.uuid, method=str(self._samplings[gpu.uuid].method))
+
+    async def _keep_looking(self) -> None:
+        while True:
+            seen = self._awoken.count
+            wall_us = self._clocks.wall_us()
+            delays = [d for s in self._samplings.values() if (d := s.delay_s(wall_us)) is not None]
+            with trio.move_on_after(min(delays, default=float("inf"))):
+                await self._awoken.beyond(seen)
+            await self._look_at_due()
+
+    async def _look_at_due(self) -> None:
+        wall_us = self._clocks.wall_us()
+        due = [s for s in self._samplings.values() if s.delay_s(wall_us) is not None and s.delay_s(wall_us) == 0.0]
+        asks = [ask for sampling in due if (ask := sampling.ask(wall_us)) is not None]
+        if not asks:
+            return
+        try:
+            answers = await self._calls.run("samples", partial(self._look_at, asks), timeout_s=LOOK_TIMEOUT_S)
+        except DriverFault as fault:
+            answers = [_Looked(ask, fault=fault) for ask in asks]
+        holders = self.surroundings.holders()
+        busy = set(self._meter.wanted())
+        for answer in answers:
+            sampling = self._samplings[answer.ask.uuid]
+            if answer.look is not None:
+                sampling.took(answer.look, Owners(answer.containers, holders), cost_us=answer.cost_us)
+            elif answer.fault is not None:
+                sampling.failed(answer.fault, self._clocks.wall_us(), self._clocks.monotonic_ns())
+            if sampling.uuid not in busy:
+                sampling.rest()
+        if any(answer.fault is not None and answer.fault.kind is FaultKind.STUCK for answer in answers):
+            await trio.sleep(1.0)  # it is told at once that it hangs: do not ask in a circle
+
+    def _look_at(self, asks: Sequence[Ask], driver: Driver) -> list[_Looked]:
+        found: list[_Looked] = []
+        for ask in asks:
+            cpu = time.thread_time()
+            try:
+                process = ask.method is Method.PROCESS
+                look = (driver.process_look if process else driver.device_look)(ask.uuid, ask.since_us)
+            except DriverFault as fault:
+                found.append(_Looked(ask, fault=fault))
+                continue
+            pids = {s.pid for s in look.samples if s.pid is not None and s.percent} | set(look.pids or ())
+            containers = self._processes.containers(pids, time.monotonic())
+            found.append(_Looked(ask, look, None, containers, (time.thread_time() - cpu) * 1e6))
+        return found
+
+    # -- what is shown -------------------------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """Return everything for the owner, in plain values (`show` prints it)."""
+        from ngpu_node.gpus.show import describe
+
+        return describe(
+            self.inventory,
+            self._health,
+            self._vitals,
+            {uuid: (str(s.method), s.looks, s.gaps, s.last_gap) for uuid, s in self._samplings.items()},
+            self.machine,
+            held=set(self.surroundings.held()),
+            stuck_for_s=self._calls.stuck_for_s,
+            reason_against=self.reason_against,
+        )
+
+
+def _sampling_of(gpu: Gpu, meter: BusyMeter, clocks: Clocks, driver: Driver) -> DeviceSampling:
+    """Return how *gpu* can be metered; the driver says by answering or not."""
+    method = Method.NONE
+    for wanted, look in ((Method.PROCESS, driver.process_look), (Method.DEVICE, driver.device_look)):
+        if wanted is Method.PROCESS and gpu.reading.mig is not None:
+            continue  # the driver has samples of processes for whole devices only
+        try:
+            look(gpu.uuid, clocks.wall_us())
+        except DriverFault as fault:
+            if fault.kind not in (FaultKind.UNSUPPORTED, FaultKind.NO_PERMISSION):
+                raise
+            continue
+        method = wanted
+        break
+    sampling = DeviceSampling(gpu.uuid, meter, method)
+    if method is not Method.NONE and gpu.reading.mig is None:
+        with contextlib.suppress(DriverFault):  # else the usual period will do
+            sampling.learn(driver.device_look(gpu.uuid, 0))
+    return sampling
