@@ -37,6 +37,7 @@ from ngpu_node.deployments import Deployment, Deployments
 from ngpu_node.engine.backend import EngineStatus, ImageBackend, open_backend
 from ngpu_node.errors import LedgerUnavailable, NodeConfigurationError
 from ngpu_node.execution.admission import AdmissionState
+from ngpu_node.execution.attempts import Attempts
 from ngpu_node.execution.executor import HTTP_PROTOCOL, Executor
 from ngpu_node.execution.spool import Spool, SpoolLimits
 from ngpu_node.inventory import Inventory, look
@@ -148,15 +149,15 @@ class Node:
             metrics=self._metrics,
             away_s=self._away_s,
         )
-        executor = Executor(
+        attempts = Attempts(
             state,
             ledger=ledger,
-            spool=spool,
             metrics=self._metrics,
             changes=self._changes,
             undelivered=courier.undelivered,
             suspect=partial(self._suspect, backend),
         )
+        executor = Executor(attempts, spool, self._metrics)
 
         async def http(stream: P2PStream) -> None:
             try:
@@ -224,7 +225,7 @@ class Node:
                 for link in self._links:
                     nursery.start_soon(link.run)
                 await self._drain.requested.wait()
-                await self._wind_down(executor)
+                await self._wind_down(attempts)
             nursery.cancel_scope.cancel()
         log.info("node_stopped")
 
@@ -241,19 +242,19 @@ class Node:
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
-    async def _wind_down(self, executor: Executor) -> None:
+    async def _wind_down(self, attempts: Attempts) -> None:
         grace_s = self._settings.drain_s
-        self._notifier.stopping(f"draining, {len(executor.running)} tasks running")
+        self._notifier.stopping(f"draining, {len(attempts.running)} tasks running")
         self._notifier.extend_timeout(grace_s + 60)
-        log.info("draining", running=len(executor.running), grace_s=grace_s)
+        log.info("draining", running=len(attempts.running), grace_s=grace_s)
         async with trio.open_nursery() as nursery:
 
             async def cut_short() -> None:
                 await self._drain.immediate.wait()
-                executor.stop_all()
+                attempts.stop_all()
 
             nursery.start_soon(cut_short)
-            await executor.drain(grace_s)
+            await attempts.drain(grace_s)
             nursery.cancel_scope.cancel()
         # The receipts are written; now the answers that carry them go out.
         self._http_draining.start()

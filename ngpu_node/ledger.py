@@ -2,49 +2,30 @@
 
 A receipt is a claim for money, and each names the one before it, so there must never be two with one sequence number.
 Therefore sequence and predecessor are assigned, and the receipt signed over them, inside the transaction that stores
-it, and only one thread ever writes. The thread takes all that wait (at most `BATCH`), commits once, and wakes the
-waiters: while a commit is on its way to the disk the next batch gathers, so one `fsync` serves many receipts without
-a lone one waiting for company. What is not urgent (acknowledgements) rides along, or is committed after `LAZY_S` at
-the latest.
+it, and only one thread ever writes (`group_commit`). A transaction that fails leaves no trace in the chain.
 
-When a batch fails its jobs run again one by one, so that one bad row costs only itself. When the disk itself fails,
-`failed` is
-set: the daemon ends, since a node that cannot keep receipts must not work.
+When the disk fails, `failed` is set: the daemon ends, since a node that cannot keep receipts must not work.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import queue
 import sqlite3
-import threading
-import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
 
-import structlog
 import trio
 
 from ngpu_node import ledger_schema
-from ngpu_node.errors import LedgerUnavailable
+from ngpu_node.group_commit import GroupCommit
 from ngpu_protocol.acknowledgements import SignedAcknowledgement
 from ngpu_protocol.identity import Account, Address
 from ngpu_protocol.orders import SignedOrder
 from ngpu_protocol.receipts import FIRST_PREVIOUS, RECEIPT_TYPE, ReceiptLink, SignedReceipt, TaskReceipt
 
-log = structlog.get_logger(__name__)
-
-BATCH = 256
-LAZY_S = 0.05
-
 #: Beyond this a bootstrap's claim about our own chain is nonsense, not a backup we lost.
 MAX_SEQUENCE = 2**53
-
-T = TypeVar("T")
-Job = Callable[[sqlite3.Connection], T]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,38 +77,48 @@ class Totals:
     owed: int
 
 
-class _Waiting(Generic[T]):
-    """A job on its way through the writer: *done* is set, on trio's side, after COMMIT or failure."""
+class _Heads:
+    """The last link of every chain, as far as the writing thread knows; its state follows the transactions."""
 
-    __slots__ = ("done", "error", "job", "result")
+    def __init__(self) -> None:
+        self._known: dict[Address, ReceiptLink] = {}
+        self._moved: set[Address] = set()
 
-    def __init__(self, job: Job[T], done: trio.Event | None) -> None:
-        self.job = job
-        self.done = done
-        self.result: T | None = None
-        self.error: Exception | None = None
+    def get(self, connection: sqlite3.Connection, bootstrap: Address) -> ReceiptLink:
+        head = self._known.get(bootstrap)
+        if head is None:
+            row = connection.execute("SELECT sequence, hash FROM chains WHERE bootstrap = ?", (bootstrap,)).fetchone()
+            head = self._known[bootstrap] = ReceiptLink(*row) if row else ReceiptLink(0, FIRST_PREVIOUS)
+        return head
+
+    def set(self, bootstrap: Address, link: ReceiptLink) -> None:
+        self._known[bootstrap] = link
+        self._moved.add(bootstrap)
+
+    def before_commit(self, connection: sqlite3.Connection) -> None:
+        """Store the heads that moved, once each however many receipts the transaction has."""
+        for bootstrap in self._moved:
+            head = self._known[bootstrap]
+            connection.execute(
+                "INSERT INTO chains (bootstrap, sequence, hash) VALUES (?, ?, ?)"
+                " ON CONFLICT (bootstrap) DO UPDATE SET sequence = excluded.sequence, hash = excluded.hash",
+                (bootstrap, head.sequence, head.hash),
+            )
+        self._moved.clear()
+
+    def after_rollback(self) -> None:
+        self._known.clear()
+        self._moved.clear()
 
 
 class Ledger:
-    """The ledger of one node; made by `open`, used from one trio run, closed by `aclose`.
-
-    Attributes:
-        failed: set when the disk could not take a write. Nothing written before is affected.
-    """
+    """The ledger of one node; made by `open`, used from one trio run, closed by `aclose`."""
 
     def __init__(self, connection: sqlite3.Connection, account: Account, chain_id: int) -> None:
-        self._connection = connection
         self._account = account
         self._chain_id = chain_id
-        self._heads: dict[Address, ReceiptLink] = {}
-        self._moved: set[Address] = set()
-        self._urgent: queue.SimpleQueue[_Waiting[Any] | None] = queue.SimpleQueue()
-        self._lazy: deque[_Waiting[Any]] = deque()
-        self._token = trio.lowlevel.current_trio_token()
-        self._closed = False
-        self.failed = trio.Event()
-        self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
-        self._thread.start()
+        self._heads = _Heads()
+        self._commits = GroupCommit(connection, self._heads, name="ledger")
 
     @classmethod
     async def open(cls, path: Path, account: Account, chain_id: int) -> Ledger:
@@ -139,15 +130,14 @@ class Ledger:
         connection = await trio.to_thread.run_sync(ledger_schema.connect, path)
         return cls(connection, account, chain_id)
 
+    @property
+    def failed(self) -> trio.Event:
+        """Set when the disk could not take a write. Nothing written before is affected."""
+        return self._commits.failed
+
     async def aclose(self) -> None:
         """Commit what waits and close. Cancellation does not cut a commit short."""
-        if self._closed:
-            return
-        self._closed = True
-        self._urgent.put(None)
-        with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(self._thread.join)
-            self._connection.close()
+        await self._commits.aclose()
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
@@ -170,10 +160,10 @@ class Ledger:
                 _insert_answer(connection, answer, written, draft.ended_at_ms)
             return written
 
-        return await self._do(job)
+        return await self._commits.do(job)
 
     def _append(self, connection: sqlite3.Connection, draft: TaskReceipt, order: SignedOrder) -> Written:
-        head = self._head(connection, draft.bootstrap)
+        head = self._heads.get(connection, draft.bootstrap)
         receipt = dataclasses.replace(draft, sequence=head.sequence + 1, previous=head.hash)
         signed, link = self._sign(receipt)
         connection.execute(
@@ -190,7 +180,7 @@ class Ledger:
                 draft.ended_at_ms,
             ),
         )
-        self._set_head(draft.bootstrap, link)
+        self._heads.set(draft.bootstrap, link)
         return Written(signed, link.hash)
 
     def _sign(self, receipt: TaskReceipt) -> tuple[SignedReceipt, ReceiptLink]:
@@ -199,28 +189,6 @@ class Ledger:
         signature = self._account.sign(digest)
         wire = RECEIPT_TYPE.pack(receipt, signature)
         return SignedReceipt(receipt, signature, wire), ReceiptLink(receipt.sequence, digest)
-
-    def _head(self, connection: sqlite3.Connection, bootstrap: Address) -> ReceiptLink:
-        head = self._heads.get(bootstrap)
-        if head is None:
-            row = connection.execute("SELECT sequence, hash FROM chains WHERE bootstrap = ?", (bootstrap,)).fetchone()
-            head = self._heads[bootstrap] = ReceiptLink(*row) if row else ReceiptLink(0, FIRST_PREVIOUS)
-        return head
-
-    def _set_head(self, bootstrap: Address, link: ReceiptLink) -> None:
-        self._heads[bootstrap] = link
-        self._moved.add(bootstrap)
-
-    def _write_heads(self, connection: sqlite3.Connection) -> None:
-        """Store the heads that moved in this transaction, once each however many receipts it has."""
-        for bootstrap in self._moved:
-            head = self._heads[bootstrap]
-            connection.execute(
-                "INSERT INTO chains (bootstrap, sequence, hash) VALUES (?, ?, ?)"
-                " ON CONFLICT (bootstrap) DO UPDATE SET sequence = excluded.sequence, hash = excluded.hash",
-                (bootstrap, head.sequence, head.hash),
-            )
-        self._moved.clear()
 
     async def adopt_head(self, bootstrap: Address, theirs: ReceiptLink) -> ReceiptLink:
         """Continue the chain from the higher of our head and the one *bootstrap* knows, and return it.
@@ -235,18 +203,18 @@ class Ledger:
             raise ValueError(f"a chain of {theirs.sequence} receipts is not believable")
 
         def job(connection: sqlite3.Connection) -> ReceiptLink:
-            ours = self._head(connection, bootstrap)
+            ours = self._heads.get(connection, bootstrap)
             if theirs.sequence > ours.sequence or (theirs.sequence == ours.sequence > 0 and theirs.hash != ours.hash):
-                self._set_head(bootstrap, theirs)
+                self._heads.set(bootstrap, theirs)
                 return theirs
             return ours
 
-        return await self._do(job)
+        return await self._commits.do(job)
 
     def acknowledge(self, signed: SignedAcknowledgement, among: Sequence[Address], now_ms: int) -> None:
         """Keep *signed*, whose signature the caller checked, with the receipt it names; returns at once.
 
-        Durable within `LAZY_S`: losing it costs one more offer. One that names no receipt of ours, or one that was
+        Durable within a moment: losing it costs one more offer. One that names no receipt of ours, or one that was
         acknowledged before, changes nothing.
 
         Args:
@@ -267,7 +235,7 @@ class Ledger:
                     )
                     return
 
-        self._put_lazy(job)
+        self._commits.later(job)
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
@@ -285,7 +253,7 @@ class Ledger:
                 )
             )
 
-        return await self._do(job)
+        return await self._commits.do(job)
 
     async def between(self, bootstrap: Address, first: int, last: int, *, limit: int = 64) -> list[Owed]:
         """Return the receipts *first* to *last*, acknowledged or not, oldest first: what fills a gap."""
@@ -299,7 +267,7 @@ class Ledger:
                 )
             )
 
-        return await self._do(job)
+        return await self._commits.do(job)
 
     async def totals(self) -> Totals:
         """Return what the ledger holds."""
@@ -309,7 +277,7 @@ class Ledger:
             (owed,) = connection.execute("SELECT count(*) FROM receipts WHERE acknowledgement IS NULL").fetchone()
             return Totals(receipts, owed)
 
-        return await self._do(job)
+        return await self._commits.do(job)
 
     async def answer(self, service: str, task_id: str, attempt: int) -> StoredAnswer | None:
         """Return the stored answer of a detached attempt; None when there is none (any more)."""
@@ -321,7 +289,7 @@ class Ledger:
             ).fetchone()
             return StoredAnswer(*row) if row else None
 
-        return await self._do(job)
+        return await self._commits.do(job)
 
     async def answers_by_age(self) -> list[StoredAnswer]:
         """Return all stored answers without their bodies, those that were acknowledged first, oldest first."""
@@ -333,7 +301,7 @@ class Ledger:
             ).fetchall()
             return [StoredAnswer(*row) for row in rows]
 
-        return await self._do(job)
+        return await self._commits.do(job)
 
     async def forget_answers(self, keys: Sequence[tuple[str, str, int]]) -> None:
         """Drop stored answers by (service, task id, attempt); their receipts stay."""
@@ -341,111 +309,7 @@ class Ledger:
         def job(connection: sqlite3.Connection) -> None:
             connection.executemany("DELETE FROM answers WHERE service = ? AND task_id = ? AND attempt = ?", keys)
 
-        await self._do(job)
-
-    # -- the writer ----------------------------------------------------------------------------------------------------
-
-    async def _do(self, job: Job[T]) -> T:
-        if self._closed:
-            raise LedgerUnavailable("the ledger is closed")
-        waiting = _Waiting(job, trio.Event())
-        self._urgent.put(waiting)
-        assert waiting.done is not None
-        await waiting.done.wait()
-        if waiting.error is not None:
-            raise LedgerUnavailable(f"the ledger could not be written: {waiting.error}") from waiting.error
-        return waiting.result  # type: ignore[return-value]
-
-    def _put_lazy(self, job: Job[None]) -> None:
-        if self._closed:
-            return
-        self._lazy.append(_Waiting(job, None))
-        if len(self._lazy) == 1:
-            # The writer sleeps without a time limit while nothing waits; this job, which does nothing, makes it look.
-            self._urgent.put(_Waiting(_nothing, None))
-
-    def _run(self) -> None:
-        """The writer thread: gather, commit, wake; until None comes."""
-        closing = False
-        lazy_since: float | None = None
-        while not closing:
-            batch: list[_Waiting[Any]] = []
-            try:
-                timeout = None if lazy_since is None else max(0.0, lazy_since + LAZY_S - time.monotonic())
-                first = self._urgent.get(timeout=timeout)
-                while first is not None:
-                    if first.job is not _nothing:
-                        batch.append(first)
-                    if len(batch) >= BATCH or self._urgent.empty():
-                        break
-                    first = self._urgent.get_nowait()
-                closing = first is None
-            except queue.Empty:
-                pass
-            if self._lazy and not batch and not closing:
-                now = time.monotonic()
-                if lazy_since is None:
-                    lazy_since = now
-                if now < lazy_since + LAZY_S:
-                    continue
-            lazy_since = None
-            while self._lazy and (len(batch) < BATCH or closing):
-                batch.append(self._lazy.popleft())
-            if self._lazy:
-                lazy_since = time.monotonic()
-            if batch:
-                self._commit(batch)
-                self._settle(batch)
-
-    def _commit(self, batch: list[_Waiting[Any]]) -> None:
-        try:
-            self._transact(batch)
-            return
-        except Exception as error:
-            if len(batch) == 1:
-                self._fail(batch[0], error)
-                return
-        for waiting in batch:
-            try:
-                self._transact([waiting])
-            except Exception as error:
-                self._fail(waiting, error)
-
-    def _transact(self, batch: list[_Waiting[Any]]) -> None:
-        connection = self._connection
-        try:
-            connection.execute("BEGIN IMMEDIATE")
-            for waiting in batch:
-                waiting.result = waiting.job(connection)
-            self._write_heads(connection)
-            connection.execute("COMMIT")
-        except BaseException:
-            # what was assigned in this transaction never was: read the heads again
-            self._heads.clear()
-            self._moved.clear()
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise
-
-    def _fail(self, waiting: _Waiting[Any], error: Exception) -> None:
-        waiting.error = error
-        log.error("ledger_write_failed", error=str(error), kind=type(error).__name__)
-        if isinstance(error, sqlite3.OperationalError):
-            self._wake(self.failed.set)
-
-    def _settle(self, batch: list[_Waiting[Any]]) -> None:
-        def wake() -> None:
-            for waiting in batch:
-                if waiting.done is not None:
-                    waiting.done.set()
-
-        self._wake(wake)
-
-    def _wake(self, function: Callable[[], object]) -> None:
-        try:
-            self._token.run_sync_soon(function)
-        except trio.RunFinishedError:
-            return  # the daemon is gone; what was committed is what counts
+        await self._commits.do(job)
 
 
 _ANSWER_COLUMNS = (
@@ -476,7 +340,3 @@ def _insert_answer(connection: sqlite3.Connection, answer: StoredAnswer, written
 
 def _owed_rows(cursor: sqlite3.Cursor) -> list[Owed]:
     return [Owed(Address(bootstrap), sequence, order, receipt) for bootstrap, sequence, order, receipt in cursor]
-
-
-def _nothing(connection: sqlite3.Connection) -> None:
-    """The job that only wakes the writer."""

@@ -16,6 +16,7 @@ import trio
 from ngpu_node.deployments import Deployment
 from ngpu_node.execution.admission import Admitted
 from ngpu_node.execution.meter import Holding, Reading
+from ngpu_node.upstreams import Upstream
 from ngpu_protocol.identity import Address
 from ngpu_protocol.orders import SignedOrder
 from ngpu_protocol.receipts import FIRST_PREVIOUS, Outcome, TaskReceipt
@@ -62,13 +63,17 @@ class Attempt:
         "started_at_ms",
         "status",
         "stop_outcome",
+        "upstream",
     )
 
-    def __init__(self, admitted: Admitted[Deployment], holding: Holding, *, now_ms: int, now_s: float) -> None:
+    def __init__(
+        self, admitted: Admitted[Deployment], upstream: Upstream, holding: Holding, *, now_ms: int, now_s: float
+    ) -> None:
         """Begin at *now_ms* by the wall clock, *now_s* on trio's clock."""
         order = admitted.signed.order
         self.admitted = admitted
         self.deployment = admitted.deployment
+        self.upstream = upstream
         self.holding = holding
         self.key: Key = (admitted.service, order.task_id, order.attempt)
         self.scope = trio.CancelScope(deadline=now_s + admitted.left_ms / 1000)

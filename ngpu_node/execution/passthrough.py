@@ -22,7 +22,6 @@ import trio
 from ngpu_node.errors import NodeError
 from ngpu_node.execution.attempt import Attempt
 from ngpu_node.ledger import Written
-from ngpu_node.upstreams import Upstream
 from ngpu_protocol.http1 import (
     Exchange,
     Headers,
@@ -184,14 +183,13 @@ class ExchangeSource:
 
 async def relay(
     attempt: Attempt,
-    upstream: Upstream,
     fields: Headers,
     source: Source,
     sink: Sink,
     *,
     switch: Callable[[Response], Awaitable[None]] | None = None,
 ) -> Headers:
-    """Send the request to *upstream* and its answer to *sink*; return the answer's trailers.
+    """Send the request to the attempt's upstream and its answer to *sink*; return the answer's trailers.
 
     The answer's last piece is handed over with `more` where it is known to be the last: who calls this completes the
     answer with the receipt.
@@ -206,7 +204,7 @@ async def relay(
     body = source.whole if source.whole is not None else source
     for last_try in (False, True):
         try:
-            async with upstream.client.request(method, target, fields, body) as response:
+            async with attempt.upstream.client.request(method, target, fields, body) as response:
                 if response.status != 101:
                     return await _answer(attempt, method, response, sink)
                 if switch is None:

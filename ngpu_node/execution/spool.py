@@ -21,6 +21,7 @@ import structlog
 import trio
 
 from ngpu_node.changes import Changes
+from ngpu_node.errors import NodeError
 from ngpu_node.execution.attempt import Attempt, Key
 from ngpu_node.execution.passthrough import AnswerHead, Ended
 from ngpu_node.ledger import Ledger, StoredAnswer, Written
@@ -43,6 +44,10 @@ class SpoolLimits:
 
     answer_bytes: int = 64 * 1024 * 1024
     total_bytes: int = 1024 * 1024 * 1024
+
+
+class AnswerLost(NodeError):
+    """An answer that is followed will never be whole: its receipt could not be written, or it was dropped meanwhile."""
 
 
 class SpooledAnswer:
@@ -135,10 +140,10 @@ class SpooledAnswer:
         return self._head is not None
 
     async def head(self) -> AnswerHead:
-        """Wait for the head and return it; RuntimeError if there will be none."""
+        """Wait for the head and return it; raises AnswerLost if there will be none."""
         while self._head is None:
             if self.failed:
-                raise RuntimeError("the attempt ended without a receipt")
+                raise AnswerLost("the attempt ended without a receipt")
             await self._changes.beyond(self._changes.count)
         return self._head
 
@@ -148,11 +153,15 @@ class SpooledAnswer:
             if offset < self.size:
                 if self.path is None:
                     return bytes(self._memory[offset : offset + READ_BYTES])
-                return await trio.to_thread.run_sync(_read_at, self.path, offset, min(READ_BYTES, self.size - offset))
+                try:
+                    count = min(READ_BYTES, self.size - offset)
+                    return await trio.to_thread.run_sync(_read_at, self.path, offset, count)
+                except FileNotFoundError:
+                    raise AnswerLost("the answer was dropped to make room") from None
             if self.written is not None:
                 return b""
             if self.failed:
-                raise RuntimeError("the attempt ended without a receipt")
+                raise AnswerLost("the attempt ended without a receipt")
             await self._changes.beyond(self._changes.count)
 
     @classmethod

@@ -22,6 +22,7 @@ from prometheus_client import CollectorRegistry
 from ngpu_node.changes import Changes
 from ngpu_node.deployments import Deployment
 from ngpu_node.execution.admission import AdmissionState
+from ngpu_node.execution.attempts import Attempts
 from ngpu_node.execution.executor import Executor
 from ngpu_node.execution.spool import Spool, SpoolLimits
 from ngpu_node.ledger import Ledger, Written
@@ -86,9 +87,9 @@ class Rig:
     """The executor under test and everything around it."""
 
     def __init__(
-        self, executor: Executor, ledger: Ledger, deployment: Deployment, spool: Spool, client: Client
+        self, attempts: Attempts, ledger: Ledger, deployment: Deployment, spool: Spool, client: Client
     ) -> None:
-        self.executor = executor
+        self.attempts = attempts
         self.ledger = ledger
         self.deployment = deployment
         self.spool = spool
@@ -147,7 +148,7 @@ class Rig:
 
     async def settled(self) -> None:
         """Wait until no attempt runs."""
-        await eventually(lambda: not self.executor.running)
+        await eventually(lambda: not self.attempts.running)
 
     async def receipts(self) -> list[SignedReceipt]:
         found = await self.ledger.between(BOOTSTRAP.address, 1, 10**6, limit=1000)
@@ -219,11 +220,10 @@ async def a_rig(
                 max_body_bytes=max_body_bytes,
             )
             undelivered: list[Written] = []
-            executor = Executor(
-                state, ledger=ledger, spool=spool, metrics=metrics, changes=changes, undelivered=undelivered.append
-            )
+            attempts = Attempts(state, ledger=ledger, metrics=metrics, changes=changes, undelivered=undelivered.append)
+            executor = Executor(attempts, spool, metrics)
             await nursery.start(executor.run)
-            rig = Rig(executor, ledger, deployment, spool, Client(_refuse))
+            rig = Rig(attempts, ledger, deployment, spool, Client(_refuse))
             rig.undelivered = undelivered
             listeners = await open_listeners("127.0.0.1", 0)
             rig.address = listeners[0].socket.getsockname()[:2]

@@ -41,7 +41,7 @@ def test_a_detached_answer_comes_on_its_stream_and_again_when_asked_for(tmp_path
                 assert (status, again) == (200, body)
                 assert header(fields, b"content-type") == b"application/octet-stream"
                 assert header(fields, b"ngpu-receipt") == answer.receipt.encode().encode()
-            assert rig.executor.state.running == 0
+            assert rig.attempts.state.running == 0
 
     trio.run(main)
 
@@ -95,7 +95,7 @@ async def test_an_unknown_attempt_says_in_which_session_it_is_unknown(tmp_path: 
         status, _, body = await fetch(rig, "20261120_18_00_00_00000000000000000000")
         assert status == 404
         assert b"unknown_attempt" in body
-        assert rig.executor.state.session.hex().encode() in body
+        assert rig.attempts.state.session.hex().encode() in body
         for path in ("x", "x/y", "x/-1", "x/99999999999"):
             async with rig.client.request("GET", f"/ngpu/v1/attempts/{path}") as response:
                 assert response.status == 400
@@ -156,7 +156,7 @@ async def test_a_detached_request_that_never_came_whole_does_not_run(tmp_path: P
 
             nursery.start_soon(ask)
             await sent.wait()
-            await eventually(lambda: bool(rig.executor.running))
+            await eventually(lambda: bool(rig.attempts.running))
             nursery.cancel_scope.cancel()
         await rig.settled()
         (receipt,) = await rig.receipts()

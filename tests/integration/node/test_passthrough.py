@@ -60,7 +60,7 @@ async def test_a_small_request_passes_and_is_receipted(tmp_path: Path) -> None:
         receipt = answer.receipt.receipt
         assert (receipt.sequence, receipt.node, receipt.gpus) == (1, NODE.address, (GPU,))
         assert receipt.reserved_gpu_ms <= receipt.duration_ms
-        assert rig.executor.state.running == 0
+        assert rig.attempts.state.running == 0
         assert rig.deployment.running == 0
 
 
@@ -217,7 +217,7 @@ async def test_the_deadline_before_the_head_is_a_504_and_after_it_ends_the_body(
             assert (answer.status, answer.receipt.receipt.outcome) == (status, Outcome.DEADLINE)
             assert answer.verdict.kind is VerdictKind.VERIFIED, answer.verdict
             assert 250 <= answer.receipt.receipt.duration_ms < 2000
-        assert rig.executor.state.running == 0
+        assert rig.attempts.state.running == 0
 
 
 @trio_test
@@ -245,7 +245,7 @@ async def test_a_client_that_leaves_ends_the_work_within_a_second_and_is_receipt
         (receipt,) = await rig.receipts()
         assert (receipt.receipt.outcome, receipt.receipt.status) == (Outcome.CLIENT_GONE, 200)
         assert [written.signed for written in rig.undelivered] == [receipt]
-        assert rig.executor.state.running == 0
+        assert rig.attempts.state.running == 0
 
 
 @trio_test
@@ -375,7 +375,7 @@ async def test_draining_lets_running_attempts_finish_refuses_new_ones_and_cuts_a
         nursery.start_soon(ask, "/short")
         nursery.start_soon(ask, "/long")
         await eventually(lambda: rig.deployment.running == 2)
-        nursery.start_soon(rig.executor.drain, 0.5)
+        nursery.start_soon(rig.attempts.drain, 0.5)
         await trio.sleep(0.05)
         refused = await rig.ask("GET", "/short")
         assert (refused.status, refused.field("ngpu-refused")) == (503, "draining")
@@ -459,11 +459,11 @@ async def test_a_sibling_bootstrap_may_bring_the_order_and_a_stranger_learns_not
 async def test_without_a_receipt_no_answer_looks_complete(tmp_path: Path) -> None:
     async with a_rig(tmp_path, echo) as rig:
         assert_complete(await rig.ask(body=b"x"))
-        rig.ledger._connection.execute("PRAGMA query_only = ON")
+        rig.ledger._commits._connection.execute("PRAGMA query_only = ON")
         with pytest.raises((MaybeSentError, IncompleteError)):
             await rig.ask(body=b"y")
         assert rig.ledger.failed.is_set()
-        assert rig.executor.state.running == 0
+        assert rig.attempts.state.running == 0
 
 
 @trio_test
@@ -483,6 +483,6 @@ async def test_a_client_that_leaves_while_the_node_drains_is_not_the_nodes_doing
         nursery.start_soon(leave)
         await started.wait()
         with trio.fail_after(5):
-            await rig.executor.drain(20)
+            await rig.attempts.drain(20)
         (receipt,) = await rig.receipts()
         assert receipt.receipt.outcome == Outcome.CLIENT_GONE

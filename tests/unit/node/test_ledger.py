@@ -154,7 +154,7 @@ def test_a_failed_write_takes_no_number_and_spares_the_others_of_its_batch(tmp_p
 def test_a_disk_that_cannot_be_written_is_announced(tmp_path: Path) -> None:
     async def body(ledger: Ledger) -> None:
         await write(ledger)
-        ledger._connection.execute("PRAGMA query_only = ON")
+        ledger._commits._connection.execute("PRAGMA query_only = ON")
         with pytest.raises(LedgerUnavailable):
             await write(ledger, 1)
         await ledger.failed.wait()
