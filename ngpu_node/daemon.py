@@ -114,8 +114,8 @@ class Node:
         """
         settings = self._settings
         self._inventory = await look(self._account.address)
-        for problem in filter(None, [self._inventory.problem]):
-            log.info("no_gpus" if not self._inventory.gpus else "gpus_missing", reason=problem)
+        if self._inventory.problem:
+            log.info("gpus_missing" if self._inventory.gpus else "no_gpus", reason=self._inventory.problem)
         ledger = await Ledger.open(self._directory.path / "ledger.db", self._account, self._network.chain_id)
         try:
             async with open_backend(

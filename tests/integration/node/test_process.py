@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -169,6 +170,36 @@ async def test_sigterm_ends_what_does_not_finish_in_time_with_a_receipt_and_exit
             assert outcomes == [Outcome.NODE_STOPPING]
             assert not (node.data_dir / "admin.sock").exists()
             assert not (node.data_dir / "node.json").exists()
+
+
+@trio_test
+async def test_a_node_that_cannot_keep_receipts_stops_and_no_answer_without_one_looks_complete(tmp_path: Path) -> None:
+    async with a_bootstrap() as bootstrap:
+        config = prepared(tmp_path, bootstrap.multiaddr)
+        finished = []
+        async with a_process(config) as node, a_workspace(node, workspace):  # type: ignore[arg-type]
+            await bootstrap.wish(SPEC)
+            await bootstrap.until_ready()
+            # a disk that is full, as far as this process can tell
+            resource.prlimit(node.process.pid, resource.RLIMIT_FSIZE, (300_000, 300_000))
+
+            async def until_it_breaks() -> None:
+                while len(finished) < 1000:
+                    answer = await bootstrap.ask(b"x")
+                    assert answer.receipt is not None
+                    finished.append(answer.receipt)
+
+            with pytest.raises(HttpError):
+                await until_it_breaks()
+            with trio.fail_after(15):
+                await node.process.wait()
+            assert node.process.returncode == 1
+        bootstrap.acknowledges = False
+        async with a_process(config) as again:
+            await eventually(lambda: len(bootstrap.offers) >= len(finished), timeout_s=15)
+            offered = [receipt for _, receipt in bootstrap.offers]
+            assert offered[: len(finished)] == finished
+            again.kill()
 
 
 @trio_test
