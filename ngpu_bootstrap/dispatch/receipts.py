@@ -47,6 +47,8 @@ NOTICE_MS = 10_000
 # Receipts overtake each other by milliseconds; what is missing for longer than this is asked for.
 GAP_CHECK_S = 15.0
 GAPS_ASKED = 16
+# A receipt a connected node has owed for this long is withheld (design: Signatures).
+GAP_DISPUTED_S = 3600.0
 
 AttemptKey = tuple[str, int]
 
@@ -239,14 +241,17 @@ class ReceiptDesk:
                 await stream.send_all(frames[start : start + BATCH_BYTES])
 
     async def _ask_for_gaps(self, node: Address, line: _Line) -> None:
-        """Ask for receipts that were missing at two checks in a row, for ever."""
-        before: set[Gap] = set()
+        """Ask, for ever, for receipts that were missing at two checks in a row; say when one is owed for too long."""
+        missing_since: dict[Gap, float] = {}
         while True:
             await trio.sleep(GAP_CHECK_S)
             with contextlib.suppress(StoreError):
+                now_s = trio.current_time()
                 gaps = await self._store.gaps(node)
-                missing = [gap for gap in gaps if gap in before][:GAPS_ASKED]
-                before = set(gaps)
-                for gap in missing:
-                    log.info("receipts_missing", node=node, first=gap.from_sequence, last=gap.to_sequence)
+                asked = [gap for gap in gaps if gap in missing_since][:GAPS_ASKED]
+                missing_since = {gap: missing_since.get(gap, now_s) for gap in gaps}
+                for gap in asked:
+                    overdue = now_s - missing_since[gap] > GAP_DISPUTED_S
+                    say = log.warning if overdue else log.info
+                    say("receipts_missing", node=node, first=gap.from_sequence, last=gap.to_sequence, overdue=overdue)
                     line.put(encode_message(control.Gap(gap.from_sequence, gap.to_sequence)))

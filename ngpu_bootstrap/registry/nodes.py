@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import random as random_module
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -170,6 +170,7 @@ class Nodes:
         self._draw = draw
         self._sessions: dict[Address, NodeSession] = {}
         self._waiting: dict[str, deque[_Waiter]] = {}
+        self._clients_waiting: Counter[str] = Counter()
         self._hold_promised = False
         self._running = 0
         self._idle = trio.Event()
@@ -224,7 +225,7 @@ class Nodes:
 
     def waiting(self, workspace: str) -> int:
         """Return how many clients' calls of *workspace* wait for a slot."""
-        return sum(not waiter.promised for waiter in self._waiting.get(workspace, ()))
+        return self._clients_waiting[workspace]
 
     def take(self, spec: WorkspaceSpec, tried: Collection[NodeSession] = ()) -> Slot | None:
         """Return a slot when one is free now and nobody waits before the caller; else None."""
@@ -268,6 +269,7 @@ class Nodes:
             )
         waiter = _Waiter(spec, tried, wait_for_node)
         queue.append(waiter)
+        self._count(waiter, 1)
         try:
             self.serve_waiting()
             with trio.move_on_after(timeout_s):
@@ -275,12 +277,11 @@ class Nodes:
             slot, waiter.slot = waiter.slot, None
         finally:
             waiter.gone = True
+            if not waiter.ready.is_set():
+                self._count(waiter, -1)
             if waiter.slot is not None:  # cancelled between being given a slot and waking up
                 waiter.slot.release()
-            elif queue and waiter in queue:
-                queue.remove(waiter)
-            if not queue and self._waiting.get(spec.id) is queue:
-                del self._waiting[spec.id]
+            self._drop_gone(spec.id, queue)
         if slot is not None:
             return slot
         choice = self.choice(spec, tried)
@@ -299,6 +300,19 @@ class Nodes:
             await trio.sleep(TICK_S)
             if self._waiting:
                 self.serve_waiting()
+
+    def _drop_gone(self, workspace: str, queue: deque[_Waiter]) -> None:
+        """Forget those at the front of a queue who left; those further back are passed over when their turn comes."""
+        while queue and queue[0].gone:
+            queue.popleft()
+        if not queue and self._waiting.get(workspace) is queue:
+            del self._waiting[workspace]
+
+    def _count(self, waiter: _Waiter, change: int) -> None:
+        if not waiter.promised:
+            self._clients_waiting[waiter.spec.id] += change
+            if not self._clients_waiting[waiter.spec.id]:
+                del self._clients_waiting[waiter.spec.id]
 
     def refused_full(self, session: NodeSession, workspace: str) -> None:
         """Note that the node had no slot after all: our estimate was too good."""
@@ -345,6 +359,7 @@ class Nodes:
                     continue
                 waiter.slot = Slot(self, self._sessions[node], workspace)
                 waiter.ready.set()
+                self._count(waiter, -1)
             queue.extendleft(reversed(passed))
 
 
