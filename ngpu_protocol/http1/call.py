@@ -217,12 +217,16 @@ class Call:
         """Keep the connection if both messages on it are complete and nothing else came; else reset it."""
         response, self._response = self._response, None
         assert response is not None
-        if self._last_write is not None and response.ended and error is None:
-            # The peer had the whole request before our sender's last write returned: that moment keeps the connection.
-            with trio.move_on_after(_LAST_WRITE_S):
-                await self._last_write.wait()
-        both = response.ended and self.request_complete
-        await self._finish(ended=both, reusable=both and response.upgraded is None)
+        both = False
+        try:
+            if self._last_write is not None and response.ended and error is None:
+                # The peer had the whole request before our sender's last write returned: that moment keeps the
+                # connection.
+                with trio.move_on_after(_LAST_WRITE_S):
+                    await self._last_write.wait()
+            both = response.ended and self.request_complete
+        finally:
+            await self._finish(ended=both, reusable=both and response.upgraded is None)
         if error is None and self._body_error is not None:
             raise self._body_error
 
@@ -322,7 +326,10 @@ class Call:
             aclose: Callable[[], Awaitable[None]] | None = getattr(pieces, "aclose", None)
             if aclose is not None:  # a generator left in its middle would be finished by the garbage collector
                 with trio.move_on_after(_SOURCE_CLOSE_S, shield=True):
-                    await aclose()
+                    try:
+                        await aclose()
+                    except Exception as error:  # in the nursery it would cancel the caller's own block
+                        self._body_error = self._body_error or error
 
     # Receiving
 

@@ -186,8 +186,11 @@ def parse_response_head(head: bytes, limits: Limits) -> ResponseHead:
     elif steering.lengths:
         # RFC 9112 section 6.3: repeated equal lengths may be taken as one. Servers behind careless middleware send
         # them.
-        if len(set(steering.lengths)) > 1:
-            raise MalformedError("conflicting Content-Length")
+        if len(steering.lengths) > 1:
+            if len(set(steering.lengths)) > 1:
+                raise MalformedError("conflicting Content-Length")
+            first = headers.index((b"content-length", steering.lengths[0]))
+            response.headers = [pair for at, pair in enumerate(headers) if at == first or pair[0] != b"content-length"]
         response.content_length = _length(steering.lengths[0])
     if steering.connection and b"close" in _tokens(steering.connection):
         response.keep_alive = False

@@ -38,6 +38,7 @@ from ngpu_protocol.http1.streams import SwitchedStream, abort_stream, close_stre
 _log = structlog.get_logger("ngpu.http1")
 
 _READ_BYTES = 65536
+_WRITE_BYTES = 256 * 1024
 # Twice this, at most, passes before a busy handler gets its lookout; see the promise of one second in `serve_stream`.
 _TICK_S = 0.3
 _GATHERED_BYTES = 256 * 1024
@@ -237,7 +238,12 @@ class ServerConnection:
         self._writing = True
         self._serial += 1
         try:
-            await self._stream.send_all(data)
+            if len(data) <= _WRITE_BYTES:
+                await self._stream.send_all(data)
+            else:
+                for start in range(0, len(data), _WRITE_BYTES):  # each of them progress, for a client that is slow
+                    await self._stream.send_all(memoryview(data)[start : start + _WRITE_BYTES])
+                    self._serial += 1
         except _BROKEN:
             await self._gone()
         finally:

@@ -478,6 +478,54 @@ def test_cancelled_request_resets_its_connection(when_s: float) -> None:
     check()
 
 
+class CancelAtStep(trio.abc.Instrument):
+    """Cancels *scope* just before the *step*-th time that the task which made this goes on."""
+
+    def __init__(self, scope: trio.CancelScope, step: int) -> None:
+        self._scope = scope
+        self._task = trio.lowlevel.current_task()
+        self._left = step
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        if task is self._task:
+            self._left -= 1
+            if self._left == 0:
+                self._scope.cancel()
+
+
+@pytest.mark.parametrize("kind", ["no body", "one write", "streamed", "asked for"])
+def test_cancelled_at_any_step_a_request_leaves_nothing_behind(kind: str) -> None:
+    bodies: dict[str, Callable[[], bytes | AsyncIterator[bytes]]] = {
+        "no body": lambda: b"",
+        "one write": lambda: b"x" * 1000,
+        "streamed": lambda: pieces(b"x" * 50_000, b"y" * 50_000, b"z"),
+        "asked for": lambda: b"x" * 100_000,
+    }
+
+    @virtual_clock
+    async def check() -> None:
+        async with connected(served(echo), max_connections=2) as (client, _):
+            for step in range(1, 200):
+                finished = False
+                with trio.CancelScope() as scope:
+                    instrument = CancelAtStep(scope, step)
+                    trio.lowlevel.add_instrument(instrument)
+                    try:
+                        request = client.request("POST", "/", body=bodies[kind](), expect_continue=kind == "asked for")
+                        async with request as response:
+                            await response.read(1_000_000)
+                        finished = True
+                    finally:
+                        trio.lowlevel.remove_instrument(instrument)
+                assert client.pool.open == client.pool.idle
+                if finished and not scope.cancel_called:
+                    break
+            assert finished
+            assert step > 3
+
+    check()
+
+
 @virtual_clock
 async def test_error_in_the_callers_block_passes_unwrapped_and_resets() -> None:
     async def early(exchange: Exchange) -> None:
@@ -784,3 +832,21 @@ async def test_source_left_in_its_middle_is_closed() -> None:
         async with client.request("POST", "/", body=source()) as response:
             await response.read(10)
         assert closed == [True]
+
+
+@virtual_clock
+async def test_source_that_cannot_be_closed_fails_the_request_as_any_error_of_its_own() -> None:
+    async def source() -> AsyncIterator[bytes]:
+        try:
+            while True:
+                yield b"x"  # left here: it is the connection that fails
+        finally:
+            raise OSError("cannot close the file")
+
+    refusal = saying(b"HTTP/1.1 413 No\r\nContent-Length: 0\r\n\r\n", then="close")
+    async with connected(refusal) as (client, _):
+        with pytest.raises(OSError, match="cannot close the file"):  # noqa: PT012  leaving is what raises
+            async with client.request("POST", "/", body=source()) as response:
+                await trio.sleep(1)
+                await response.read(10)
+        assert client.pool.open == 0

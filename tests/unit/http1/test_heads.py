@@ -194,6 +194,7 @@ def test_errors_never_show_values() -> None:
 def test_answers_are_read() -> None:
     read = parse_response_head(b"HTTP/1.1 404 Not Here\r\nContent-Length: 3\r\ncontent-length: 3", LIMITS)
     assert (read.status, read.reason, read.content_length, read.keep_alive) == (404, b"Not Here", 3, True)
+    assert read.headers == [(b"content-length", b"3")]  # a proxy passes on one
     assert parse_response_head(b"HTTP/1.1 200", LIMITS).reason == b""
     assert parse_response_head(b"HTTP/1.1 200 ", LIMITS).chunked is False
     assert parse_response_head(b"HTTP/1.0 200 OK", LIMITS).keep_alive is False

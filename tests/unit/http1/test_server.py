@@ -858,6 +858,28 @@ async def test_client_that_stops_reading_is_cut_off() -> None:
     assert served.server.was_reset
 
 
+@virtual_clock
+async def test_client_that_reads_slowly_gets_all_of_one_large_answer() -> None:
+    size = 4 * 1024 * 1024
+
+    async def large(exchange: Exchange) -> None:
+        await exchange.respond(200, [], bytes(size))
+
+    async with serving(large, limits=Limits(stall_timeout_s=20)) as served:
+        send_all = served.server.send_all
+
+        async def through_a_thin_line(data: bytes | bytearray | memoryview) -> None:
+            await trio.sleep(len(data) / 20_000)
+            await send_all(data)
+
+        served.server.send_all = through_a_thin_line  # type: ignore[method-assign]
+        await served.client.send_all(close(GET))
+        started = trio.current_time()
+        answer = await receive_all(served.client)
+        assert len(answer) > size
+        assert trio.current_time() - started > 200
+
+
 # -- switching protocols -----------------------------------------------------------------------------------------------
 
 UPGRADE = b"GET /chat HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
