@@ -18,6 +18,7 @@ import dataclasses
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+import outcome
 import structlog
 import trio
 
@@ -31,7 +32,7 @@ from ngpu_bootstrap.errors import NotServed
 from ngpu_bootstrap.metrics import Metrics
 from ngpu_bootstrap.registry.nodes import Nodes, NodeSession, Slot
 from ngpu_bootstrap.store.errors import RecordRefused, StoreError, TaskIsFinal
-from ngpu_bootstrap.store.records import AttemptEnd, AttemptStart, Filing, Finish
+from ngpu_bootstrap.store.records import AttemptEnd, AttemptStart, FiledReceipt, Filing, Finish
 from ngpu_bootstrap.store.store import Store
 from ngpu_bootstrap.tasks.retry import may_retry
 from ngpu_bootstrap.tasks.states import TaskState
@@ -45,6 +46,9 @@ log = structlog.get_logger(__name__)
 
 # Ends of tasks being committed while their clients have their answers; beyond it new attempts wait for the store.
 UNRECORDED_LIMIT = 2048
+
+# A promised task that a node did not take waits this long, doubled each time, for another before it comes back.
+OTHERS_FIRST_S = 0.25
 
 _NO_RECEIPT_FOLLOWS = frozenset({How.REFUSED, How.NOT_SENT})
 
@@ -63,14 +67,13 @@ class Progress:
     """Where a task stands when it is taken up: as new, or as a restart found it.
 
     Attributes:
-        accepted: it is in the store already.
+        promised: it is in the store and no client waits on a connection for it: it waits while no node serves it,
+            and outlives this run of the daemon.
         attempts: made so far.
-        wait_for_node: it was promised: it waits while no node serves it.
     """
 
-    accepted: bool = False
+    promised: bool = False
     attempts: int = 0
-    wait_for_node: bool = False
 
 
 NEW = Progress()
@@ -146,20 +149,27 @@ class Dispatcher:
         """
         tried: set[NodeSession] = set()
         number = progress.attempts
-        accepted = progress.accepted
         before: Attempt | None = None
+        client_waits = not (call.detach or progress.promised)
         while True:
             try:
-                slot = await self._place(call, tried, wait_for_node=progress.wait_for_node)
+                slot = await self._place(call, tried, number, promised=progress.promised)
             except NotServed as refusal:
-                if not accepted:
+                if before is None and not progress.promised:
                     raise
-                ending = ending_of(before, None) if before is not None else _unplaced(refusal)
+                if progress.promised and tried and not self._is_late(call):
+                    tried.clear()  # nobody else took it: those who did not may by now
+                    continue
+                ending = ending_of(before, None) if before is not None else self._unplaced(call, refusal)
                 await self._end(call, ending, before, None)
                 return Result(ending, before)
+            except BaseException:
+                if before is not None and client_waits:
+                    self._record_left(call, before)
+                raise
             number += 1
-            attempt, judged = await self._attempt(call, sink, slot, number, before, accepted=accepted)
-            accepted = True
+            is_new = before is None and not progress.promised
+            attempt, judged = await self._attempt(call, sink, slot, number, before, is_new, client_waits)
             if attempt.how is How.ANSWERED or not self._may_repeat(call, sink, attempt):
                 if call.detach and attempt.how in (How.LOST, How.DEADLINE):
                     return Result(ending_of(attempt, None), attempt)
@@ -202,18 +212,26 @@ class Dispatcher:
 
     # -- one attempt
 
-    async def _place(self, call: Call, tried: set[NodeSession], *, wait_for_node: bool) -> Slot:
-        slot = self._nodes.take(call.spec, tried)
+    async def _place(self, call: Call, tried: set[NodeSession], number: int, *, promised: bool) -> Slot:
+        slot = self._nodes.take(call.spec, tried, promised=promised)
         if slot is not None:
             return slot
-        left_s = (call.deadline_ms - self._now_ms()) / 1000
-        timeout_s = left_s if wait_for_node else min(left_s, self._limits.queue_wait_s)
-        return await self._nodes.acquire(
-            call.spec, tried=tried, timeout_s=max(0.0, timeout_s), wait_for_node=wait_for_node
-        )
+        timeout_s = (call.deadline_ms - self._now_ms()) / 1000
+        if not promised:
+            timeout_s = min(timeout_s, self._limits.queue_wait_s)
+        elif tried:
+            timeout_s = min(timeout_s, OTHERS_FIRST_S * 2 ** min(number, 8))
+        return await self._nodes.acquire(call.spec, tried=tried, timeout_s=max(0.0, timeout_s), promised=promised)
 
     async def _attempt(
-        self, call: Call, sink: Sink, slot: Slot, number: int, before: Attempt | None, *, accepted: bool
+        self,
+        call: Call,
+        sink: Sink,
+        slot: Slot,
+        number: int,
+        before: Attempt | None,
+        is_new: bool,
+        client_waits: bool,
     ) -> tuple[Attempt, Judged | None]:
         session = slot.session
         attempt: Attempt | None = None
@@ -221,26 +239,45 @@ class Dispatcher:
             while self._unrecorded >= UNRECORDED_LIMIT:
                 await self._recorded.wait()
             signed = self._order(call, session, number)
-            await self._commit_start(call, signed, before, accepted=accepted)
+            # Shielded: a write that was queued happens, and its task must then be ended by somebody.
+            with trio.CancelScope(shield=True):
+                await self._commit_start(call, signed, before, is_new=is_new)
             attempt = Attempt(call, signed, number)
             self._desk.attempt_began(signed.order)
             await attempt.run(session.requests, sink, self._now_ms())
         except BaseException:
             # The client left or broke its request: what runs on the node has been told to stop.
-            if attempt is not None and not call.detach:
-                finish = self._finish(call, ending_of(attempt, None), attempt, None, None)
-                self._record_soon(self._commit_end, finish, None)
+            if client_waits and (attempt is not None or before is not None):
+                self._record_left(call, attempt or before)
             raise
         finally:
             slot.release()
             if attempt is not None:
-                awaits = attempt.receipt is None and attempt.how not in _NO_RECEIPT_FOLLOWS
-                offered = frozenset(gpu.id for gpu in session.gpus) if session.gpus else frozenset[bytes]()
-                self._desk.attempt_ended(attempt.signed.order, Awaited(attempt.observed(), offered) if awaits else None)
-                self._metrics.attempt_ended(attempt.how.value, attempt.first_byte_s)
+                self._account_for(attempt, session)
         judged = self._judged(attempt)
         self._log(attempt, judged)
         return attempt, judged
+
+    def _account_for(self, attempt: Attempt, session: NodeSession) -> None:
+        """Tell who must know that an attempt ended."""
+        awaited = None
+        if attempt.receipt is None and attempt.how not in _NO_RECEIPT_FOLLOWS:
+            awaited = Awaited(attempt.observed(), frozenset(gpu.id for gpu in session.gpus))
+        self._desk.attempt_ended(attempt.signed.order, awaited)
+        self._metrics.attempt_ended(attempt.how.value, attempt.first_byte_s)
+
+    def _record_left(self, call: Call, attempt: Attempt | None) -> None:
+        """Have the end of a task recorded whose client left."""
+        ending = Ending(TaskState.CANCELLED, 499, "client_gone", "the client closed its connection", "client_gone")
+        self._record_soon(self._commit_end, self._finish(call, ending, attempt, None, None), None)
+
+    def _is_late(self, call: Call) -> bool:
+        return self._now_ms() >= call.deadline_ms
+
+    def _unplaced(self, call: Call, refusal: NotServed) -> Ending:
+        if self._is_late(call):
+            return Ending(TaskState.EXPIRED, 504, "deadline", f"the deadline passed; {refusal.message}")
+        return Ending(TaskState.FAILED, refusal.status, refusal.reason, refusal.message)
 
     def _order(self, call: Call, session: NodeSession, number: int) -> SignedOrder:
         now_ms = self._now_ms()
@@ -261,7 +298,7 @@ class Dispatcher:
         )
         return sign_order(order, self._account, self._chain_id)
 
-    async def _commit_start(self, call: Call, signed: SignedOrder, before: Attempt | None, *, accepted: bool) -> None:
+    async def _commit_start(self, call: Call, signed: SignedOrder, before: Attempt | None, *, is_new: bool) -> None:
         order = signed.order
         start = AttemptStart(
             task_id=order.task_id,
@@ -271,7 +308,7 @@ class Dispatcher:
             order=signed.wire,
             at_ms=order.issued_at_ms,
         )
-        if not accepted:
+        if is_new:
             await self._store.accept_and_begin(call.new_task(), start)
             return
         previous = None
@@ -325,7 +362,7 @@ class Dispatcher:
             with trio.CancelScope(shield=True):
                 await self._commit_end(finish, judged)
         else:
-            self._record_soon(self._commit_end, finish, judged)
+            self._post_end(finish, judged)
 
     def _finish(
         self, call: Call, ending: Ending, attempt: Attempt | None, judged: Judged | None, sink: Sink | None
@@ -365,10 +402,35 @@ class Dispatcher:
             return
         if filed is None:
             await self._file(judged)
-        elif filed.filing is Filing.EQUIVOCATION:
-            self._desk.acknowledge(judged.record.node, self._judge.contradicted(judged).acknowledgement.wire)
         else:
-            self._desk.acknowledge(judged.record.node, judged.acknowledgement.wire)
+            self._acknowledge(filed, judged)
+
+    def _post_end(self, finish: Finish, judged: Judged | None) -> None:
+        """Do what `_commit_end` does, without a task for it: that comes only where the commit failed."""
+
+        def told(result: outcome.Value[FiledReceipt | None] | outcome.Error) -> None:
+            if isinstance(result, outcome.Error):
+                self._record_soon(self._commit_end, finish, judged)
+            elif judged is not None and result.value is None:
+                self._record_soon(self._file, judged)
+            elif judged is not None and result.value is not None:
+                self._acknowledge(result.value, judged)
+            self._one_recorded()
+
+        try:
+            posted = self._store.post_finish(finish, told)
+        except RecordRefused:
+            posted = False
+        if posted:
+            self._unrecorded += 1
+        else:
+            self._record_soon(self._commit_end, finish, judged)
+
+    def _acknowledge(self, filed: FiledReceipt, judged: Judged) -> None:
+        """Tell the node what became of its receipt, which is filed."""
+        if filed.filing is Filing.EQUIVOCATION:
+            judged = self._judge.contradicted(judged)
+        self._desk.acknowledge(judged.record.node, judged.acknowledgement.wire)
 
     async def _file(self, judged: Judged) -> None:
         """File a receipt whose task ended otherwise, and acknowledge it."""
@@ -393,10 +455,13 @@ class Dispatcher:
         except Exception:
             log.exception("end_not_recorded")  # ours to mend, and no reason to end every other task
         finally:
-            self._unrecorded -= 1
-            if self._unrecorded in (0, UNRECORDED_LIMIT - 1):
-                self._recorded.set()
-                self._recorded = trio.Event()
+            self._one_recorded()
+
+    def _one_recorded(self) -> None:
+        self._unrecorded -= 1
+        if self._unrecorded in (0, UNRECORDED_LIMIT - 1):
+            self._recorded.set()
+            self._recorded = trio.Event()
 
     def _log(self, attempt: Attempt, judged: Judged | None) -> None:
         order = attempt.signed.order
@@ -414,8 +479,3 @@ class Dispatcher:
             rule=judged.verdict.rule if judged is not None else "",
             ms=attempt.ended_at_ms - attempt.sent_at_ms,
         )
-
-
-def _unplaced(refusal: NotServed) -> Ending:
-    expired = refusal.reason == "no_free_slot"
-    return Ending(TaskState.EXPIRED if expired else TaskState.FAILED, refusal.status, refusal.reason, refusal.message)

@@ -7,6 +7,7 @@ whose fault a driver's error is. SQLite runs in WAL mode with ``synchronous=FULL
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,12 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
 def _begin_sqlite(connection: sa.Connection) -> None:
     # writers take the write lock at once: a later upgrade from reading could fail with no way to wait
     reading = connection.get_execution_options().get("ngpu_reading", False)
-    connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+    driver: Any = connection.connection.dbapi_connection
+    try:
+        driver.execute("BEGIN" if reading else "BEGIN IMMEDIATE").close()
+    except sqlite3.Error:
+        # once more by the library's way, for its error; it costs as much as the rest of a small commit
+        connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
 
 
 def reading(connection: sa.Connection) -> sa.Connection:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from operator import attrgetter
 from typing import Any
 
 import outcome
@@ -121,6 +120,7 @@ class GroupCommit:
         connection = self._connect()
         filings = _Filings(connection, self._operations, self._chains)
         with connection.begin():
+            cursor = connection.connection.cursor()
             for wave in _waves(batch):
                 steps = [step for operation in wave for step in operation.steps]
                 for operation in wave:
@@ -128,8 +128,9 @@ class GroupCommit:
                         filed, extra = filings.file(operation.receipt, shown=bool(operation.steps))
                         operation.outcome = outcome.Value(filed)
                         steps.extend(extra)
-                _execute(connection, steps)
-            _execute(connection, filings.heads())
+                _execute_quickly(cursor, steps)
+            _execute_quickly(cursor, filings.heads())
+            cursor.close()
         self._chains.update(filings.chains)
 
     def _commit_singly(self, batch: Sequence[Operation]) -> None:
@@ -306,14 +307,34 @@ def _waves(batch: Sequence[Operation]) -> Iterator[list[Operation]]:
 
 def _execute(connection: sa.Connection, steps: Iterable[Step]) -> None:
     """Execute *steps*, each statement once for all its rows, in the order of rank."""
+    for prepared, rows in _by_statement(steps):
+        _check(prepared, rows, connection.exec_driver_sql(prepared.sql, rows if len(rows) > 1 else rows[0]).rowcount)
+
+
+def _execute_quickly(cursor: Any, steps: Iterable[Step]) -> None:
+    """As `_execute`, on the driver's own cursor: a third of the time, and the driver's own errors.
+
+    Whatever is raised here makes the batch be repeated the other way, whose errors can be told apart.
+    """
+    for prepared, rows in _by_statement(steps):
+        if len(rows) > 1:
+            cursor.executemany(prepared.sql, rows)
+        else:
+            cursor.execute(prepared.sql, rows[0])
+        _check(prepared, rows, cursor.rowcount)
+
+
+def _by_statement(steps: Iterable[Step]) -> list[tuple[Prepared, list[tuple[Any, ...]]]]:
     rows: dict[Prepared, list[tuple[Any, ...]]] = {}
     for prepared, parameters in steps:
         rows.setdefault(prepared, []).append(parameters)
-    for prepared in sorted(rows, key=_rank):
-        many = rows[prepared]
-        touched = connection.exec_driver_sql(prepared.sql, many if len(many) > 1 else many[0]).rowcount
-        if prepared.rows != ANY_ROWS and touched != prepared.rows * len(many):
-            raise _RowsMissed(prepared.name)
+    return sorted(rows.items(), key=_rank)
 
 
-_rank = attrgetter("rank")
+def _check(prepared: Prepared, rows: Sequence[object], touched: int) -> None:
+    if prepared.rows != ANY_ROWS and touched != prepared.rows * len(rows):
+        raise _RowsMissed(prepared.name)
+
+
+def _rank(item: tuple[Prepared, object]) -> int:
+    return item[0].rank

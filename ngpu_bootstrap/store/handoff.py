@@ -4,6 +4,9 @@
 and all waiters of a batch are woken by a single ``run_sync_soon``: at 64 waiters that is one pass through trio's loop
 instead of 64.
 
+What nobody waits for is posted: it travels with the next job that somebody waits for, or alone once it is ``POSTED_S``
+old. A batch costs the same for one job as for many, so under load what is posted is nearly free.
+
 Invariant: a job that entered the queue is done, whatever happens to its waiter. Cancelling the waiter only ends the
 waiting.
 """
@@ -12,14 +15,22 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 import outcome
+import structlog
 import trio
 
 from ngpu_bootstrap.store.errors import StoreClosed
+
+POSTED_S = 0.01
+
+_log = structlog.get_logger(__name__)
+
+Told = Callable[[outcome.Value[Any] | outcome.Error], None]
 
 
 class Job:
@@ -28,10 +39,11 @@ class Job:
     The service thread sets *outcome*, the trio thread reads it.
     """
 
-    __slots__ = ("outcome", "waiter")
+    __slots__ = ("outcome", "tell", "waiter")
 
     def __init__(self) -> None:
         self.waiter: trio.lowlevel.Task | None = None
+        self.tell: Told | None = None
         # an outcome can be unwrapped once only: never share one
         self.outcome: outcome.Value[Any] | outcome.Error = outcome.Value(None)
 
@@ -51,6 +63,8 @@ class Handoff(Generic[JobT]):
         self._token = trio.lowlevel.current_trio_token()
         self._room = trio.Semaphore(capacity)
         self._queue: queue.SimpleQueue[JobT | None] = queue.SimpleQueue()
+        self._posted: deque[JobT] = deque()
+        self._asleep = False
         self._closed = False
 
     @property
@@ -84,15 +98,23 @@ class Handoff(Generic[JobT]):
 
         return await trio.lowlevel.wait_task_rescheduled(stop_waiting)
 
-    def post(self, job: JobT) -> bool:
-        """Queue *job* with nobody waiting for it; False when there is no room or the store is closed."""
+    def post(self, job: JobT, tell: Told | None = None) -> bool:
+        """Queue *job* with nobody waiting for it; False when there is no room or the store is closed.
+
+        Args:
+            tell: called with the job's outcome, by trio's loop itself: it must be short and never raise.
+        """
         if self._closed:
             return False
         try:
             self._room.acquire_nowait()
         except trio.WouldBlock:
             return False
-        self._queue.put(job)
+        job.tell = tell
+        self._posted.append(job)
+        if self._asleep:
+            self._asleep = False
+            self._queue.put(None)  # means: look again
         return True
 
     def close(self) -> None:
@@ -102,15 +124,25 @@ class Handoff(Generic[JobT]):
             self._queue.put(None)
 
     def take(self, limit: int, linger_s: float = 0.0) -> list[JobT] | None:
-        """Return the next 1 to *limit* jobs in order of arrival, or None once closed and drained.
+        """Return the next 1 to *limit* jobs, or None once closed and drained.
 
         Service thread only. Waits for the first; then takes what is queued, waiting for more until *linger_s* after the
-        first (0: not at all).
+        first (0: not at all). What was posted comes first: a later job may build on it, as none waits for it.
         """
-        first = self._queue.get()
+        jobs: list[JobT] = []
+        while True:
+            first = self._first()
+            room = limit if first is None else limit - 1
+            while self._posted and len(jobs) < room:
+                jobs.append(self._posted.popleft())
+            if first is not None:
+                jobs.append(first)
+            if jobs:
+                break
+            if self._closed and self._queue.empty():
+                return None
         if first is None:
-            return None
-        jobs = [first]
+            return jobs
         until = time.monotonic() + linger_s if linger_s > 0 else 0.0
         while len(jobs) < limit:
             try:
@@ -123,12 +155,24 @@ class Handoff(Generic[JobT]):
                     job = self._queue.get(timeout=wait_s)
                 except queue.Empty:
                     break
-            if job is None:
-                # nothing follows: leave the mark for the next call
-                self._queue.put(None)
-                break
-            jobs.append(job)
+            if job is not None:
+                jobs.append(job)
         return jobs
+
+    def _first(self) -> JobT | None:
+        """Return the next job that somebody waits for; None when there is another reason to look."""
+        if self._closed and self._queue.empty():
+            return None
+        with suppress(queue.Empty):
+            return self._queue.get(timeout=POSTED_S)
+        # Nothing came for a while: sleep without a limit, unless something was posted before that could be seen.
+        self._asleep = True
+        if self._posted or self._closed:
+            self._asleep = False
+            return None
+        job = self._queue.get()
+        self._asleep = False
+        return job
 
     def deliver(self, jobs: Sequence[JobT]) -> None:
         """Wake the waiters of *jobs* with their outcomes. Service thread only; harmless after the trio run ended."""
@@ -141,3 +185,8 @@ class Handoff(Generic[JobT]):
             if job.waiter is not None:
                 waiter, job.waiter = job.waiter, None
                 trio.lowlevel.reschedule(waiter, job.outcome)
+            elif job.tell is not None:
+                try:
+                    job.tell(job.outcome)
+                except Exception:  # would end the whole run
+                    _log.exception("store_listener_bug")

@@ -8,11 +8,12 @@ hash.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from typing import Any
 
 from ngpu_bootstrap.tasks.states import TaskState
+from ngpu_protocol.frozen import dataclass
 from ngpu_protocol.identity import Address
 
 NO_HASH = bytes(32)

@@ -9,12 +9,13 @@ Errors are those of ``errors``; any method may raise StoreUnavailable (the mediu
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import outcome
 import sqlalchemy as sa
 import trio
 
@@ -236,7 +237,7 @@ class Store:
             RecordRefused: a value cannot be stored.
         """
         request = await self._kept(task.task_id, Part.REQUEST, task.request)
-        operation = self._operations.accept(replace(task, request=request))
+        operation = self._operations.accept(_with_request(task, request))
         await self._submit(operation, task.request, request)
 
     async def accept_and_begin(self, task: NewTask, start: AttemptStart) -> None:
@@ -246,7 +247,7 @@ class Store:
             As ``accept``.
         """
         request = await self._kept(task.task_id, Part.REQUEST, task.request)
-        operation = self._operations.accept(replace(task, request=request), start)
+        operation = self._operations.accept(_with_request(task, request), start)
         await self._submit(operation, task.request, request)
 
     async def begin_attempt(self, start: AttemptStart, *, previous: AttemptEnd | None = None) -> None:
@@ -283,20 +284,35 @@ class Store:
             RecordRefused: a value cannot be stored, such as a receipt's sequence of 0: finish without it.
         """
         response = await self._kept(finish.task_id, Part.RESPONSE, finish.response)
-        operation = self._operations.finish(replace(finish, response=response))
-        receipt = finish.receipt
-        if receipt is not None and receipt.authentic:
-            self._links.note(receipt.bootstrap, receipt.node, receipt.sequence, receipt.hash)
+        kept = finish if response is finish.response else replace(finish, response=response)
+        operation = self._operations.finish(kept)
+        self._note_link(finish.receipt)
         filed: FiledReceipt | None = await self._submit(operation, finish.response, response)
         return filed
+
+    def post_finish(
+        self, finish: Finish, tell: Callable[[outcome.Value[FiledReceipt | None] | outcome.Error], None]
+    ) -> bool:
+        """As ``finish``, for a task whose answer is not kept, and without waiting; False: nothing was queued.
+
+        Args:
+            tell: called with the outcome after COMMIT, within trio's loop: it must be short and not raise.
+
+        Raises:
+            RecordRefused: as ``finish``.
+        """
+        if finish.response is not None:
+            raise ValueError("an answer that is kept is worth waiting for")
+        operation = self._operations.finish(finish)
+        self._note_link(finish.receipt)
+        return self._writes.post(operation, tell)
 
     async def late_receipt(self, receipt: NewReceipt) -> FiledReceipt:
         """File a receipt that did not come with its answer, and show its verdict with the task's last attempt.
 
         Idempotent: the same receipt again changes nothing and returns the acknowledgement given first.
         """
-        if receipt.authentic:
-            self._links.note(receipt.bootstrap, receipt.node, receipt.sequence, receipt.hash)
+        self._note_link(receipt)
         filed: FiledReceipt = await self._writes.submit(self._operations.late_receipt(receipt))
         return filed
 
@@ -391,6 +407,10 @@ class Store:
         """Return every node ever seen, first seen first."""
         return await self._lists.read(queries.nodes)
 
+    def _note_link(self, receipt: NewReceipt | None) -> None:
+        if receipt is not None and receipt.authentic:
+            self._links.note(receipt.bootstrap, receipt.node, receipt.sequence, receipt.hash)
+
     async def _kept(self, task_id: str, part: Part, body: bytes | StoredBody | None) -> bytes | StoredBody | None:
         """Return *body* as it goes to its row: a long one given as bytes is put on disk first."""
         if not isinstance(body, bytes) or len(body) <= self._files.limits.inline_bytes:
@@ -429,6 +449,10 @@ async def open_store(
         yield store
     finally:
         await store.aclose()
+
+
+def _with_request(task: NewTask, request: bytes | StoredBody | None) -> NewTask:
+    return task if request is task.request else replace(task, request=request)
 
 
 def _prepare(engine: sa.Engine, network: str, migrate: bool | None, files: BodyFiles) -> None:

@@ -12,7 +12,7 @@ import trio
 from trio.testing import trio_test, wait_all_tasks_blocked
 
 from ngpu_bootstrap.store.errors import StoreClosed
-from ngpu_bootstrap.store.handoff import Handoff, Job
+from ngpu_bootstrap.store.handoff import POSTED_S, Handoff, Job
 
 
 class Numbered(Job):
@@ -126,6 +126,61 @@ async def test_a_caller_waiting_for_room_can_be_cancelled() -> None:
         server.go.release(2)
         assert await server.handoff.submit(Numbered(3)) == 30
         assert [number for batch in server.batches for number in batch] == [1, 3]
+
+
+@trio_test
+async def test_what_is_posted_travels_with_the_next_job_and_before_it() -> None:
+    told: list[object] = []
+    with serving() as server:
+        server.handoff.post(Numbered(1), lambda result: told.append(result.unwrap()))
+        server.handoff.post(Numbered(2))
+        server.go.release()
+        assert await server.handoff.submit(Numbered(3)) == 30
+        assert server.batches == [[1, 2, 3]]
+        assert told == [10]
+
+
+@trio_test
+async def test_what_is_posted_does_not_wait_for_company_for_ever() -> None:
+    told = trio.Event()
+    with serving() as server:
+        server.go.release()
+        await trio.sleep(5 * POSTED_S)  # the thread has gone to sleep without a limit
+        server.handoff.post(Numbered(1), lambda result: told.set())
+        with trio.fail_after(5):
+            await told.wait()
+        assert server.batches == [[1]]
+
+
+@trio_test
+async def test_more_posted_than_a_batch_holds_is_taken_in_several() -> None:
+    done = trio.Event()
+    with serving() as server:
+        for number in range(9):
+            server.handoff.post(Numbered(number), (lambda result: done.set()) if number == 8 else None)
+        server.go.release(10)
+        with trio.fail_after(5):
+            await done.wait()
+    assert server.batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8]]
+
+
+@trio_test
+async def test_a_listener_that_fails_harms_nobody() -> None:
+    def fail(result: object) -> None:
+        raise ValueError("a bug")
+
+    with serving() as server:
+        server.handoff.post(Numbered(1), fail)
+        server.go.release()
+        assert await server.handoff.submit(Numbered(2)) == 20
+
+
+@trio_test
+async def test_closing_finishes_what_was_posted() -> None:
+    with serving() as server:
+        for number in range(6):
+            server.handoff.post(Numbered(number))
+    assert [number for batch in server.batches for number in batch] == list(range(6))
 
 
 @trio_test
