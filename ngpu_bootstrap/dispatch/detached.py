@@ -119,7 +119,7 @@ class DetachedTasks:
         await self._store.accept(call.new_task())
         if isinstance(call.body, WholeBody) and len(call.body.content) > KEEP_IN_MEMORY_BYTES:
             call = dataclasses.replace(call, body=KeptBody(functools.partial(self._read_request, call.task_id)))
-        self._start(workspace, self._carry, call, Progress(accepted=True, wait_for_node=True))
+        self._start(workspace, self._carry, call, Progress(promised=True))
 
     # -- taking up what a restart left
 
@@ -209,7 +209,7 @@ class DetachedTasks:
         if decision.ends_attempt:
             end = AttemptEnd(call.task_id, found.attempts, "lost", self._now_ms(), "connection_lost")
             await self._store.end_attempt(end, requeue=True)
-        await self._carry(call, Progress(accepted=True, attempts=found.attempts, wait_for_node=True))
+        await self._carry(call, Progress(promised=True, attempts=found.attempts))
 
     def _call(self, record: TaskRecord, spec: WorkspaceSpec) -> Call:
         body = KeptBody(functools.partial(self._read_request, record.task_id))

@@ -227,9 +227,9 @@ class Nodes:
         """Return how many clients' calls of *workspace* wait for a slot."""
         return self._clients_waiting[workspace]
 
-    def take(self, spec: WorkspaceSpec, tried: Collection[NodeSession] = ()) -> Slot | None:
-        """Return a slot when one is free now and nobody waits before the caller; else None."""
-        if self._waiting.get(spec.id):
+    def take(self, spec: WorkspaceSpec, tried: Collection[NodeSession] = (), *, promised: bool = False) -> Slot | None:
+        """Return a slot when one is free now and nobody waits before the caller; else None. See `acquire`."""
+        if self._waiting.get(spec.id) or (promised and self._hold_promised):
             return None
         node = self.choice(spec, tried).node
         return Slot(self, self._sessions[node], spec.id) if node is not None else None
@@ -240,34 +240,34 @@ class Nodes:
         *,
         tried: Collection[NodeSession] = (),
         timeout_s: float,
-        wait_for_node: bool = False,
+        promised: bool = False,
     ) -> Slot:
         """Return a slot for one attempt of *spec*, waiting for one in a bounded queue, first come first served.
 
         Args:
             tried: sessions that must not be asked again for this task.
             timeout_s: how long the call may wait.
-            wait_for_node: wait too when no node serves the workspace now, for tasks that were promised already.
+            promised: the task is in the store: it waits too when no node serves the workspace now, takes no place of a
+                client's in the queue, and gets nothing once this bootstrap stops.
 
         Raises:
             NotServed: 503 when no node serves the workspace, 429 when the queue is full or the wait was too long.
         """
-        held = wait_for_node and self._hold_promised
-        slot = self.take(spec, tried) if not held else None
+        slot = self.take(spec, tried, promised=promised)
         if slot is not None:
             return slot
         choice = self.choice(spec, tried)
-        if not choice.waitable and not wait_for_node:
+        if not choice.waitable and not promised:
             raise no_node(spec, choice.excluded)
         queue = self._waiting.setdefault(spec.id, deque())
-        if not wait_for_node and (waiting := self.waiting(spec.id)) >= self._queue_limit:
+        if not promised and (waiting := self.waiting(spec.id)) >= self._queue_limit:
             raise NotServed(
                 429,
                 "queue_full",
                 f"every slot of workspace {spec.id} is taken and {waiting} calls wait already; come again later",
                 retry_after_s=1,
             )
-        waiter = _Waiter(spec, tried, wait_for_node)
+        waiter = _Waiter(spec, tried, promised)
         queue.append(waiter)
         self._count(waiter, 1)
         try:

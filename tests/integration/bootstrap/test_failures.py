@@ -464,3 +464,64 @@ def test_a_node_that_dies_mid_answer_cuts_the_answer(tmp_path: Path) -> None:
             assert view["reason"] == "node_lost"
 
     trio.run(main)
+
+
+def test_a_client_that_leaves_while_its_call_waits_for_another_node_leaves_no_open_task(tmp_path: Path) -> None:
+    async def refuse(asked: Asked) -> None:
+        await asked.refuse(429, "no_free_slot")
+
+    async def test(bootstrap: Bootstrap, node: ScriptedNode) -> None:
+        node.script = refuse
+        with trio.move_on_after(0.2):
+            await bootstrap.call("GET", "/proxy/8080/")
+        view = await task_when(bootstrap, node.orders[0].order.task_id, lambda view: view["state"] >= 3)
+        assert (view["state"], view["reason"]) == (5, "client_gone")
+
+    run(tmp_path, test, limits={"attempts": 32})
+
+
+def test_a_promised_task_comes_back_to_the_only_node_that_refused_it(tmp_path: Path) -> None:
+    refusals = iter(["workspace_not_ready", "no_free_slot", "workspace_not_ready"])
+
+    async def reluctant(asked: Asked) -> None:
+        reason = next(refusals, None)
+        if reason is None:
+            await echo(asked)
+        else:
+            await asked.refuse(425, reason)
+
+    async def test(bootstrap: Bootstrap, node: ScriptedNode) -> None:
+        node.script = reluctant
+        task_id = json.loads((await bootstrap.call("POST", "/user/train", b"{}")).body)["taskId"]
+        view = await task_when(bootstrap, task_id, lambda view: view["state"] >= 3)
+        assert (view["state"], [one["outcome"] for one in view["attempts"]]) == (3, ["refused"] * 3 + ["complete"])
+
+    run(tmp_path, test)
+
+
+def test_a_promised_task_nobody_takes_fails_with_the_last_reason(tmp_path: Path) -> None:
+    async def refuse(asked: Asked) -> None:
+        await asked.refuse(403, "unknown_bootstrap")
+
+    async def test(bootstrap: Bootstrap, node: ScriptedNode) -> None:
+        node.script = refuse
+        task_id = json.loads((await bootstrap.call("POST", "/user/train", b"{}")).body)["taskId"]
+        view = await task_when(bootstrap, task_id, lambda view: view["state"] >= 3)
+        assert (view["state"], view["reason"], len(view["attempts"])) == (4, "node_refused", 2)
+
+    run(tmp_path, test, limits={"attempts": 2})
+
+
+def test_a_promised_task_expires(tmp_path: Path) -> None:
+    async def silent(asked: Asked) -> None:
+        await trio.sleep_forever()
+
+    async def test(bootstrap: Bootstrap, node: ScriptedNode) -> None:
+        node.script = silent
+        running_one = json.loads((await bootstrap.call("POST", "/user/train", b"{}")).body)["taskId"]
+        waiting_one = json.loads((await bootstrap.call("POST", "/user/train", b"{}")).body)["taskId"]
+        view = await task_when(bootstrap, waiting_one, lambda view: view["state"] >= 3)
+        assert (view["state"], view["reason"], view["result_code"]) == (6, "deadline", 504)
+        assert (await task_when(bootstrap, running_one, lambda view: True))["state"] == 1  # its node may still answer
+
+    run(tmp_path, test, workspace={**WORKSPACE, "concurrency": 1}, async_deadline_s=1.0)

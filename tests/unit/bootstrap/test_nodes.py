@@ -172,7 +172,7 @@ def test_without_a_node_a_call_is_refused_and_a_promised_task_waits_for_one() ->
             await view.acquire(SPEC, timeout_s=3)
         assert refused.value.status == 503
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(partial(view.acquire, SPEC, timeout_s=100, wait_for_node=True))
+            nursery.start_soon(partial(view.acquire, SPEC, timeout_s=100, promised=True))
             await trio.sleep(50)
             assert view.waiting("7") == 0  # it takes no place of a client's
             node = session()
@@ -277,7 +277,7 @@ def test_while_stopping_only_promised_tasks_are_held() -> None:
         view.attach(session())
         view.hold_promised()
         with trio.move_on_after(1) as scope:
-            await view.acquire(SPEC, timeout_s=50, wait_for_node=True)
+            await view.acquire(SPEC, timeout_s=50, promised=True)
         assert scope.cancelled_caught
         slot = await view.acquire(SPEC, timeout_s=1)
         async with trio.open_nursery() as nursery:
