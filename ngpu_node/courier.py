@@ -232,7 +232,7 @@ class _Session:
     async def _offer(self, owed: Owed) -> None:
         self._offered_at[owed.bootstrap, owed.sequence] = trio.current_time()
         await send_frame(self._stream, encode_message(Offer(order=owed.signed_order, receipt=owed.signed_receipt)))
-        self._courier._metrics.offers.inc()
+        self._courier._metrics.offers += 1
 
     async def _make_room(self) -> None:
         """Wait until fewer than `WINDOW` offers are unanswered; one that stays so for long no longer counts."""

@@ -183,7 +183,7 @@ class Node:
             nursery.start_soon(spool.run)
             nursery.start_soon(self._watch_inventory)
             nursery.start_soon(self._watch_totals, ledger)
-            admin = AdminApi(self._registry, partial(self._status, host, state, engine))
+            admin = AdminApi(self._registry, partial(self._status, host, state, engine, ledger))
             await nursery.start(serve_admin_socket, self._directory.admin_socket, admin)
             models = ModelApi(self._servers, partial(_identity, host))
             (model_address, *_) = await _listen(nursery, models.handle, settings.model_listen, "model_listen")
@@ -315,7 +315,10 @@ class Node:
     def _deployments_by_state(self) -> Iterable[tuple[str, float]]:
         return Counter(str(deployment.phase) for deployment in self._deployments).items()
 
-    async def _status(self, host: Host, state: AdmissionState[Deployment], engine: EngineStatus) -> dict[str, Any]:
+    async def _status(
+        self, host: Host, state: AdmissionState[Deployment], engine: EngineStatus, ledger: Ledger
+    ) -> dict[str, Any]:
+        self._totals = await ledger.totals()
         now_s = trio.current_time()
         return {
             "node": self._account.address,

@@ -2,7 +2,7 @@
 
 A receipt is a claim for money, and each names the one before it, so there must never be two with one sequence number.
 Therefore sequence and predecessor are assigned, and the receipt signed over them, inside the transaction that stores
-it, and only one thread ever writes (`group_commit`). A transaction that fails leaves no trace in the chain.
+it, and only one thread ever writes (`group_commit`, `ledger_batch`). One that fails leaves no trace in the chain.
 
 When the disk fails, `failed` is set: the daemon ends, since a node that cannot keep receipts must not work.
 """
@@ -19,10 +19,11 @@ import trio
 
 from ngpu_node import ledger_schema
 from ngpu_node.group_commit import GroupCommit
+from ngpu_node.ledger_batch import LedgerBatch
 from ngpu_protocol.acknowledgements import SignedAcknowledgement
 from ngpu_protocol.identity import Account, Address
 from ngpu_protocol.orders import SignedOrder
-from ngpu_protocol.receipts import FIRST_PREVIOUS, RECEIPT_TYPE, ReceiptLink, SignedReceipt, TaskReceipt
+from ngpu_protocol.receipts import RECEIPT_TYPE, ReceiptLink, SignedReceipt, TaskReceipt
 
 #: Beyond this a bootstrap's claim about our own chain is nonsense, not a backup we lost.
 MAX_SEQUENCE = 2**53
@@ -77,48 +78,14 @@ class Totals:
     owed: int
 
 
-class _Heads:
-    """The last link of every chain, as far as the writing thread knows; its state follows the transactions."""
-
-    def __init__(self) -> None:
-        self._known: dict[Address, ReceiptLink] = {}
-        self._moved: set[Address] = set()
-
-    def get(self, connection: sqlite3.Connection, bootstrap: Address) -> ReceiptLink:
-        head = self._known.get(bootstrap)
-        if head is None:
-            row = connection.execute("SELECT sequence, hash FROM chains WHERE bootstrap = ?", (bootstrap,)).fetchone()
-            head = self._known[bootstrap] = ReceiptLink(*row) if row else ReceiptLink(0, FIRST_PREVIOUS)
-        return head
-
-    def set(self, bootstrap: Address, link: ReceiptLink) -> None:
-        self._known[bootstrap] = link
-        self._moved.add(bootstrap)
-
-    def before_commit(self, connection: sqlite3.Connection) -> None:
-        """Store the heads that moved, once each however many receipts the transaction has."""
-        for bootstrap in self._moved:
-            head = self._known[bootstrap]
-            connection.execute(
-                "INSERT INTO chains (bootstrap, sequence, hash) VALUES (?, ?, ?)"
-                " ON CONFLICT (bootstrap) DO UPDATE SET sequence = excluded.sequence, hash = excluded.hash",
-                (bootstrap, head.sequence, head.hash),
-            )
-        self._moved.clear()
-
-    def after_rollback(self) -> None:
-        self._known.clear()
-        self._moved.clear()
-
-
 class Ledger:
     """The ledger of one node; made by `open`, used from one trio run, closed by `aclose`."""
 
     def __init__(self, connection: sqlite3.Connection, account: Account, chain_id: int) -> None:
         self._account = account
         self._chain_id = chain_id
-        self._heads = _Heads()
-        self._commits = GroupCommit(connection, self._heads, name="ledger")
+        self._batch = LedgerBatch()
+        self._commits = GroupCommit(connection, self._batch, name="ledger")
 
     @classmethod
     async def open(cls, path: Path, account: Account, chain_id: int) -> Ledger:
@@ -163,12 +130,10 @@ class Ledger:
         return await self._commits.do(job)
 
     def _append(self, connection: sqlite3.Connection, draft: TaskReceipt, order: SignedOrder) -> Written:
-        head = self._heads.get(connection, draft.bootstrap)
+        head = self._batch.head(connection, draft.bootstrap)
         receipt = dataclasses.replace(draft, sequence=head.sequence + 1, previous=head.hash)
         signed, link = self._sign(receipt)
-        connection.execute(
-            "INSERT INTO receipts (bootstrap, sequence, hash, task_id, attempt, signed_order, signed_receipt,"
-            " written_at_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        self._batch.add_receipt(
             (
                 draft.bootstrap,
                 link.sequence,
@@ -178,9 +143,9 @@ class Ledger:
                 order.wire,
                 signed.wire,
                 draft.ended_at_ms,
-            ),
+            )
         )
-        self._heads.set(draft.bootstrap, link)
+        self._batch.move_head(draft.bootstrap, link)
         return Written(signed, link.hash)
 
     def _sign(self, receipt: TaskReceipt) -> tuple[SignedReceipt, ReceiptLink]:
@@ -203,9 +168,9 @@ class Ledger:
             raise ValueError(f"a chain of {theirs.sequence} receipts is not believable")
 
         def job(connection: sqlite3.Connection) -> ReceiptLink:
-            ours = self._heads.get(connection, bootstrap)
+            ours = self._batch.head(connection, bootstrap)
             if theirs.sequence > ours.sequence or (theirs.sequence == ours.sequence > 0 and theirs.hash != ours.hash):
-                self._heads.set(bootstrap, theirs)
+                self._batch.move_head(bootstrap, theirs)
                 return theirs
             return ours
 
@@ -224,16 +189,9 @@ class Ledger:
 
         def job(connection: sqlite3.Connection) -> None:
             for bootstrap in among:
-                cursor = connection.execute(
-                    "UPDATE receipts SET acknowledgement = ?, verdict = ?"
-                    " WHERE bootstrap = ? AND sequence = ? AND hash = ? AND acknowledgement IS NULL",
-                    (signed.wire, ack.verdict, bootstrap, ack.sequence, ack.receipt_hash),
+                self._batch.add_acknowledgement(
+                    bootstrap, ack.sequence, ack.receipt_hash, signed.wire, ack.verdict, now_ms
                 )
-                if cursor.rowcount:
-                    connection.execute(
-                        "UPDATE answers SET acknowledged_at_ms = ? WHERE receipt_hash = ?", (now_ms, ack.receipt_hash)
-                    )
-                    return
 
         self._commits.later(job)
 

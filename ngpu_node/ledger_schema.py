@@ -68,7 +68,7 @@ def connect(path: Path) -> sqlite3.Connection:
     """
     try:
         # isolation_level None: transactions are ours to begin; the module would begin and end them at odd moments
-        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=64)
+        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=512)
     except sqlite3.OperationalError as error:
         raise NodeConfigurationError(f"cannot open the ledger {path}: {error}") from error
     try:

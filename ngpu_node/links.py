@@ -249,7 +249,7 @@ class Link:
             raise BootstrapMisbehaved(str(error)) from error
         self._became(connected=True)
         self.status.admitted = answer.admitted
-        parts.metrics.connects.inc()
+        parts.metrics.sessions += 1
         log.info(
             "bootstrap_welcomed",
             bootstrap=self.bootstrap.address,

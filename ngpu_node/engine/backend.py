@@ -20,6 +20,9 @@ from ngpu_protocol.identity import Address
 log = structlog.get_logger(__name__)
 
 
+FINISH_S = 10.0
+
+
 @dataclass(frozen=True, slots=True)
 class EngineStatus:
     """The engine, for the owner: `docker` or `none`, its version, and why there is none."""
@@ -88,7 +91,11 @@ async def open_backend(
             version = await engine.version()
         except (EngineUnavailable, EngineFailed, DeploymentImpossible) as error:
             raise NodeConfigurationError(f"engine: {error}") from error
-        yield containers, EngineStatus("docker", version)
+        try:
+            yield containers, EngineStatus("docker", version)
+        finally:
+            with trio.move_on_after(FINISH_S, shield=True):
+                await containers.finish()
     finally:
         with trio.move_on_after(5, shield=True):
             await engine.aclose()

@@ -123,6 +123,14 @@ class Containers:
                 log.info("engine_unavailable", reason=str(error))
             await trio.sleep(SWEEP_INTERVAL_S)
 
+    async def finish(self) -> None:
+        """Take the node's network away, unless a container is still on it."""
+        if self._network is not None:
+            try:
+                await self._engine.remove_network(self._network)
+            except (EngineUnavailable, EngineFailed) as error:
+                log.info("network_kept", network=self._network, reason=str(error))
+
     async def _sweep(self) -> None:
         for container in await self._engine.containers():
             if container.id in self._containers.values() or container.name in self._starting:

@@ -228,8 +228,8 @@ class DockerEngine:
             DeploymentImpossible: this engine cannot run it at all.
         """
 
-        def begin() -> ContainerState:
-            container = self._client.containers.create(**options(plan))
+        def begin(chosen: dict[str, Any]) -> ContainerState:
+            container = self._client.containers.create(**chosen)
             try:
                 container.start()
                 container.reload()
@@ -239,8 +239,19 @@ class DockerEngine:
                 raise
             return _state(container)
 
+        def begin_within_the_engines_limits() -> ContainerState:
+            chosen = options(plan)
+            try:
+                return begin(chosen)
+            except APIError as error:
+                # An engine that is itself in a container may not set them at all; then its own hold, which are lower.
+                if "setting rlimit" not in str(error):
+                    raise
+            del chosen["ulimits"]
+            return begin(chosen)
+
         try:
-            return await self._change(begin)
+            return await self._change(begin_within_the_engines_limits)
         except EngineFailed as error:
             if "could not select device driver" in str(error):
                 raise DeploymentImpossible(

@@ -110,7 +110,7 @@ class Attempts:
         self.state.running += 1
         if self.state.running == self.state.slots:
             self._changes.announce()
-        self._metrics.running.inc()
+        self._metrics.running += 1
         return attempt
 
     async def settle(self, attempt: Attempt, outcome: Outcome, answer: SpooledAnswer | None = None) -> Written:
@@ -127,7 +127,7 @@ class Attempts:
         self.state.running -= 1
         if self.state.running == self.state.slots - 1:
             self._changes.announce()
-        self._metrics.running.dec()
+        self._metrics.running -= 1
         draft = attempt.draft(self.state.node, outcome, reading, ended_at_ms=self.clocks.wall_ms())
         stored: StoredAnswer | None = None
         try:

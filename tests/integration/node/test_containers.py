@@ -338,7 +338,9 @@ def test_a_task_on_a_container_is_receipted_with_its_image_and_ends_well_when_it
                 answer = await bootstrap.send(bootstrap.order(target="/echo"), b"again", node=account)
                 assert answer.body == b"again"
             client = docker.from_env()
-            assert client.containers.list(all=True, filters={"label": f"{LABEL_NODE}={account.address}"}) == []
+            mine = {"label": f"{LABEL_NODE}={account.address}"}
+            assert client.containers.list(all=True, filters=mine) == []
+            assert client.networks.list(filters=mine) == []
             client.close()
 
     trio.run(main)

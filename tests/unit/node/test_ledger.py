@@ -188,6 +188,26 @@ def test_an_acknowledgement_just_before_closing_is_kept(tmp_path: Path) -> None:
     with_ledger(tmp_path / "ledger.db", second)
 
 
+def test_a_flood_of_acknowledgements_is_kept_whole(tmp_path: Path) -> None:
+    async def first(ledger: Ledger) -> None:
+        receipts: list[SignedReceipt] = []
+
+        async def one(number: int) -> None:
+            receipts.append(await write(ledger, number))
+
+        async with trio.open_nursery() as nursery:
+            for number in range(1300):
+                nursery.start_soon(one, number)
+        for receipt in receipts:
+            ledger.acknowledge(acknowledged(receipt), [SIBLING.address, BOOTSTRAP.address], NOW_MS)
+
+    async def second(ledger: Ledger) -> None:
+        assert (await ledger.totals()).owed == 0
+
+    with_ledger(tmp_path / "ledger.db", first)
+    with_ledger(tmp_path / "ledger.db", second)
+
+
 def test_an_acknowledgement_settles_its_own_services_receipt_only(tmp_path: Path) -> None:
     async def body(ledger: Ledger) -> None:
         receipt = await write(ledger)
