@@ -173,15 +173,17 @@ class BusyClock:
         active_ns, end, rest = _cut(self.trace, to_ns)
         length = end.v - begin.v
 
+        # r as a fraction, at most 1
+        over = max(1, active_ns)
+        rate = 0 if busy_ns is None else min(max(0, busy_ns), active_ns)
+
         def rated(share: int) -> int:
-            if busy_ns is None or active_ns == 0:
-                return 0
-            return share if busy_ns >= active_ns else share * max(0, busy_ns) // active_ns
+            return share * rate // over
 
         for mark in [mark for mark in self.fresh if mark.v <= end.v]:
             # What was billed before a task began is rounded up, what it is billed is the difference: never too much.
             before = mark.v - begin.v
-            mark.billed = self.billed + min(rated(before) + 1, before)
+            mark.billed = self.billed - (-before * rate // over)
             mark.missed = self.missed + (mark.v - begin.v if busy_ns is None else 0)
             self.fresh.discard(mark)
         open_tails: list[tuple[int, int]] = []

@@ -102,10 +102,9 @@ class SampleReader:
             self._on_tick = False
         return self._cursor_us
 
-    @property
-    def next_tick_us(self) -> int:
-        """When, by the wall clock, the next tick can be seen."""
-        return self._cursor_us + self.period_us + SETTLE_US // 2
+    def tick_seen_us(self, ticks: int) -> int:
+        """Return when, by the wall clock, so many ticks after the last known one can be seen."""
+        return self._cursor_us + ticks * self.period_us + SETTLE_US // 2
 
     def read(self, look: Look) -> list[Window]:
         """Return what *look* (asked from `since_us`) tells, oldest first; nothing when there was no tick yet."""

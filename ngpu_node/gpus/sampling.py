@@ -1,7 +1,8 @@
 """How one device is sampled: what to ask the driver next, and what its answer means for the workspaces on it.
 
-Pure: `watch` asks and brings the answers, tests bring synthetic ones. Looks follow the driver's ticks, one each, while
-tasks run on the device, and cease once everything about ended tasks is known; a device without tasks costs nothing.
+Pure: `watch` asks and brings the answers, tests bring synthetic ones. Looks follow the driver's ticks while tasks run
+on the device, one each or, where a look is dear, one every few; they cease once everything about ended tasks is known.
+A device without tasks costs nothing.
 
 Whose a sample is, is decided here. A process belongs to the workspace in whose container it runs; one that runs in
 none is the owner's, and nobody's bill. A process that cannot be found at all (this daemon lives in a PID namespace of
@@ -11,6 +12,7 @@ the device's own are taken for the workspace that has it alone, as far as the li
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +22,8 @@ from ngpu_node.gpus.samples import SampleReader, Window
 
 #: A part of a core that looking at one device may take; beyond it, looks become rarer than ticks.
 COST_PART = 0.004
+#: The same with looks at the end of tasks, which are made as far as this goes.
+MOST_COST_PART = 0.0045
 _SLOWEST_US = 5_000_000
 
 
@@ -77,7 +81,9 @@ class DeviceSampling:
         self._awake = False
         self._due_us = 0
         self._cost_us = 0.0
-        self._learnt_us = 0
+        self._spare_us = 0.0
+        self._looked_us = 0
+        self._empty = 0
         meter.method(uuid, method)
 
     @property
@@ -104,7 +110,7 @@ class DeviceSampling:
             self._reader = SampleReader(since_us, since_ns)
         else:
             self._reader.begin(since_us, since_ns)
-        self._awake, self._due_us = True, self._reader.next_tick_us
+        self._awake, self._due_us = True, self._reader.tick_seen_us(1)
 
     def rest(self) -> None:
         """Look no more until woken."""
@@ -115,11 +121,20 @@ class DeviceSampling:
         if not self._awake or self._reader is None or self.method is Method.NONE:
             return None
         # Bounded, because the wall clock may have been set back since.
-        return min(max(0, self._due_us - wall_us), max(self._pace_us, 2 * self._reader.period_us)) / 1e6
+        return min(max(0, self._due_us - wall_us), (1 + self.ticks_a_look) * self._reader.period_us) / 1e6
 
     @property
-    def _pace_us(self) -> int:
-        return min(_SLOWEST_US, round(self._cost_us / COST_PART))
+    def ticks_a_look(self) -> int:
+        """How many of the driver's ticks pass from look to look: one, or as many as keep the cost within bounds."""
+        if self._reader is None:
+            return 1
+        pace_us = min(_SLOWEST_US, self._cost_us / COST_PART)
+        return max(1, math.ceil(pace_us / self._reader.period_us))
+
+    @property
+    def interval_us(self) -> int | None:
+        """How far apart looks are, which is how long the end of a task may go unseen; None before the first look."""
+        return None if self._reader is None else self.ticks_a_look * self._reader.period_us
 
     def ask(self, wall_us: int) -> Ask | None:
         """Return the look to be had now, or None where there is none to be had."""
@@ -136,12 +151,32 @@ class DeviceSampling:
         if self._reader is None:
             return
         self.looks += 1
-        self._cost_us = cost_us if not self._cost_us else 0.9 * self._cost_us + 0.1 * cost_us
+        self._spend(look.wall_us, cost_us)
         windows = self._reader.read(look)
         for window in windows:
             self._apply(self._judged(window, look, owners), owners)
-        again_us = self._reader.period_us // (4 if windows else 2)
-        self._due_us = max(self._reader.next_tick_us, look.wall_us + max(self._pace_us, again_us))
+        # No samples: a little early for the tick, which is soon there, or nothing runs, which may stay so.
+        self._empty = 0 if look.samples else self._empty + 1
+        again = (0.25, 0.5)[self._empty] if self._empty < 2 else self.ticks_a_look
+        again_us = round(again * self._reader.period_us)
+        self._due_us = max(self._reader.tick_seen_us(self.ticks_a_look), look.wall_us + again_us)
+
+    def _spend(self, wall_us: int, cost_us: float) -> None:
+        self._cost_us = cost_us if not self._cost_us else 0.9 * self._cost_us + 0.1 * cost_us
+        self._spare_us = min(2 * self._cost_us, self._spare(wall_us)) - cost_us
+        self._looked_us = wall_us
+
+    def _spare(self, wall_us: int) -> float:
+        return self._spare_us + max(0, wall_us - self._looked_us) * MOST_COST_PART
+
+    def is_worth_a_look(self, wall_us: int) -> bool:
+        """Tell whether a look right now would show a tick that the last one did not, and may be afforded.
+
+        At the end of a task it shortens what is unknown of it from a look's interval to a tick's.
+        """
+        if self._reader is None or self.ask(wall_us) is None:
+            return False
+        return wall_us >= self._reader.tick_seen_us(1) and self._spare(wall_us) >= self._cost_us
 
     def failed(self, fault: DriverFault, wall_us: int, monotonic_ns: int) -> None:
         """Take in that the driver did not answer: nothing is known up to now, and another look is due soon."""

@@ -38,6 +38,9 @@ log = structlog.get_logger(__name__)
 SURVEY_TIMEOUT_S = 20.0
 ROUND_TIMEOUT_S = 8.0
 LOOK_TIMEOUT_S = 3.0
+#: How long the end of a task may wait for a last look.
+LAST_LOOK_S = 0.02
+STUCK_WAIT_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +134,7 @@ class GpuWatch:
         self._uuids: dict[bytes, str] = {}
         self._samplings: dict[str, DeviceSampling] = {}
         self._meter = BusyMeter()
+        self._looking = trio.Lock()
         self._awoken = Changes()
         self._survey_now = Changes()
 
@@ -181,6 +185,18 @@ class GpuWatch:
         if asleep:
             self._awoken.announce()
         return metered
+
+    async def look_before_stop(self, gpus: Sequence[bytes]) -> None:
+        """Have the newest samples of *gpus*, where that is worth it; takes some milliseconds at most.
+
+        A task that is about to end is known up to the driver's last tick then, not up to the last look.
+        """
+        wall_us = self._clocks.wall_us()
+        samplings = [self._samplings[uuid] for name in gpus if (uuid := self._uuids.get(name, "")) in self._samplings]
+        worth = [sampling for sampling in samplings if sampling.is_worth_a_look(wall_us)]
+        if worth and self._calls.stuck_for_s is None:
+            with trio.move_on_after(LAST_LOOK_S):
+                await self._look_at_samples(worth)
 
     def stop(self, metered: Metered, now_ns: int) -> Busy:
         """End the metering of a task."""
@@ -326,26 +342,32 @@ class GpuWatch:
 
     async def _look_at_due(self) -> None:
         wall_us = self._clocks.wall_us()
-        due = [s for s in self._samplings.values() if s.delay_s(wall_us) is not None and s.delay_s(wall_us) == 0.0]
-        asks = [ask for sampling in due if (ask := sampling.ask(wall_us)) is not None]
-        if not asks:
-            return
-        try:
-            answers = await self._calls.run("samples", partial(self._look_at, asks), timeout_s=LOOK_TIMEOUT_S)
-        except DriverFault as fault:
-            answers = [_Looked(ask, fault=fault) for ask in asks]
-        holders = self.surroundings.holders()
+        due = [s for s in self._samplings.values() if s.delay_s(wall_us) == 0.0]
+        if due and await self._look_at_samples(due):
+            await trio.sleep(STUCK_WAIT_S)  # one is told at once that it hangs: do not ask in a circle
+
+    async def _look_at_samples(self, samplings: Sequence[DeviceSampling]) -> bool:
+        """Look at the samples of devices; return whether the driver hangs."""
+        async with self._looking:  # what is asked depends on what the look before brought
+            asks = [ask for s in samplings if (ask := s.ask(self._clocks.wall_us())) is not None]
+            if not asks:
+                return False
+            try:
+                answers = await self._calls.run("samples", partial(self._look_at, asks), timeout_s=LOOK_TIMEOUT_S)
+            except DriverFault as fault:
+                answers = [_Looked(ask, fault=fault) for ask in asks]
+            holders = self.surroundings.holders()
+            for answer in answers:
+                sampling = self._samplings[answer.ask.uuid]
+                if answer.look is not None:
+                    sampling.took(answer.look, Owners(answer.containers, holders), cost_us=answer.cost_us)
+                elif answer.fault is not None:
+                    sampling.failed(answer.fault, self._clocks.wall_us(), self._clocks.monotonic_ns())
         busy = set(self._meter.wanted())
-        for answer in answers:
-            sampling = self._samplings[answer.ask.uuid]
-            if answer.look is not None:
-                sampling.took(answer.look, Owners(answer.containers, holders), cost_us=answer.cost_us)
-            elif answer.fault is not None:
-                sampling.failed(answer.fault, self._clocks.wall_us(), self._clocks.monotonic_ns())
+        for sampling in samplings:
             if sampling.uuid not in busy:
                 sampling.rest()
-        if any(answer.fault is not None and answer.fault.kind is FaultKind.STUCK for answer in answers):
-            await trio.sleep(1.0)  # it is told at once that it hangs: do not ask in a circle
+        return any(answer.fault is not None and answer.fault.kind is FaultKind.STUCK for answer in answers)
 
     def _look_at(self, asks: Sequence[Ask], driver: Driver) -> list[_Looked]:
         found: list[_Looked] = []

@@ -92,8 +92,8 @@ class Puzzle:
 def sized(seed: bytes, memory_bytes: int, *, part: float = 0.85, depth: int = 8192, steps: int = 32) -> Puzzle:
     """Return a puzzle whose product fills *part* of *memory_bytes*, less what working on it takes.
 
-    The rest is for the driver, the framework and the factors. A chain for every 64 KiB of the product, so that chains
-    go everywhere.
+    The rest is for the driver, the framework and the factors. A chain for every 4 KiB of the product: together they
+    read enough that what is not in memory shows.
 
     Raises:
         ValueError: the memory does not hold a single block.
@@ -105,5 +105,5 @@ def sized(seed: bytes, memory_bytes: int, *, part: float = 0.85, depth: int = 81
     side = min(MAX_SIDE, int(side) // BLOCK * BLOCK)
     if side < BLOCK:
         raise ValueError(f"{memory_bytes} bytes do not hold a block of {BLOCK}x{BLOCK} and its factors of {depth}")
-    walkers = min(1 << 22, max(64, side * side * ENTRY_BYTES >> 16))
+    walkers = min(1 << 25, max(64, side * side * ENTRY_BYTES >> 12))
     return Puzzle(seed, side, side, depth, walkers, steps)

@@ -1,7 +1,7 @@
 """What a bootstrap checks of a prover's answer: pure, without a GPU, a few seconds of one core.
 
 The caller draws what is asked (`Spots`) and the vector of Freivalds' check from a secret source after the commitment
-has arrived, and measures the time from sending the puzzle to receiving it.
+is complete, and measures the times: from sending the puzzle to its root, from asking to go on to the root of ends.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 from ngpu_protocol.challenge import commitment, numbers
 from ngpu_protocol.challenge.puzzle import BLOCK, BLOCK_TILES, TILE, Puzzle
+from ngpu_protocol.challenge.speeds import Allowed
 from ngpu_protocol.errors import MalformedError
 
 #: Components of the vector of Freivalds' check are drawn from 0 to this, exclusive.
@@ -22,7 +23,7 @@ FREIVALDS_RANGE = 1 << 31
 
 @dataclass(frozen=True, slots=True)
 class Commitment:
-    """A prover's first answer: the product's root and that of the chains' ends."""
+    """What a prover bound itself to: the product's root, and then that of the chains' ends."""
 
     root: bytes
     ends: bytes
@@ -97,9 +98,9 @@ class Finding(StrEnum):
 
     GOOD = "good"
     LATE = "late"
-    """The commitment came later than the claimed model needs: a slower card, less memory, a shared or a distant one."""
-    SLOW_OPENING = "slow_opening"
-    """The openings took so long that they may have been computed only then."""
+    """The product took longer than the claimed model needs: a slower card, a shared one, or one far away."""
+    LATE_CHAINS = "late_chains"
+    """The chains took longer than memory allows: the product is not in it."""
     NOT_OPENED = "not_opened"
     """Something that was asked for is missing or malformed."""
     NOT_COMMITTED = "not_committed"
@@ -124,11 +125,16 @@ class Judgement:
         return self.finding is Finding.GOOD
 
 
-def judge_time(elapsed_s: float, limit_s: float) -> Judgement:
-    """Judge how long the commitment took."""
-    if elapsed_s <= limit_s:
-        return Judgement(Finding.GOOD)
-    return Judgement(Finding.LATE, f"it took {elapsed_s:.2f} s, the claimed GPU needs no more than {limit_s:.2f} s")
+def judge_times(product_s: float, chains_s: float, allowed: Allowed) -> Judgement:
+    """Judge how long the two parts of the commitment took."""
+    for what, took_s, limit_s, finding in (
+        ("the product", product_s, allowed.product_s, Finding.LATE),
+        ("the chains", chains_s, allowed.chains_s, Finding.LATE_CHAINS),
+    ):
+        if took_s > limit_s:
+            detail = f"{what} took {took_s:.2f} s, the claimed GPU needs no more than {limit_s:.2f} s"
+            return Judgement(finding, detail)
+    return Judgement(Finding.GOOD)
 
 
 def judge_openings(

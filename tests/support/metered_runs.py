@@ -43,7 +43,7 @@ class Run:
 
 
 def run(
-    gpu: SyntheticGpu, tasks: Sequence[Task], *, method: Method = Method.PROCESS, seed: int = 1, cost_us: float = 800.0
+    gpu: SyntheticGpu, tasks: Sequence[Task], *, method: Method = Method.PROCESS, seed: int = 1, cost_us: float = 1500.0
 ) -> Run:
     """Run *tasks*; looks come up to 20 ms later than they are due."""
     chance = random.Random(seed)
@@ -67,6 +67,8 @@ def run(
                 running[number] = meter.start([UUID], f"workspace {tasks[number].workspace}", at * 1000)
                 sampling.wake(gpu.wall_us(), gpu.now_us * 1000)
             else:
+                if sampling.is_worth_a_look(gpu.wall_us()):
+                    _look(gpu, sampling, cost_us)
                 metered[number] = meter.stop(running.pop(number), at * 1000)
             if look_at is None:
                 look_at = _next(sampling, gpu, chance)

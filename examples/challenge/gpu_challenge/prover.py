@@ -17,6 +17,7 @@ BLOCK = 1024
 ENDS_PER_LEAF = 1024
 #: Working arrays take about this much beside the product.
 CHUNK_BYTES = 1 << 30
+WALKERS_AT_ONCE = 1 << 23
 
 
 class Proof:
@@ -113,8 +114,18 @@ class Proof:
     def walk(self) -> None:
         """Follow the chains, and set `ends`."""
         began = time.perf_counter()
+        packed = b""
+        for first in range(0, self._walkers, WALKERS_AT_ONCE):
+            packed += self._ends_of(first, min(self._walkers, first + WALKERS_AT_ONCE))
+        size = 4 * ENDS_PER_LEAF
+        self._ends = [packed[at : at + size] for at in range(0, len(packed), size)]
+        self._end_levels = _tree([_leaf(number, content) for number, content in enumerate(self._ends)])
+        self.ends = self._end_levels[-1][0]
+        self.seconds["walk"] = time.perf_counter() - began
+
+    def _ends_of(self, first: int, last: int) -> bytes:
         arrays = self._arrays
-        states = arrays.words(self._walkers)
+        states = arrays.words(last - first, first)
         states *= signed(GOLDEN)
         states += signed(int.from_bytes(self.root[:4], "big"))
         mix(states)
@@ -126,12 +137,7 @@ class Proof:
             states += signed(GOLDEN)
             states ^= mix(entries)
             mix(states)
-        packed = arrays.to_bytes(states)
-        size = 4 * ENDS_PER_LEAF
-        self._ends = [packed[at : at + size] for at in range(0, len(packed), size)]
-        self._end_levels = _tree([_leaf(number, content) for number, content in enumerate(self._ends)])
-        self.ends = self._end_levels[-1][0]
-        self.seconds["walk"] = time.perf_counter() - began
+        return arrays.to_bytes(states)
 
     # -- opening -------------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,82 @@
+"""What the owner sees."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from ngpu_node.gpus.driver import FaultKind, MigInstance, PcieLink, Vitals
+from ngpu_node.gpus.health import DeviceHealth
+from ngpu_node.gpus.inventory import Withheld, of_fault, of_survey
+from ngpu_node.gpus.machine import look_around
+from ngpu_node.gpus.show import describe, print_gpus
+from tests.support.scripted_driver import GIB, fault, reading, survey
+
+
+def shown(found: dict[str, object]) -> str:
+    text = io.StringIO()
+    print_gpus(found, Console(file=text, width=200))
+    return text.getvalue()
+
+
+def test_the_machine_is_described() -> None:
+    here = look_around(Path("/"))
+    assert here.cores >= 1
+    assert here.memory_bytes is not None
+    assert here.memory_bytes > GIB / 4
+    assert here.disk_bytes is not None
+    assert here.kernel
+
+
+def test_what_cannot_be_found_out_is_none(tmp_path: Path) -> None:
+    here = look_around(tmp_path / "missing", root=tmp_path)
+    assert (here.cpu_model, here.memory_bytes, here.disk_bytes, here.system) == (None, None, None, None)
+
+
+def test_every_device_has_a_row_with_what_speaks_against_it() -> None:
+    whole = reading(2, mig_enabled=True)
+    instance = reading(2, uuid="MIG-9", model="NVIDIA H200 MIG 1g.18gb", mig=MigInstance(whole.uuid, 9, 0, "1g.18gb"))
+    found = of_survey(
+        survey(reading(0, pcie=PcieLink(5, 16, 5, 16), power_limit_w=700.0), reading(1), whole, instance),
+        Withheld(devices=("GPU-00000001",)),
+    )
+    health = {"GPU-00000000": DeviceHealth("GPU-00000000"), "GPU-gone": DeviceHealth("GPU-gone")}
+    health["GPU-gone"].observe(fault(FaultKind.GONE, "the driver does not know this GPU any more"), 1.0)
+    described = describe(
+        found,
+        health,
+        {"GPU-00000000": Vitals(memory_used_bytes=3 * GIB, temperature_celsius=61)},
+        {"GPU-00000000": ("nvml-process", 10, 1, "why")},
+        look_around(Path("/")),
+        held={"GPU-00000000"},
+        stuck_for_s=None,
+        reason_against=lambda uuid: "",
+    )
+    assert json.loads(json.dumps(described)) == described
+    assert [gpu["offered"] for gpu in described["gpus"]] == [True, False, False, True]
+    text = shown(described)
+    for words in (
+        "in use",
+        "withheld by the owner",
+        "MIG",
+        "2/9",
+        "5 x16",
+        "700",
+        "61",
+        "nvml-process",
+        "gone: GPU-gone",
+    ):
+        assert words in text, words
+
+
+def test_a_machine_without_a_driver_says_why() -> None:
+    described = describe(
+        of_fault(fault(FaultKind.NO_DRIVER, "no NVIDIA driver on this machine")),
+        {}, {}, {}, None, held=(), stuck_for_s=2.0, reason_against=lambda uuid: "",
+    )  # fmt: skip
+    assert described["state"] == "no_driver"
+    assert described["driver_stuck_for_s"] == 2.0
+    assert "no NVIDIA driver" in shown(described)
