@@ -4,7 +4,8 @@ This package is the only one that imports py-libp2p. What the library gets wrong
 place with the reason beside it, so that the rest of the house can use streams as it uses sockets.
 
 Import from this module; its parts are `host`, `swarm`, `listener`, `noise`, `links`, `yamux`, `stream`, `negotiation`,
-`events`, `reconnect`, `frames`, `limits` and `errors`.
+`events`, `reconnect`, `frames`, `limits` and `errors`. The DHT is `dht`, over `kad_messages`, `kad_table`, `kad_walk`,
+`kad_calls`, `kad_store` and `kad_server`; `directory` finds nodes in it; `identify` asks a peer what it is.
 """
 
 from ngpu_protocol.p2p.errors import (

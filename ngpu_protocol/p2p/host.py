@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import lru_cache
 from ipaddress import ip_address
 
 import structlog
@@ -103,6 +104,11 @@ class Host:
         # Identify tells peers what is in this table; the swarm looks into its own first.
         self.library_host.get_mux().add_handler(TProtocol(protocol), _never)
 
+    def unhandle(self, protocol: str) -> None:
+        """Serve *protocol* no more; streams that are open go on. Nothing if it was not served."""
+        if self._swarm.handlers.pop(protocol, None) is not None:
+            self.library_host.remove_stream_handler(TProtocol(protocol))
+
     async def connect(self, multiaddr_text: str, *, timeout_s: float) -> str:
         """Return the PeerId the multiaddr names, connected to; at once if it is already.
 
@@ -127,6 +133,26 @@ class Host:
         except Exception as error:
             raise DialError(multiaddr_text, innermost_reason(error)) from error
         return peer_text
+
+    async def probe(self, multiaddr_text: str, *, timeout_s: float) -> None:
+        """Return when the peer the multiaddr names has proven that it answers there; no connection is left.
+
+        Unlike `connect` this dials in any case, also a peer that is connected: to learn whether others could.
+
+        Raises:
+            BadMultiaddrError: as `connect`.
+            DialError: as `connect`.
+        """
+        multiaddr, peer_id = parse_multiaddr(multiaddr_text)
+        if peer_id.to_base58() == self.peer_id:
+            raise BadMultiaddrError(multiaddr_text, "it names this host itself")
+        try:
+            with trio.fail_after(timeout_s):
+                await self._swarm.probe(multiaddr, peer_id)
+        except trio.TooSlowError as error:
+            raise DialError(multiaddr_text, f"no answer within {timeout_s:g} s") from error
+        except Exception as error:
+            raise DialError(multiaddr_text, innermost_reason(error)) from error
 
     async def open_stream(self, peer_id: str, protocol: str, *, timeout_s: float) -> P2PStream:
         """Return a new stream on the newest connection to *peer_id*, negotiated; the caller closes it.
@@ -195,6 +221,17 @@ class Host:
     def is_connected(self, peer_id: str) -> bool:
         """Return whether a stream to *peer_id* could be opened without dialling."""
         return bool(self._swarm.usable_connections(_parse_peer_id(peer_id)))
+
+    def dialled_at(self, peer_id: str) -> str | None:
+        """Return the multiaddr, without ``/p2p``, at which this host dialled a connection to *peer_id* that stands."""
+        for connection in self._swarm.usable_connections(_parse_peer_id(peer_id)):
+            if connection.muxed_conn.is_initiator:
+                return first_text(connection.muxed_conn.get_transport_addresses()) or None
+        return None
+
+    def stream_count(self, peer_id: str) -> int:
+        """Return how many streams are open with *peer_id*, both directions."""
+        return sum(c.muxed_conn.stream_count for c in self._swarm.usable_connections(_parse_peer_id(peer_id)))
 
     def events(self) -> AbstractAsyncContextManager[trio.MemoryReceiveChannel[PeerEvent]]:
         """Yield a channel of `PeerConnected` and `PeerDisconnected`, beginning with the peers connected now.
@@ -299,6 +336,7 @@ def parse_multiaddr(text: str) -> tuple[Multiaddr, ID]:
     return multiaddr, _parse_peer_id(str(peer_text))
 
 
+@lru_cache(maxsize=4096)
 def _parse_peer_id(text: str) -> ID:
     try:
         return ID.from_string(text)

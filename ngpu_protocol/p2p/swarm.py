@@ -304,6 +304,25 @@ class SafeSwarm(Swarm):
         assert isinstance(connection, Connection)
         return connection
 
+    async def probe(self, multiaddr: Multiaddr, peer_id: ID) -> None:
+        """Dial *multiaddr*, have *peer_id* prove itself there, and hang up.
+
+        Bound it with a cancel scope.
+
+        Raises:
+            SwarmException: the address is none that can be dialled alone.
+            OSError, SecurityUpgradeFailure: it did not come about.
+        """
+        endpoint = tcp_endpoint(multiaddr)
+        if endpoint is None:
+            raise SwarmException(f"{multiaddr} is no plain TCP address")
+        stream = await trio.open_tcp_stream(*endpoint)
+        try:
+            raw = RawConnection(TrioTCPStream(stream), initiator=True)
+            await self.upgrader.upgrade_security(raw, True, peer_id)
+        finally:
+            stream.socket.close()
+
     async def _dial_addr_single_attempt(
         self, addr: Multiaddr, peer_id: ID, source: tuple[str, int] | None = None
     ) -> INetConn:
