@@ -239,9 +239,8 @@ class Dispatcher:
             while self._unrecorded >= UNRECORDED_LIMIT:
                 await self._recorded.wait()
             signed = self._order(call, session, number)
-            # Shielded: a write that was queued happens, and its task must then be ended by somebody.
-            with trio.CancelScope(shield=True):
-                await self._commit_start(call, signed, before, is_new=is_new)
+            # Cancelled, it raises only where nothing was queued: what was must be ended by somebody.
+            await self._commit_start(call, signed, before, is_new=is_new)
             attempt = Attempt(call, signed, number)
             self._desk.attempt_began(signed.order)
             await attempt.run(session.requests, sink, self._now_ms())

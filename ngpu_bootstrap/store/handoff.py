@@ -72,11 +72,15 @@ class Handoff(Generic[JobT]):
         """Jobs queued or being worked on."""
         return self._capacity - self._room.value
 
-    async def submit(self, job: JobT) -> Any:
+    async def submit(self, job: JobT, *, to_the_end: bool = False) -> Any:
         """Queue *job* and return its result, or raise what it raised.
 
         Cancellation before the job is queued leaves nothing behind; after that the job is done all the same and only
         its outcome is lost.
+
+        Args:
+            to_the_end: once queued, wait for the outcome even when cancelled: cheaper than a shielded scope, and what
+                was cancelled before does not begin.
 
         Raises:
             StoreClosed: the job was not queued.
@@ -93,6 +97,8 @@ class Handoff(Generic[JobT]):
         self._queue.put(job)
 
         def stop_waiting(_: object) -> trio.lowlevel.Abort:
+            if to_the_end:
+                return trio.lowlevel.Abort.FAILED
             job.waiter = None
             return trio.lowlevel.Abort.SUCCEEDED
 

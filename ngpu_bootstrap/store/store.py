@@ -243,21 +243,25 @@ class Store:
     async def accept_and_begin(self, task: NewTask, start: AttemptStart) -> None:
         """Commit a new task with its first attempt, in state DISPATCHED: the one commit before the order leaves.
 
+        Cancelled, it raises before anything is queued, or not at all: the caller knows whether there is a task to end.
+
         Raises:
             As ``accept``.
         """
         request = await self._kept(task.task_id, Part.REQUEST, task.request)
         operation = self._operations.accept(_with_request(task, request), start)
-        await self._submit(operation, task.request, request)
+        await self._submit(operation, task.request, request, to_the_end=True)
 
     async def begin_attempt(self, start: AttemptStart, *, previous: AttemptEnd | None = None) -> None:
         """Commit a further attempt, and with *previous* the end of the one before; call it before the order leaves.
+
+        Cancelled, as ``accept_and_begin``.
 
         Raises:
             UnknownTask, TaskIsFinal: nothing to begin.
             AttemptConflict: an attempt of this number or a later one was begun, or *previous* is not running.
         """
-        await self._writes.submit(self._operations.begin_attempt(start, previous))
+        await self._writes.submit(self._operations.begin_attempt(start, previous), to_the_end=True)
 
     async def end_attempt(self, end: AttemptEnd, *, requeue: bool) -> None:
         """Commit the end of an attempt whose task goes on; *requeue* puts the task back to ACCEPTED.
@@ -420,11 +424,16 @@ class Store:
             return await writer.commit()
 
     async def _submit(
-        self, operation: Operation, given: bytes | StoredBody | None, kept: bytes | StoredBody | None
+        self,
+        operation: Operation,
+        given: bytes | StoredBody | None,
+        kept: bytes | StoredBody | None,
+        *,
+        to_the_end: bool = False,
     ) -> Any:
         """Return what *operation* gives; when it is refused, remove the file *kept* that was made for it of *given*."""
         try:
-            return await self._writes.submit(operation)
+            return await self._writes.submit(operation, to_the_end=to_the_end)
         except (StoreUnavailable, StoreClosed):
             raise  # its row may be there after all: the next open looks
         except StoreError:
