@@ -1,0 +1,123 @@
+"""A peer's advertisement: there soon, renewed, taken back, never older than before."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import trio_test
+
+from ngpu_daemon.advertiser import Advertiser, SequenceFile, fitted
+from ngpu_protocol.capabilities import Capability
+from ngpu_protocol.identity import Account
+from ngpu_protocol.node_records import MAX_RECORD_BYTES, RecordGpu, RecordModel, sign_node_record
+from ngpu_protocol.p2p.directory import Directory
+from tests.integration.p2p.dht_peers import Peer, dht_network
+from tests.integration.p2p.peers import LOCAL
+from tests.unit.p2p.made_records import record_of
+
+T4 = Capability.parse("gpu:T4")
+
+
+class Offer:
+    """What a daemon offers, and its way to say that it changed."""
+
+    def __init__(self, account: Account) -> None:
+        self.record = record_of(account, gpus=(RecordGpu(id=bytes(32), model="T4", memory_bytes=1),))
+        self.news = trio.Event()
+
+    def change(self, **fields: object) -> None:
+        self.record = self.record.model_copy(update=fields)
+        self.news.set()
+        self.news = trio.Event()
+
+    async def changed(self) -> None:
+        await self.news.wait()
+
+
+@contextlib.asynccontextmanager
+async def advertised(peer: Peer, path: Path, **settings: int) -> AsyncIterator[tuple[Advertiser, Offer]]:
+    offer = Offer(peer.account)
+    advertiser = Advertiser(
+        peer.account,
+        peer.dht,
+        Directory(peer.host, peer.dht),
+        SequenceFile(path / "sequence"),
+        describe=lambda: offer.record,
+        changed=offer.changed,
+        **settings,
+    )
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(advertiser.run)
+        yield advertiser, offer
+        nursery.cancel_scope.cancel()
+
+
+async def finds(peer: Peer, capability: Capability, count: int, within_s: float = 3) -> None:
+    """Wait until *peer* finds so many nodes."""
+    with trio.fail_after(within_s):
+        while len(await Directory(peer.host, peer.dht).find(capability)) != count:  # noqa: ASYNC110  another peer's news
+            await trio.sleep(0.05)
+
+
+@trio_test
+async def test_a_peer_is_found_within_two_seconds_and_by_what_gets_ready_later(tmp_path: Path) -> None:
+    async with dht_network(6) as peers, advertised(peers[1], tmp_path) as (_, offer):
+        await finds(peers[5], T4, 1, within_s=2)
+        offer.change(workspaces=("1001",))
+        await finds(peers[4], Capability.parse("workspace:1001"), 1, within_s=2)
+        offer.change(gpus=())
+        await finds(peers[3], T4, 0)
+
+
+@trio_test
+async def test_the_record_is_put_again_before_it_lapses(tmp_path: Path) -> None:
+    async with dht_network(5) as peers, advertised(peers[1], tmp_path, lifetime_ms=1500):
+        await finds(peers[4], T4, 1)
+        first = await peers[4].dht.get(peers[1].account.address)
+        assert first is not None
+        await trio.sleep(2)
+        again = await peers[4].dht.get(peers[1].account.address)
+        assert again is not None
+        assert again.record.sequence > first.record.sequence
+
+
+@trio_test
+async def test_a_peer_that_stops_is_found_no_more_at_once(tmp_path: Path) -> None:
+    async with dht_network(5) as peers:
+        async with advertised(peers[1], tmp_path) as (advertiser, _):
+            await finds(peers[4], T4, 1)
+        await advertiser.withdraw()
+        assert await Directory(peers[3].host, peers[3].dht).find(T4) == []
+        assert await Directory(peers[3].host, peers[3].dht).record(peers[1].account.address) is None
+        async with advertised(peers[1], tmp_path):
+            await finds(peers[4], T4, 1)
+
+
+def test_sequences_grow_over_restarts_lost_files_and_clocks_set_back(tmp_path: Path) -> None:
+    path = tmp_path / "sequence"
+    first = SequenceFile(path).next(1000)
+    second = SequenceFile(path).next(10)
+    assert (first, second) == (1000, 1001)
+    path.write_text("rubbish")
+    assert SequenceFile(path).next(5000) == 5000
+
+
+def test_a_record_too_large_loses_the_ends_of_its_lists_and_is_signed() -> None:
+    account = Account.from_key(os.urandom(32))
+    record = record_of(
+        account,
+        gpus=tuple(RecordGpu(id=os.urandom(32), model="T4", memory_bytes=1) for _ in range(64)),
+        models=tuple(RecordModel(project="p" * 60, model=f"m{n}" * 10) for n in range(256)),
+        workspaces=tuple(f"{n:060}" for n in range(256)),
+    )
+    small = fitted(record)
+    assert len(sign_node_record(small, account, LOCAL).encode()) <= MAX_RECORD_BYTES
+    assert small.gpus[0] == record.gpus[0]
+    assert fitted(small) is small
+    with pytest.raises(ValueError, match="without any list"):
+        fitted(record_of(account).model_copy(update={"terms": "x" * 9000}))
