@@ -28,7 +28,7 @@
 
 typedef unsigned long long u64;
 typedef int ret;
-typedef void *dev; /* 1 + 64 * gpu, plus 1 + place for an instance */
+typedef void *dev; /* 1 + 64 * (number of the UUID), plus 1 + place for an instance: it stays with the device */
 
 static int initialised_under = -1;
 
@@ -71,7 +71,23 @@ static long number(const char *key, long otherwise) {
     return text_of(key, 0, value, sizeof value) ? atol(value) : otherwise;
 }
 
-static int gpu_of(dev d) { return (int)(((size_t)d - 1) / 64); }
+static char seen[64][96]; /* UUIDs by their number */
+
+static dev handle_of(const char *uuid) {
+    size_t number = 0;
+    while (number < 63 && seen[number][0] && strcmp(seen[number], uuid)) number++;
+    snprintf(seen[number], sizeof seen[number], "%s", uuid);
+    return (dev)(1 + 64 * number);
+}
+
+/* Where the device is now, -1 if nowhere. */
+static int gpu_of(dev d) {
+    char key[64], value[96];
+    const char *uuid = seen[((size_t)d - 1) / 64];
+    for (int gpu = 0; sprintf(key, "gpu%d.uuid", gpu), text_of(key, 0, value, sizeof value); gpu++)
+        if (!strcmp(value, uuid)) return gpu;
+    return -1;
+}
 static int place_of(dev d) { return (int)(((size_t)d - 1) % 64) - 1; }
 
 static const char *key_of(dev d, const char *name, char *key) {
@@ -92,8 +108,7 @@ static ret entered(dev d, const char *function) {
     char key[160], name[128];
     ret code = ready();
     if (code) return code;
-    sprintf(key, "gpu%d.uuid", gpu_of(d));
-    if (!text_of(key, 0, name, sizeof name)) return 2;
+    if (gpu_of(d) < 0) return 2;
     sprintf(key, "gpu%d.block_ms", gpu_of(d));
     long block = number(key, 0);
     if (block) usleep((useconds_t)block * 1000);
@@ -168,18 +183,27 @@ ret nvmlDeviceGetCount_v2(unsigned *count) {
     return code;
 }
 ret nvmlDeviceGetHandleByIndex_v2(unsigned index, dev *d) {
-    *d = (dev)(size_t)(1 + 64 * index);
+    char key[64], value[96];
+    ret code = ready();
+    if (code) return code;
+    sprintf(key, "gpu%u.uuid", index);
+    if (!text_of(key, 0, value, sizeof value)) return 2;
+    *d = handle_of(value);
     return entered(*d, "nvmlDeviceGetHandleByIndex_v2");
 }
 ret nvmlDeviceGetHandleByUUID(const char *uuid, dev *d) {
-    char key[64], value[128];
+    char key[64], value[96];
     ret code = ready();
     if (code) return code;
-    for (int gpu = 0; gpu < 64; gpu++)
-        for (int place = -1; place < 8; place++) {
-            *d = (dev)(size_t)(1 + 64 * gpu + 1 + place);
-            if (text_of(key_of(*d, "uuid", key), 0, value, sizeof value) && !strcmp(value, uuid)) return 0;
+    for (int gpu = 0; sprintf(key, "gpu%d.uuid", gpu), text_of(key, 0, value, sizeof value); gpu++) {
+        *d = handle_of(value);
+        if (!strcmp(value, uuid)) return 0;
+        for (int place = 0; place < 8; place++) {
+            *d = (dev)((size_t)handle_of(value) + 1 + (size_t)place);
+            char instance[96];
+            if (text_of(key_of(*d, "uuid", key), 0, instance, sizeof instance) && !strcmp(instance, uuid)) return 0;
         }
+    }
     return 6;
 }
 
@@ -265,7 +289,7 @@ ret nvmlDeviceGetMigDeviceHandleByIndex(dev d, unsigned place, dev *instance) {
     return text_of(key_of(*instance, "uuid", key), 0, value, sizeof value) ? 0 : 6;
 }
 ret nvmlDeviceGetDeviceHandleFromMigDeviceHandle(dev instance, dev *d) {
-    *d = (dev)(size_t)(1 + 64 * gpu_of(instance));
+    *d = (dev)(((size_t)instance - 1) / 64 * 64 + 1);
     return entered(*d, "nvmlDeviceGetDeviceHandleFromMigDeviceHandle");
 }
 struct gpm_support { unsigned version, supported; };
@@ -387,37 +411,48 @@ ret nvmlDeviceGetSamples(dev d, int kind, u64 since, int *type, unsigned *count,
 
 /* -- events --------------------------------------------------------------------------------------------------------- */
 
-static unsigned watched; /* a bit per device */
+static dev watched[32];
 static long delivered[32];
 struct event { dev device; u64 type, data; unsigned gpu_instance, compute_instance; };
+
+/* The first event of the device after number *after*, or 0. */
+static long next_xid(dev d, long after, long *xid) {
+    char key[160], value[64];
+    for (int nth = 0; gpu_of(d) >= 0 && text_of(key_of(d, "xid", key), nth, value, sizeof value); nth++) {
+        long serial;
+        if (sscanf(value, "%ld %ld", &serial, xid) == 2 && serial > after) return serial;
+    }
+    return 0;
+}
 ret nvmlEventSetCreate(void **set) {
     ret code = ready();
     *set = (void *)1;
-    watched = 0;
+    memset(watched, 0, sizeof watched);
     return code;
 }
 ret nvmlEventSetFree(void *set) { return (void)set, 0; }
 ret nvmlDeviceRegisterEvents(dev d, u64 types, void *set) {
     (void)types, (void)set;
     ret code = entered(d, "nvmlDeviceRegisterEvents");
-    if (!code) watched |= 1u << gpu_of(d);
-    return code;
+    if (code) return code;
+    int slot = 0;
+    while (slot < 31 && watched[slot] && watched[slot] != d) slot++;
+    watched[slot] = d;
+    long serial, xid;
+    delivered[slot] = 0; /* what happened before is not told */
+    while ((serial = next_xid(d, delivered[slot], &xid))) delivered[slot] = serial;
+    return 0;
 }
 ret nvmlEventSetWait_v2(void *set, struct event *event, unsigned timeout_ms) {
-    char key[64], value[64];
     (void)set, (void)timeout_ms;
     ret code = ready();
     if (code) return code;
-    for (int gpu = 0; gpu < 32; gpu++) {
-        if (!(watched & 1u << gpu)) continue;
-        sprintf(key, "gpu%d.xid", gpu);
-        for (int nth = 0; text_of(key, nth, value, sizeof value); nth++) {
-            long serial, xid;
-            if (sscanf(value, "%ld %ld", &serial, &xid) != 2 || serial <= delivered[gpu]) continue;
-            delivered[gpu] = serial;
-            *event = (struct event){(dev)(size_t)(1 + 64 * gpu), 8, (u64)xid, ~0u, ~0u};
-            return 0;
-        }
+    for (int slot = 0; slot < 32 && watched[slot]; slot++) {
+        long xid, serial = next_xid(watched[slot], delivered[slot], &xid);
+        if (!serial) continue;
+        delivered[slot] = serial;
+        *event = (struct event){watched[slot], 8, (u64)xid, ~0u, ~0u};
+        return 0;
     }
     return 10;
 }
