@@ -26,7 +26,8 @@ from ngpu_protocol.identity import Account
 
 CREDENTIAL_NAME = "passphrase"
 MAX_FILE_BYTES = 64 * 1024
-# scrypt takes 128 * n * r bytes; geth's and our standard (n=2**18, r=8) takes 256 MiB
+# scrypt takes 128 * r * (n + p) bytes, and works through 128 * n * r of them p times; geth's and our standard (n=2**18,
+# r=8, p=1) is 256 MiB and about a second
 MAX_SCRYPT_BYTES = 1 << 30
 MAX_PBKDF2_ROUNDS = 10_000_000
 
@@ -221,10 +222,9 @@ class _Document(BaseModel, strict=True):
 
 def _parse(path: Path, content: bytes) -> dict[str, Any]:
     try:
-        document = json.loads(content)
+        document = _lower_keys(json.loads(content))
     except (ValueError, RecursionError):
         raise KeystoreDamaged(path, f"keystore {path} is damaged: not JSON (cut short?)") from None
-    document = _lower_keys(document)
     try:
         crypto = _Document.model_validate(document).crypto
     except ValidationError as error:
@@ -236,8 +236,8 @@ def _parse(path: Path, content: bytes) -> dict[str, Any]:
         n, r, p = parameters.n, parameters.r, parameters.p
         if n is None or r is None or p is None:
             raise KeystoreDamaged(path, f"keystore {path} is damaged: crypto.kdfparams lacks n, r or p")
-        if n & (n - 1) or 128 * n * r > MAX_SCRYPT_BYTES:
-            raise KeystoreDamaged(path, f"keystore {path} is damaged: scrypt n={n} r={r} is out of bounds")
+        if n & (n - 1) or 128 * r * (n + p) > MAX_SCRYPT_BYTES or 128 * n * r * p > MAX_SCRYPT_BYTES:
+            raise KeystoreDamaged(path, f"keystore {path} is damaged: scrypt n={n} r={r} p={p} is out of bounds")
     elif parameters.c is None or parameters.prf is None:
         raise KeystoreDamaged(path, f"keystore {path} is damaged: crypto.kdfparams lacks c or prf")
     assert isinstance(document, dict)

@@ -37,6 +37,8 @@ _SECRET_TEXT = re.compile(
 )
 # Every alternative above holds one of these characters: most texts are cleared by one short look.
 _MAY_BE_SECRET = re.compile(r"[\s@-]")
+# Control characters but tab and line feed, and the marks that turn the direction of writing.
+_UNSEEN = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069]")
 _MAX_DEPTH = 4
 
 
@@ -65,7 +67,7 @@ def configure_logging(level: str = "info", log_format: LogFormat = "auto", *, st
         console = structlog.dev.ConsoleRenderer(
             colors=out.isatty(), exception_formatter=structlog.dev.plain_traceback, sort_keys=False
         )
-        ending = [structlog.processors.format_exc_info, redact, console]
+        ending = [structlog.processors.format_exc_info, redact, _visible, console]
     structlog.configure(
         processors=[_JsonLine()] if as_json else [*shared, *ending],
         wrapper_class=structlog.make_filtering_bound_logger(number),
@@ -146,6 +148,18 @@ class _JsonLine:
 def redact(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
     """Replace the values of fields whose name says secret, and what looks like a credential in any text."""
     return {key: REDACTED if _is_secret(key, value) else _clean(value, 0) for key, value in event.items()}
+
+
+def _visible(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    """Escape what a terminal would obey and a reader not see, in texts that peers and clients may have chosen.
+
+    JSON escapes them by itself. Line ends stay in tracebacks alone; those in fields the renderer escapes.
+    """
+    for key, value in event.items():
+        if isinstance(value, str) and _UNSEEN.search(value):
+            event[key] = _UNSEEN.sub(lambda found: ascii(found[0])[1:-1], value)
+    event["event"] = str(event["event"]).replace("\n", "\\n")
+    return event
 
 
 def _head_first(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:

@@ -117,7 +117,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             return tomllib.load(file)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not only TOMLDecodeError: a number of 5,000 digits, a deep list
         raise ConfigurationError([f"{path}: not valid TOML: {error}"]) from None
     except OSError as error:
         raise ConfigurationError([f"cannot read the configuration {path}: {error.strerror}"]) from None

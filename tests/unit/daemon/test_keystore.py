@@ -161,8 +161,20 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path, make: Callable[[Path
 
 @pytest.mark.parametrize(
     "text",
-    [b"", b"null", b"[]", b'"keystore"', b"3", b"{}", b"\xff\xfe", b"[" * 30_000, b" " * 70_000, b'{"version": 3'],
-    ids=["empty", "null", "list", "text", "number", "nothing in it", "not UTF-8", "deep", "huge", "cut"],
+    [
+        pytest.param(b"", id="empty"),
+        pytest.param(b"null", id="null"),
+        pytest.param(b"[]", id="list"),
+        pytest.param(b'"keystore"', id="text"),
+        pytest.param(b"3", id="number"),
+        pytest.param(b"{}", id="nothing in it"),
+        pytest.param(b"\xff\xfe", id="not UTF-8"),
+        pytest.param(b"[" * 30_000, id="deep"),
+        pytest.param(b'{"a":' * 700 + b"1" + b"}" * 700, id="deep tables"),
+        pytest.param(b'{"a":' * 9_000 + b"1" + b"}" * 9_000, id="deeper tables"),
+        pytest.param(b" " * 70_000, id="huge"),
+        pytest.param(b'{"version": 3', id="cut"),
+    ],
 )
 def test_what_is_no_keystore_is_damaged(tmp_path: Path, text: bytes) -> None:
     with pytest.raises(KeystoreDamaged):
@@ -213,6 +225,8 @@ _MISSING = object()
         ("crypto.kdfparams.r", 1 << 30),
         ("crypto.kdfparams.p", 1 << 30),
         ("crypto.kdfparams.p", -1),
+        ("crypto.kdfparams", {"salt": "00", "dklen": 32, "n": 2, "r": 1 << 22, "p": 64}),
+        ("crypto.kdfparams", {"salt": "00", "dklen": 32, "n": 1 << 20, "r": 8, "p": 64}),
         ("address", 5),
         ("address", "00" * 20),
     ],

@@ -59,6 +59,23 @@ def test_console_lines_are_for_people() -> None:
     assert "\x1b" not in out.getvalue()
 
 
+def test_console_lines_cannot_be_forged_and_command_no_terminal() -> None:
+    out = lines("console")
+    evil = "a\x1b[2J\x9b31m\r\u202eb\nINFO forged"
+    structlog.get_logger().info("x", field=evil, nested=[evil], short="\x1b[2J")
+    structlog.get_logger().info(evil)
+    logging.getLogger("other").error("%s", evil)
+    try:
+        raise ValueError(evil)
+    except ValueError:
+        structlog.get_logger().exception("failed")
+    shown = out.getvalue()
+    assert not set(shown) & set("\x1b\x9b\r\u202e")
+    assert "\\x1b[2J" in shown
+    before_the_traceback = shown.partition("Traceback")[0]
+    assert before_the_traceback.count("\n") == 4
+
+
 def test_levels_below_are_not_shown() -> None:
     out = lines(level="warning")
     structlog.get_logger().info("quiet")

@@ -148,7 +148,18 @@ def test_a_missing_required_key_is_named(config: Path) -> None:
     assert problems(config) == (f"{config}: trusted[0].address is required",)
 
 
-@pytest.mark.parametrize("text", ["slots = ", "[", "slots = 1\nslots = 2", "\0"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("slots = ", id="no value"),
+        pytest.param("[", id="cut"),
+        pytest.param("slots = 1\nslots = 2", id="twice"),
+        pytest.param("\0", id="control character"),
+        pytest.param("slots = " + "9" * 5000, id="a number of 5,000 digits"),
+        pytest.param("slots = " + "[" * 20_000, id="too deep"),
+        pytest.param("slots = 2021-02-30", id="no such day"),
+    ],
+)
 def test_what_is_not_toml_is_one_line(config: Path, text: str) -> None:
     config.write_text(text)
     (problem,) = problems(config)
