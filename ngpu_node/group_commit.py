@@ -43,15 +43,22 @@ class Transactions(Protocol):
 
 
 class _Waiting(Generic[T]):
-    """A job on its way through the thread: *done* is set, on trio's side, after COMMIT or failure."""
+    """A job on its way through the thread: *task* is woken, on trio's side, after COMMIT or failure."""
 
-    __slots__ = ("done", "error", "job", "result")
+    __slots__ = ("error", "job", "result", "since_s", "task")
 
-    def __init__(self, job: Job[T], done: trio.Event | None) -> None:
+    def __init__(self, job: Job[T], task: trio.lowlevel.Task | None = None, since_s: float = 0.0) -> None:
         self.job = job
-        self.done = done
+        self.task = task
+        self.since_s = since_s
         self.result: T | None = None
         self.error: Exception | None = None
+
+    def wake(self) -> None:
+        """Let whoever waits go on, if anyone still does."""
+        if self.task is not None:
+            task, self.task = self.task, None
+            trio.lowlevel.reschedule(task)
 
 
 class GroupCommit:
@@ -67,6 +74,7 @@ class GroupCommit:
         self._transactions = transactions
         self._urgent: queue.SimpleQueue[_Waiting[Any] | None] = queue.SimpleQueue()
         self._lazy: deque[_Waiting[Any]] = deque()
+        self._to_the_end: set[_Waiting[Any]] = set()
         self._token = trio.lowlevel.current_trio_token()
         self._closed = False
         self.failed = trio.Event()
@@ -83,32 +91,52 @@ class GroupCommit:
             await trio.to_thread.run_sync(self._thread.join)
             self._connection.close()
 
-    async def do(self, job: Job[T]) -> T:
+    async def do(self, job: Job[T], *, to_the_end: bool = False) -> T:
         """Run *job* in a transaction with others and return its result once that is durable.
 
         After cancellation it may or may not have been committed.
 
+        Args:
+            to_the_end: wait for the outcome even when cancelled, as under a shield that costs nothing; bounded by
+                `give_up`.
+
         Raises:
-            LedgerUnavailable: it was not.
+            LedgerUnavailable: it was not committed; or, after `give_up`, nobody knows.
         """
         if self._closed:
             raise LedgerUnavailable("the ledger is closed")
-        done = trio.Event()
-        waiting = _Waiting(job, done)
+        waiting = _Waiting(job, trio.lowlevel.current_task(), trio.current_time())
         self._urgent.put(waiting)
-        await done.wait()
+
+        def stop_waiting(_: object) -> trio.lowlevel.Abort:
+            if to_the_end:
+                return trio.lowlevel.Abort.FAILED
+            waiting.task = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        if to_the_end:
+            self._to_the_end.add(waiting)
+        await trio.lowlevel.wait_task_rescheduled(stop_waiting)
+        self._to_the_end.discard(waiting)
         if waiting.error is not None:
             raise LedgerUnavailable(f"the ledger could not be written: {waiting.error}") from waiting.error
         return waiting.result  # type: ignore[return-value]
+
+    def give_up(self, after_s: float) -> None:
+        """End the waits to the end that have lasted longer than *after_s*: a disk that hangs holds up no shutdown."""
+        latest_s = trio.current_time() - after_s
+        for waiting in [one for one in self._to_the_end if one.since_s < latest_s and one.task is not None]:
+            waiting.error = TimeoutError(f"no commit within {after_s:g} s")
+            waiting.wake()
 
     def later(self, job: Job[None]) -> None:
         """Have *job* committed within `LAZY_S`; returns at once, and nobody hears of a failure."""
         if self._closed:
             return
-        self._lazy.append(_Waiting(job, None))
+        self._lazy.append(_Waiting(job))
         if len(self._lazy) == 1:
             # The thread sleeps without a time limit while nothing waits; this job, which does nothing, makes it look.
-            self._urgent.put(_Waiting(_nothing, None))
+            self._urgent.put(_Waiting(_nothing))
 
     # -- in the thread -------------------------------------------------------------------------------------------------
 
@@ -191,8 +219,7 @@ class GroupCommit:
     def _settle(self, batch: list[_Waiting[Any]]) -> None:
         def wake() -> None:
             for waiting in batch:
-                if waiting.done is not None:
-                    waiting.done.set()
+                waiting.wake()
 
         self._wake(wake)
 

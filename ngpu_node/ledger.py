@@ -115,10 +115,11 @@ class Ledger:
             draft: the receipt but for `sequence` and `previous`, whose values are ignored.
             answer: a detached attempt's answer, stored in the same transaction; its receipt fields are filled in.
 
-        After cancellation the receipt may or may not have been written; if it was, it is owed like any other.
+        Waits to the end even when cancelled, for as long as `give_up` lets it.
 
         Raises:
-            LedgerUnavailable: it could not be made durable, and has no place in the chain.
+            LedgerUnavailable: it could not be made durable, and has no place in the chain; or it was given up, and if
+                it is written after all it is owed like any other.
         """
 
         def job(connection: sqlite3.Connection) -> Written:
@@ -127,7 +128,11 @@ class Ledger:
                 _insert_answer(connection, answer, written, draft.ended_at_ms)
             return written
 
-        return await self._commits.do(job)
+        return await self._commits.do(job, to_the_end=True)
+
+    def give_up(self, after_s: float) -> None:
+        """End the waits of `write` that have lasted longer than *after_s*."""
+        self._commits.give_up(after_s)
 
     def _append(self, connection: sqlite3.Connection, draft: TaskReceipt, order: SignedOrder) -> Written:
         head = self._batch.head(connection, draft.bootstrap)

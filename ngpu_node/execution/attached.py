@@ -74,13 +74,10 @@ async def run_attached(attempts: Attempts, attempt: Attempt, exchange: Exchange)
 
 async def _settled(attempts: Attempts, attempt: Attempt, outcome: Outcome) -> Written | None:
     """Return the receipt; None when there will be none, so that nothing may look finished."""
-    written: Written | None = None
     try:
-        with trio.move_on_after(SETTLE_S, shield=True):
-            written = await attempts.settle(attempt, outcome)
+        return await attempts.settle(attempt, outcome)
     except LedgerUnavailable:
         return None
-    return written
 
 
 def _upgrade_fields(headers: Headers) -> Headers:

@@ -94,6 +94,10 @@ class Attempts:
         for attempt in list(self.running.values()):
             attempt.stop(Outcome.NODE_STOPPING, "this node is stopping")
 
+    def give_up_settling(self) -> None:
+        """End the settling of attempts that has lasted longer than `SETTLE_S`; to be called now and then."""
+        self._ledger.give_up(SETTLE_S)
+
     async def _wait_idle(self) -> None:
         while self.running:
             await self._idle.beyond(self._idle.count)
@@ -114,7 +118,9 @@ class Attempts:
         return attempt
 
     async def settle(self, attempt: Attempt, outcome: Outcome, answer: SpooledAnswer | None = None) -> Written:
-        """Free what the attempt held, write its receipt and return it. Once for each attempt, under a shield.
+        """Free what the attempt held, write its receipt and return it. Once for each attempt.
+
+        Not cut short by cancellation; with an *answer*, only under a shield.
 
         The slot is free before the receipt leaves: whoever holds the receipt may send the next order at once.
 

@@ -56,6 +56,7 @@ class Executor:
             while True:
                 await trio.sleep(1.0)
                 self._state.seen.forget(self._attempts.clocks.wall_ms())
+                self._attempts.give_up_settling()
 
     async def handle(self, exchange: Exchange) -> None:
         """Answer one request (an `http1` handler); `exchange.remote.peer` is the authenticated peer."""

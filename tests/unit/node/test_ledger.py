@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -332,3 +333,42 @@ def test_an_opened_ledger_is_private_migrated_and_durable(tmp_path: Path) -> Non
     assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     connection.close()
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_cancelled_writer_still_gets_its_receipt(tmp_path: Path) -> None:
+    async def body(ledger: Ledger) -> None:
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            written = await write(ledger)
+        assert written.receipt.sequence == 1
+        assert await owed(ledger) == [1]
+
+    with_ledger(tmp_path / "ledger.db", body)
+
+
+def test_a_disk_that_hangs_is_given_up(tmp_path: Path) -> None:
+    async def body(ledger: Ledger) -> None:
+        free = threading.Event()
+        stuck = threading.Event()
+
+        def hang(connection: sqlite3.Connection) -> None:
+            stuck.set()
+            free.wait(30)
+
+        ledger._commits.later(hang)
+        await trio.to_thread.run_sync(stuck.wait)
+        try:
+            async with trio.open_nursery() as nursery:
+
+                async def expect_nothing() -> None:
+                    with pytest.raises(LedgerUnavailable, match="no commit within"):
+                        await write(ledger)
+
+                nursery.start_soon(expect_nothing)
+                await trio.sleep(0.05)
+                ledger.give_up(60)
+                ledger.give_up(0.01)
+        finally:
+            free.set()
+
+    with_ledger(tmp_path / "ledger.db", body)
