@@ -317,7 +317,8 @@ class Exchange:
         Raises:
             MisuseError: The client did not ask to switch, or its body is still to come.
         """
-        if self._begun or not wants_upgrade(self.request.headers) or not self.body_complete:
+        asked = self.request.http_version == "1.1" and wants_upgrade(self.request.headers)  # RFC 9110 section 7.8
+        if self._begun or not asked or not self.body_complete:
             raise MisuseError("this request cannot switch protocols")
         fields = [(name, value) for name, value in headers or [] if name.lower() != b"connection"]
         if header(fields, b"upgrade") is None:

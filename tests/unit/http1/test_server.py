@@ -923,6 +923,17 @@ async def test_switching_unasked_is_misuse() -> None:
 
 
 @virtual_clock
+async def test_client_of_http_1_0_cannot_switch() -> None:
+    async def handler(exchange: Exchange) -> None:
+        with pytest.raises(MisuseError):
+            await exchange.upgrade()
+        await exchange.respond(426, [])
+
+    answer, _ = await exchange_raw(handler, UPGRADE.replace(b"HTTP/1.1", b"HTTP/1.0"))
+    assert answer.startswith(b"HTTP/1.1 426 ")
+
+
+@virtual_clock
 async def test_request_to_switch_may_be_answered_otherwise() -> None:
     async with serving(echo) as served:
         await served.client.send_all(UPGRADE + GET)
