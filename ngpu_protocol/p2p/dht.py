@@ -172,9 +172,9 @@ class Dht:
         async def put_at(peer: KadPeer) -> None:
             nonlocal kept
             try:
-                await self._call(peer, message)
+                await self.calls.call(peer, message)
                 kept += 1
-            except CallFailed as error:
+            except CallFailed as error:  # it may hold a newer one: no reason to think the peer gone
                 _log.debug("dht_put_refused", reason=str(error))
 
         with trio.move_on_after(timeout_s):
@@ -240,10 +240,11 @@ class Dht:
         async def announce_at(peer: KadPeer) -> None:
             nonlocal confirmed
             try:
-                await self._call(peer, message)
+                await self.calls.call(peer, message)
                 confirmed += 1
             except CallFailed as error:
-                _log.debug("dht_provider_refused", reason=str(error))
+                # A full page ends the stream; js-libp2p and go-libp2p keep the provider and never answer.
+                _log.debug("dht_provider_not_confirmed", reason=str(error))
 
         with trio.move_on_after(timeout_s):
             nearest = await self.closest(key)
