@@ -17,7 +17,8 @@ BLOCK = TILE * BLOCK_TILES
 MAX_DEPTH = 1 << 17
 MAX_SIDE = 1 << 20
 ENTRY_BYTES = 4
-_WORKING_BYTES_PER_ROW = 12  # of depth, for the factor that is kept whole and what unpacking it takes
+#: For each line of a factor: 8,192 entries of it at a time, in floating point, and what unpacking them takes.
+_WORKING_BYTES = 8192 * 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class Puzzle:
     columns: int
     depth: int
     walkers: int = 1 << 20
-    steps: int = 32
+    steps: int = 16
 
     def __post_init__(self) -> None:
         if len(self.seed) != 32:
@@ -89,7 +90,7 @@ class Puzzle:
             raise MalformedError("puzzle", str(error)) from None
 
 
-def sized(seed: bytes, memory_bytes: int, *, part: float = 0.85, depth: int = 8192, steps: int = 32) -> Puzzle:
+def sized(seed: bytes, memory_bytes: int, *, part: float = 0.85, depth: int = 32768, steps: int = 16) -> Puzzle:
     """Return a puzzle whose product fills *part* of *memory_bytes*, less what working on it takes.
 
     The rest is for the driver, the framework and the factors. A chain for every 4 KiB of the product: together they
@@ -98,12 +99,11 @@ def sized(seed: bytes, memory_bytes: int, *, part: float = 0.85, depth: int = 81
     Raises:
         ValueError: the memory does not hold a single block.
     """
-    # side^2 entries and one factor of side x depth
     budget = memory_bytes * part
-    per_row = _WORKING_BYTES_PER_ROW * depth
+    per_row = _WORKING_BYTES * min(depth, 8192) / 8192
     side = (math.sqrt(per_row * per_row + 4 * ENTRY_BYTES * budget) - per_row) / (2 * ENTRY_BYTES)
     side = min(MAX_SIDE, int(side) // BLOCK * BLOCK)
     if side < BLOCK:
-        raise ValueError(f"{memory_bytes} bytes do not hold a block of {BLOCK}x{BLOCK} and its factors of {depth}")
+        raise ValueError(f"{memory_bytes} bytes do not hold a block of {BLOCK}x{BLOCK} and its factors")
     walkers = min(1 << 25, max(64, side * side * ENTRY_BYTES >> 12))
     return Puzzle(seed, side, side, depth, walkers, steps)

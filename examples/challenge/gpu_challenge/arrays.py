@@ -37,9 +37,14 @@ class NumpyArrays:
     def lines(self, count: int, depth: int) -> Any:
         return self.module.empty((count, depth), dtype=self.module.float32)
 
-    def product(self, left: Any, right: Any, out: Any) -> None:
-        """Put left x right-transposed into *out*."""
-        self.module.matmul(left, right.T, out=out)
+    def product(self, left: Any, right: Any, out: Any, *, add: bool) -> None:
+        """Put left x right-transposed into *out*, or add it."""
+        if not add:
+            self.module.matmul(left, right.T, out=out)
+            return
+        height = max(1, (1 << 28) // out.shape[1])  # what is added stands beside the product: a GiB of it
+        for first in range(0, out.shape[0], height):
+            out[first : first + height] += self.module.matmul(left[first : first + height], right.T)
 
     def tile_sums(self, values: Any, tile: int) -> Any:
         rows, columns = values.shape
@@ -95,9 +100,12 @@ class TorchArrays:
 
     lines = empty
 
-    def product(self, left: Any, right: Any, out: Any) -> None:
-        """Put left x right-transposed into *out*."""
-        self.module.mm(left, right.t(), out=out)
+    def product(self, left: Any, right: Any, out: Any, *, add: bool) -> None:
+        """Put left x right-transposed into *out*, or add it."""
+        if add:
+            out.addmm_(left, right.t())
+        else:
+            self.module.mm(left, right.t(), out=out)
 
     def tile_sums(self, values: Any, tile: int) -> Any:
         rows, columns = values.shape

@@ -18,6 +18,7 @@ ENDS_PER_LEAF = 1024
 #: Working arrays take about this much beside the product.
 CHUNK_BYTES = 1 << 30
 WALKERS_AT_ONCE = 1 << 23
+DEPTH_AT_ONCE = 8192
 
 
 class Proof:
@@ -52,35 +53,35 @@ class Proof:
         began = time.perf_counter()
         arrays = self._arrays
         self._product = arrays.empty(self._rows, self._columns)
-        columns = self._lines(self._keys[2], self._keys[3], 0, self._columns)
-        arrays.settle()
-        self.seconds["factor"] = time.perf_counter() - began
-        began = time.perf_counter()
-        height = max(BLOCK, CHUNK_BYTES // (4 * max(self._depth, 1)) // BLOCK * BLOCK)
-        for first in range(0, self._rows, height):
-            last = min(self._rows, first + height)
-            rows = self._lines(self._keys[0], self._keys[1], first, last)
-            arrays.product(rows, columns, self._product[first:last])
-        rows = columns = None
+        height = max(BLOCK, CHUNK_BYTES // (4 * DEPTH_AT_ONCE) // BLOCK * BLOCK)
+        for begin in range(0, self._depth, DEPTH_AT_ONCE):
+            end = min(self._depth, begin + DEPTH_AT_ONCE)
+            columns = self._lines(self._keys[2], self._keys[3], 0, self._columns, begin, end)
+            for first in range(0, self._rows, height):
+                last = min(self._rows, first + height)
+                rows = self._lines(self._keys[0], self._keys[1], first, last, begin, end)
+                arrays.product(rows, columns, self._product[first:last], add=begin > 0)
+                rows = None
+            columns = None
         arrays.settle()
         self.seconds["product"] = time.perf_counter() - began
         began = time.perf_counter()
         self._digest()
         self.seconds["digest"] = time.perf_counter() - began
 
-    def _lines(self, key: int, second_key: int, first: int, last: int) -> Any:
-        """Return lines *first* to *last* of a factor as 32-bit floating point."""
+    def _lines(self, key: int, second_key: int, first: int, last: int, begin: int, end: int) -> Any:
+        """Return entries *begin* to *end* of lines *first* to *last* of a factor, as 32-bit floating point."""
         arrays = self._arrays
-        found = arrays.lines(last - first, self._depth)
-        words_per_line = self._depth // 8
-        height = max(1, CHUNK_BYTES // 8 // self._depth)
+        found = arrays.lines(last - first, end - begin)
+        width = (end - begin) // 8
+        height = max(1, CHUNK_BYTES // 64 // width)
         for start in range(first, last, height):
             stop = min(last, start + height)
             starts = mix(arrays.words(stop - start, start) + key)
-            words = arrays.words(words_per_line)
+            words = arrays.words(width, begin // 8)
             words *= signed(GOLDEN)
             words = mix((starts[:, None] + words[None, :]) + second_key)
-            part = found[start - first : stop - first].reshape(stop - start, words_per_line, 8)
+            part = found[start - first : stop - first].reshape(stop - start, width, 8)
             for place in range(8):
                 part[:, :, place] = ((words >> (4 * place)) & 15) - 8
         return found
