@@ -58,8 +58,10 @@ class GroupCommit:
     """Owns the writing connection and the thread that uses it.
 
     Args:
-        linger_s: How long a batch waits for more after its first operation. 0 is fastest at every load measured
-            (tests/bench/store_commits.py): callers that queue during a flush make the next batch anyway.
+        linger_s: How long a batch waits for more after its first operation, while batches have company. The store by
+            itself is fastest with 0 (tests/bench/store_commits.py): callers that queue during a flush make the next
+            batch anyway. In a busy bootstrap a commit costs the processor time of half a request, though, and at 16
+            clients 2 ms of waiting save 7 % of it all.
     """
 
     def __init__(

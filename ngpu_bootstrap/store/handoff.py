@@ -27,6 +27,7 @@ import trio
 from ngpu_bootstrap.store.errors import StoreClosed
 
 POSTED_S = 0.01
+_COMPANY = 1.4
 
 _log = structlog.get_logger(__name__)
 
@@ -65,6 +66,7 @@ class Handoff(Generic[JobT]):
         self._queue: queue.SimpleQueue[JobT | None] = queue.SimpleQueue()
         self._posted: deque[JobT] = deque()
         self._asleep = False
+        self._company = 1.0  # jobs that somebody waited for in a batch, on a moving average
         self._closed = False
 
     @property
@@ -132,12 +134,18 @@ class Handoff(Generic[JobT]):
     def take(self, limit: int, linger_s: float = 0.0) -> list[JobT] | None:
         """Return the next 1 to *limit* jobs, or None once closed and drained.
 
-        Service thread only. Waits for the first; then takes what is queued, waiting for more until *linger_s* after the
-        first (0: not at all). What was posted comes first: a later job may build on it, as none waits for it.
+        Service thread only. Waits for the first; then takes what is queued. What was posted comes first: a later job
+        may build on it, as none waits for it.
+
+        Args:
+            linger_s: under load, let more arrive for this long after the first; a caller who is mostly alone is served
+                at once.
         """
         jobs: list[JobT] = []
         while True:
             first = self._first()
+            if first is not None and linger_s > 0 and self._company >= _COMPANY:
+                time.sleep(linger_s)
             room = limit if first is None else limit - 1
             while self._posted and len(jobs) < room:
                 jobs.append(self._posted.popleft())
@@ -149,20 +157,15 @@ class Handoff(Generic[JobT]):
                 return None
         if first is None:
             return jobs
-        until = time.monotonic() + linger_s if linger_s > 0 else 0.0
+        posted = len(jobs) - 1
         while len(jobs) < limit:
             try:
                 job = self._queue.get_nowait()
             except queue.Empty:
-                wait_s = until - time.monotonic() if until else 0.0
-                if wait_s <= 0:
-                    break
-                try:
-                    job = self._queue.get(timeout=wait_s)
-                except queue.Empty:
-                    break
+                break
             if job is not None:
                 jobs.append(job)
+        self._company += (len(jobs) - posted - self._company) / 8
         return jobs
 
     def _first(self) -> JobT | None:

@@ -67,7 +67,7 @@ class StoreOptions:
         migrate: Whether to migrate an outdated schema; None: on SQLite only.
     """
 
-    linger_s: float = 0.0
+    linger_s: float = 0.002
     queue_limit: int = 4096
     bodies: BodyLimits = field(default_factory=BodyLimits)
     migrate: bool | None = None

@@ -183,6 +183,33 @@ async def test_closing_finishes_what_was_posted() -> None:
     assert [number for batch in server.batches for number in batch] == list(range(6))
 
 
+def test_a_lone_caller_is_served_at_once_and_company_waited_for() -> None:
+    slept: list[float] = []
+
+    async def make() -> Handoff[Numbered]:
+        return Handoff(1000)
+
+    handoff = trio.run(make)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ngpu_bootstrap.store.handoff.time.sleep", slept.append)
+        for _ in range(20):
+            handoff._queue.put(Numbered(1))
+            assert len(handoff.take(4, linger_s=0.002) or []) == 1
+        assert slept == []
+        for _ in range(20):
+            for number in range(4):
+                handoff._queue.put(Numbered(number))
+            assert len(handoff.take(4, linger_s=0.002) or []) == 4
+        assert slept[-1] == 0.002
+        for _ in range(40):
+            handoff._queue.put(Numbered(1))
+            handoff.take(4, linger_s=0.002)
+        slept.clear()
+        handoff._queue.put(Numbered(1))
+        handoff.take(4, linger_s=0.002)
+        assert slept == []
+
+
 @trio_test
 async def test_closing_refuses_new_jobs_and_finishes_the_queued() -> None:
     results = []
