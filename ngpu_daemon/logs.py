@@ -39,6 +39,7 @@ _SECRET_TEXT = re.compile(
 _MAY_BE_SECRET = re.compile(r"[\s@-]")
 # Control characters but tab and line feed, and the marks that turn the direction of writing.
 _UNSEEN = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069]")
+_PLAIN = frozenset({str, int, bool, float, type(None)})
 _MAX_DEPTH = 4
 
 
@@ -136,13 +137,19 @@ class _JsonLine:
             "level": event["level"],
             "event": event["event"],
         }
+        if _is_harmless(event):
+            return self._encode({**line, **event})
         for key, value in event.items():
-            kind = type(value)
-            if value is None or ((kind is int or kind is bool) and not _is_secret_name(key)):
-                line[key] = value
-            else:
-                line[key] = REDACTED if _is_secret_name(key) else _clean(value, 0)
+            line[key] = REDACTED if _is_secret(key, value) else _clean(value, 0)
         return self._encode(line)
+
+
+def _is_harmless(event: EventDict) -> bool:
+    """Return whether *event* is plain values under plain names; its texts are cleared by one look at all of them."""
+    if not _names_no_secret(tuple(event)) or not _PLAIN.issuperset(map(type, event.values())):
+        return False
+    texts = [value for value in event.values() if type(value) is str]
+    return _MAY_BE_SECRET.search("".join(texts)) is None
 
 
 def redact(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
@@ -174,6 +181,11 @@ def redact_text(text: str) -> str:
 
 def _is_secret(key: str, value: Any) -> bool:
     return value is not None and _is_secret_name(key)
+
+
+@lru_cache(maxsize=1024)
+def _names_no_secret(keys: tuple[str, ...]) -> bool:
+    return not any(map(_is_secret_name, keys))
 
 
 @lru_cache(maxsize=1024)
