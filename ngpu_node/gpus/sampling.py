@@ -21,9 +21,9 @@ from ngpu_node.gpus.metering import BusyMeter, Method
 from ngpu_node.gpus.samples import SampleReader, Window
 
 #: A part of a core that looking at one device may take; beyond it, looks become rarer than ticks.
-COST_PART = 0.004
+COST_PART = 0.0043
 #: The same with looks at the end of tasks, which are made as far as this goes.
-MOST_COST_PART = 0.0045
+MOST_COST_PART = 0.0046
 _SLOWEST_US = 5_000_000
 
 

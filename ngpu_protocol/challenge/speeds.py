@@ -51,6 +51,8 @@ SPEEDS: dict[str, Speed] = {
 PRODUCT_PART = 0.6
 #: How often the product passes through memory while it is digested, and what of the bandwidth that reaches.
 DIGEST_PASSES = 26
+#: What making one entry of a factor moves: it is unpacked from a word of eight.
+ENTRY_BYTES_MOVED = 160
 #: What reading one entry moves, with the arithmetic of the step around it.
 CHAIN_BYTES = 640
 MEMORY_PART = 0.5
@@ -81,6 +83,7 @@ def allowed(puzzle: Puzzle, speed: Speed) -> Allowed:
     """Return what a GPU of that speed may take."""
     memory = speed.bytes_per_s * MEMORY_PART
     product_s = puzzle.operations / (speed.products_per_s * PRODUCT_PART)
+    factors_s = (puzzle.rows + puzzle.columns) * puzzle.depth * ENTRY_BYTES_MOVED / memory
     digest_s = puzzle.product_bytes * DIGEST_PASSES / memory + puzzle.product_bytes / 256 / HASHED_BYTES_PER_S / 4
     chains_s = puzzle.walkers * puzzle.steps * CHAIN_BYTES / memory + puzzle.walkers * 4 / HASHED_BYTES_PER_S
-    return Allowed(FIXED_S + product_s + digest_s, CHAINS_FIXED_S + chains_s)
+    return Allowed(FIXED_S + product_s + factors_s + digest_s, CHAINS_FIXED_S + chains_s)
