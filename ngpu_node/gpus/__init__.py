@@ -11,6 +11,7 @@ Where to look:
     samples.py     from the driver's utilisation samples to windows of measured time
     busy.py        from measured windows to what each task pays
     processes.py   which container a process belongs to
+    containers.py  whether a container still has its devices
     machine.py     CPU, memory, disk, kernel, toolkit
     watch.py       the service that keeps all of it current while the node runs
     show.py        the same as a table and as JSON
