@@ -197,6 +197,8 @@ def _holds(values: Any, keys: Sequence[str]) -> bool:
 def _describe(model: type[BaseModel], problem: Any, origin: _Origin) -> str:
     location: tuple[str | int, ...] = problem["loc"]
     keys = [part for part in location if isinstance(part, str)]
+    if not keys:  # a rule between keys: its text names them, and each may come from another source
+        return f"configuration: {problem['msg'].removeprefix('Value error, ')}"
     where = origin.name(keys)
     if problem["type"] == "extra_forbidden":
         siblings = list(_model_at(model, keys[:-1]).model_fields)
@@ -216,7 +218,7 @@ def _dotted(location: Sequence[str | int]) -> str:
     text = ""
     for part in location:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
-    return text or "the whole"
+    return text
 
 
 def _model_at(model: type[BaseModel], keys: Sequence[str]) -> type[BaseModel]:

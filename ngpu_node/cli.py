@@ -25,7 +25,7 @@ app = typer.Typer(
     help="""A node of the NGPU network: serves tasks with this machine's GPUs, for the bootstraps its owner trusts.
 
     First steps: `ngpu-node init` makes the account key and prints its address; `ngpu-node sample-config > node.toml`
-    prints a configuration, in which [[bootstraps]] names whom to serve; `ngpu-node run --config node.toml` serves, and
+    prints a configuration, in which `bootstraps` names whom to serve; `ngpu-node run --config node.toml` serves, and
     `ngpu-node status` shows how it goes.""",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -46,7 +46,7 @@ def run(
     listen: Annotated[list[str] | None, typer.Option(help="Multiaddr for other peers; repeat for more.")] = None,
     bootstrap: Annotated[
         list[str] | None,
-        typer.Option(help="Multiaddr of a bootstrap to serve, ending in /p2p/<PeerId>; instead of [[bootstraps]]."),
+        typer.Option(help="Multiaddr of a bootstrap to serve, ending in /p2p/<PeerId>; instead of `bootstraps`."),
     ] = None,
     engine: Annotated[str | None, typer.Option(help="auto, docker or none.")] = None,
     passphrase_file: Annotated[Path | None, typer.Option(help="File with the keystore's passphrase.")] = None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from typer.testing import CliRunner, Result
 import ngpu_bootstrap.cli
 import ngpu_node.cli
 from ngpu_daemon.datadir import DataDirectory
+
+ROOT = Path(__file__).parents[3]
 
 bound: list[object] = []
 
@@ -125,6 +128,14 @@ def test_a_multiaddr_that_is_none(place: Place, address: str) -> None:
     assert (result.exit_code, bound) == (1, [])
     (line,) = (line for line in result.stderr.splitlines() if line.startswith("error: "))
     assert "listen" in line
+    assert "/ip4" in line  # what one looks like
+
+
+@pytest.mark.parametrize("package", ["ngpu_node", "ngpu_bootstrap"])
+def test_the_command_runs_as_a_module(package: str) -> None:
+    command = [sys.executable, "-m", package, "--help"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, cwd=ROOT)
+    assert f"Usage: {package.replace('_', '-')} " in found.stdout
 
 
 def test_a_port_that_is_taken_is_one_line(place: Place) -> None:

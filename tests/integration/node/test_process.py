@@ -291,5 +291,5 @@ def test_init_then_sample_config_make_a_node_that_can_be_configured(tmp_path: Pa
 def test_help_teaches_the_first_steps() -> None:
     found = CliRunner().invoke(app, ["--help"])
     assert found.exit_code == 0
-    for word in ("init", "sample-config", "run", "status"):
-        assert word in found.stdout
+    for word in ("init", "sample-config", "run", "status", "`bootstraps` names whom to serve"):
+        assert word in " ".join(found.stdout.split())

@@ -5,12 +5,12 @@ from __future__ import annotations
 import tomllib
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ngpu_daemon.settings import (
     ConfigurationError,
@@ -141,6 +141,18 @@ def test_each_problem_names_the_source_of_its_value(config: Path, monkeypatch: p
         f"{config}: mode: Input should be 'open' or 'approved'",
         "environment variable NGPU_SAMPLE_LISTEN: listen: a multiaddr starts with a slash",
     )
+
+
+def test_a_rule_between_keys_is_told_in_its_own_words(config: Path) -> None:
+    class Paired(Sample):
+        @model_validator(mode="after")
+        def _slots_need_an_open_mode(self) -> Self:
+            raise ValueError("slots 4 needs mode open: set mode")
+
+    config.write_text('mode = "open"\n')
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings(Paired, config, PREFIX, {"slots": 4})
+    assert caught.value.problems == ("configuration: slots 4 needs mode open: set mode",)
 
 
 def test_a_missing_required_key_is_named(config: Path) -> None:
