@@ -451,8 +451,9 @@ class Dht:
         for info in self._host.peers():
             self._admitted_s.pop(info.peer_id, None)
             self._met(info.peer_id)
-        with trio.move_on_after(1.0):
-            await self._seeded.wait()
+        if self._host.peers():
+            with trio.move_on_after(1.0):
+                await self._seeded.wait()
         if len(self.table):
             return
         for seed in random.sample(self._settings.seeds, len(self._settings.seeds)):
