@@ -48,7 +48,7 @@ from ngpu_protocol.control import CONTROL_PROTOCOL, RECEIPTS_PROTOCOL
 from ngpu_protocol.http1 import AsgiHandler, BoundAddress, Client, Draining, Limits, serve_tcp
 from ngpu_protocol.identity import Account, Address
 from ngpu_protocol.networks import network_named
-from ngpu_protocol.p2p import Host, ListenError, P2PStream, open_host
+from ngpu_protocol.p2p import Host, HostLimits, ListenError, P2PStream, open_host
 from ngpu_protocol.workspaces import WorkspaceSpec
 
 log = structlog.get_logger(__name__)
@@ -62,6 +62,8 @@ SETTLE_S = 10.0
 CLIENT_HEAD_BYTES = 40 * 1024
 RUNTIME_FILE = "bootstrap.json"
 GC_THRESHOLD = 20_000
+# A node opens two streams to its bootstrap; requests go out on streams opened here, which this does not count.
+PEER_LIMITS = HostLimits(streams_per_peer=16)
 
 
 class StartError(OperatorError):
@@ -331,7 +333,7 @@ class _Bootstrap:
         }
         try:
             async with open_host(
-                self.account, listen=self.settings.listen, network=self.network, handlers=handlers
+                self.account, listen=self.settings.listen, network=self.network, handlers=handlers, limits=PEER_LIMITS
             ) as host:
                 yield host
         except ListenError as error:

@@ -233,7 +233,11 @@ class Node:
     async def _host(self, http: StreamHandler) -> AsyncIterator[Host]:
         try:
             async with open_host(
-                self._account, listen=self._settings.listen, network=self._network, handlers={HTTP_PROTOCOL: http}
+                self._account,
+                listen=self._settings.listen,
+                network=self._network,
+                handlers={HTTP_PROTOCOL: http},
+                known=lambda address: self._trust.service_of(address) is not None,
             ) as host:
                 yield host
         except* ListenError as group:

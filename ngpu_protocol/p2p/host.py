@@ -7,7 +7,7 @@ no port is. What is safe about it is in the modules below: `noise` (who may conn
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import lru_cache
 from ipaddress import ip_address
@@ -24,7 +24,7 @@ from libp2p.peer.id import ID
 from libp2p.stream_muxer.exceptions import MuxedConnUnavailable
 from multiaddr import Multiaddr
 
-from ngpu_protocol.identity import Account
+from ngpu_protocol.identity import Account, Address
 from ngpu_protocol.networks import Network
 from ngpu_protocol.p2p import negotiation
 from ngpu_protocol.p2p.errors import (
@@ -254,6 +254,7 @@ async def open_host(
     network: Network,
     limits: HostLimits | None = None,
     handlers: dict[str, StreamHandler] | None = None,
+    known: Callable[[Address], bool] | None = None,
 ) -> AsyncIterator[Host]:
     """Run a host for the duration of the context.
 
@@ -267,6 +268,7 @@ async def open_host(
         network: the network the host belongs to.
         limits: caps; the defaults suit a daemon.
         handlers: protocols served from the first connection on.
+        known: asked once for each peer that connects; who is not known is held to a stranger's limits. None: all are.
 
     Raises:
         ListenError: an address cannot be listened on.
@@ -274,7 +276,7 @@ async def open_host(
     events = EventFan()
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
-        swarm = SafeSwarm(account, nursery, limits or HostLimits(), events)
+        swarm = SafeSwarm(account, nursery, limits or HostLimits(), events, known)
         host = Host(account, network, swarm, events)
         for protocol, handler in (handlers or {}).items():
             host.handle(protocol, handler)
@@ -298,7 +300,7 @@ async def _listen(swarm: SafeSwarm, listen: Sequence[str]) -> None:
         try:
             multiaddr = Multiaddr(text)
         except Exception as error:
-            raise ListenError(text, "not a multiaddr") from error
+            raise ListenError(text, "not a multiaddr such as /ip4/0.0.0.0/tcp/4001") from error
         await swarm.listen(multiaddr)
         twin = _ipv6_twin(swarm, multiaddr)
         if twin is not None and str(twin) not in listen:

@@ -12,7 +12,8 @@ class HostLimits:
     """Caps of a host.
 
     Memory a hostile peer can pin is bounded by
-    ``streams_per_peer * 256 KiB + window_growth_bytes_per_peer`` plus about 1 MiB of buffers a connection.
+    ``streams_per_peer * 256 KiB + window_growth_bytes_per_peer`` plus about 1 MiB of buffers a connection. Keys cost
+    nothing to make, so a stranger (a peer `open_host` was not told to know) gets ``streams_per_stranger * 256 KiB``.
 
     Attributes:
         connections: inbound connections in all, upgraded or not.
@@ -22,6 +23,7 @@ class HostLimits:
         upgrade_timeout_s: how long a connection may take from accept to the first stream being possible.
         connections_per_peer: connections kept to one peer; the oldest goes when one more comes.
         streams_per_peer: streams one peer may have open towards us; one more is reset.
+        streams_per_stranger: the same for a peer that is not known; its windows do not grow either.
         negotiation_timeout_s: how long an inbound stream may take to say which protocol it wants.
         stream_window_bytes: how far the receive window of one busy stream may grow beyond yamux's 256 KiB.
         window_growth_bytes_per_peer: the sum of such growth over all streams of a peer.
@@ -38,6 +40,7 @@ class HostLimits:
     upgrade_timeout_s: float = 5.0
     connections_per_peer: int = 4
     streams_per_peer: int = 512
+    streams_per_stranger: int = 16
     negotiation_timeout_s: float = 10.0
     stream_window_bytes: int = 4 << 20
     window_growth_bytes_per_peer: int = 32 << 20

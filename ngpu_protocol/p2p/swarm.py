@@ -213,7 +213,14 @@ class SafeSwarm(Swarm):
         library_handlers: the same for the library's own (set by the host).
     """
 
-    def __init__(self, account: Account, nursery: trio.Nursery, limits: HostLimits, events: EventFan) -> None:
+    def __init__(
+        self,
+        account: Account,
+        nursery: trio.Nursery,
+        limits: HostLimits,
+        events: EventFan,
+        known: Callable[[Address], bool] | None = None,
+    ) -> None:
         key_pair = create_new_key_pair(account.key_bytes)
         peer_id = ID.from_pubkey(key_pair.public_key)
         peerstore = PeerStore()
@@ -238,6 +245,7 @@ class SafeSwarm(Swarm):
         self.notifees.clear()  # the tag store's: it keeps an entry for every peer ever seen, for the pruner
         self.nursery = nursery
         self.limits = limits
+        self._known = known
         self.handlers: dict[str, StreamHandler] = {}
         self.library_handlers: Mapping[TProtocol | None, StreamHandlerFn | None] = {}
         self._events = events
@@ -363,7 +371,10 @@ class SafeSwarm(Swarm):
             muxed_conn.close_nowait("a connection to ourselves")
             raise SwarmException("a connection to ourselves")
         connection = Connection(muxed_conn, self, Direction.from_string(direction))
-        quota = self._quotas.setdefault(peer_id, PeerQuota(self.limits))
+        if (quota := self._quotas.get(peer_id)) is None:
+            address = address_or_none(muxed_conn.peer_text)
+            known = self._known is None or (address is not None and self._known(address))
+            quota = self._quotas[peer_id] = PeerQuota(self.limits, known=known)
         muxed_conn.attach(quota, connection.accept, lambda: self._lost(connection))
         connections = self.connections.setdefault(peer_id, [])
         connections.append(connection)

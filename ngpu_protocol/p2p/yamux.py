@@ -73,9 +73,9 @@ _MIN_RTT_S = 0.005  # a window that lasted less than four of these was too small
 class PeerQuota:
     """What the streams of one peer share, over all its connections."""
 
-    def __init__(self, limits: HostLimits) -> None:
-        self.streams_left = limits.streams_per_peer
-        self.growth_left = limits.window_growth_bytes_per_peer
+    def __init__(self, limits: HostLimits, *, known: bool = True) -> None:
+        self.streams_left = limits.streams_per_peer if known else limits.streams_per_stranger
+        self.growth_left = limits.window_growth_bytes_per_peer if known else 0
 
 
 class ProtocolViolationError(Exception):

@@ -9,10 +9,21 @@ import trio
 import trio.lowlevel
 from trio.testing import trio_test
 
-from ngpu_protocol.p2p import HostLimits, P2PStream, PeerDisconnected
+from ngpu_protocol.p2p import HostLimits, P2PStream, PeerDisconnected, open_host
 from ngpu_protocol.p2p.links import LinkClosedError
 from ngpu_protocol.p2p.noise import NoiseChannel
-from tests.integration.p2p.peers import ECHO, echoes, eventually, host, muxer_of, rogue_channel, two_hosts
+from tests.integration.p2p.peers import (
+    ECHO,
+    LOCAL,
+    LOOPBACK,
+    account,
+    echoes,
+    eventually,
+    host,
+    muxer_of,
+    rogue_channel,
+    two_hosts,
+)
 
 DATA, WINDOW_UPDATE, PING, GO_AWAY = range(4)
 SYN, ACK, FIN, RST = 1, 2, 4, 8
@@ -154,6 +165,26 @@ async def test_streams_reset_as_soon_as_opened_do_not_pile_up_handlers() -> None
         await eventually(lambda: muxer._quota.streams_left == 10 and accepted)
         assert accepted == 10
         assert await _opens_a_stream(channel, 2001)
+
+
+@trio_test
+async def test_a_stranger_gets_fewer_streams_than_a_known_peer_and_no_larger_windows() -> None:
+    limits = HostLimits(streams_per_peer=10, streams_per_stranger=3)
+    friend = account()
+    async with open_host(
+        account(),
+        listen=[LOOPBACK],
+        network=LOCAL,
+        limits=limits,
+        known=lambda address: address == friend.address,
+    ) as server:
+        for who, streams in ((friend, 10), (account(), 3)):
+            async with open_host(who, listen=[], network=LOCAL) as client:
+                await client.connect(server.addresses[0], timeout_s=5)
+                await eventually(lambda peer=client.peer_id: server.is_connected(peer))
+                quota = muxer_of(server, client.peer_id)._quota
+                assert quota.streams_left == streams
+                assert (quota.growth_left > 0) is (who is friend)
 
 
 async def _opens_a_stream(channel: NoiseChannel, stream_id: int) -> bool:
