@@ -19,9 +19,10 @@ import hashlib
 import hmac
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from ngpu_bootstrap.errors import BadRequest, Unauthorized
+from ngpu_protocol.frozen import dataclass
 
 TOKEN_PREFIX = "ngpu_"
 OPERATOR_PREFIX = "op_"

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 
+from ngpu_protocol.frozen import dataclass
 from ngpu_protocol.identity import Address
 
 SILENCE_LIMIT_MS = 5_000

@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import trio
@@ -21,6 +20,7 @@ from ngpu_node import ledger_schema
 from ngpu_node.group_commit import GroupCommit
 from ngpu_node.ledger_batch import LedgerBatch
 from ngpu_protocol.acknowledgements import SignedAcknowledgement
+from ngpu_protocol.frozen import dataclass
 from ngpu_protocol.identity import Account, Address
 from ngpu_protocol.orders import SignedOrder
 from ngpu_protocol.receipts import RECEIPT_TYPE, ReceiptLink, SignedReceipt, TaskReceipt

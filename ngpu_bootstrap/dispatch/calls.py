@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Protocol
 
 from ngpu_bootstrap.errors import BootstrapError
 from ngpu_bootstrap.store.records import NewTask
+from ngpu_protocol.frozen import dataclass
 from ngpu_protocol.http1 import Exchange, Headers, RemoteError
 from ngpu_protocol.workspaces import WorkspaceSpec
 

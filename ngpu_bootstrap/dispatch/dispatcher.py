@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
 import outcome
 import structlog
@@ -36,6 +35,7 @@ from ngpu_bootstrap.store.records import AttemptEnd, AttemptStart, FiledReceipt,
 from ngpu_bootstrap.store.store import Store
 from ngpu_bootstrap.tasks.retry import may_retry
 from ngpu_bootstrap.tasks.states import TaskState
+from ngpu_protocol.frozen import dataclass
 from ngpu_protocol.identity import Account
 from ngpu_protocol.networks import Network
 from ngpu_protocol.orders import SignedOrder, TaskOrder, sign_order

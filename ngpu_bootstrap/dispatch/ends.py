@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ngpu_bootstrap.dispatch.attempt import Attempt, How
 from ngpu_bootstrap.dispatch.verdicts import Judged
 from ngpu_bootstrap.errors import NodeFault
 from ngpu_bootstrap.tasks.states import TaskState
+from ngpu_protocol.frozen import dataclass
 from ngpu_protocol.receipts import Outcome
 from ngpu_protocol.wire_errors import Reason
 

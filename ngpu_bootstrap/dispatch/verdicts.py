@@ -8,10 +8,10 @@ processor time here, and happen once for each receipt.
 from __future__ import annotations
 
 from collections.abc import Callable, Container
-from dataclasses import dataclass
 
 from ngpu_bootstrap.store.records import NewReceipt
 from ngpu_protocol.acknowledgements import Acknowledgement, SignedAcknowledgement, VerdictKind, sign_acknowledgement
+from ngpu_protocol.frozen import dataclass
 from ngpu_protocol.identity import Account, Address
 from ngpu_protocol.networks import Network
 from ngpu_protocol.orders import TaskOrder

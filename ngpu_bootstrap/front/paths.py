@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from urllib.parse import unquote_plus, unquote_to_bytes
 
 from ngpu_bootstrap.errors import BadRequest, Refusal
+from ngpu_protocol.frozen import dataclass
 from ngpu_protocol.orders import MAX_TARGET_CHARS
 
 _DECODINGS = 4

@@ -17,11 +17,12 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping, Set
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Generic, Protocol, TypeVar
 
 from ngpu_node.trust import Trust
 from ngpu_protocol.errors import MalformedError, SignatureError
+from ngpu_protocol.frozen import dataclass
 from ngpu_protocol.identity import Address, recover
 from ngpu_protocol.orders import SignedOrder
 from ngpu_protocol.wire_errors import Reason

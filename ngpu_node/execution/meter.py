@@ -14,8 +14,9 @@ so overlapping tasks never bill one GPU twice, and reserved <= wall x GPUs for e
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from ngpu_protocol.frozen import dataclass
 from ngpu_protocol.receipts import Meter
 
 _SCALE = 1 << 20

@@ -14,7 +14,6 @@ sink that does not take more holds back the workspace, and the other way round.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 import trio
@@ -22,6 +21,7 @@ import trio
 from ngpu_node.errors import NodeError
 from ngpu_node.execution.attempt import Attempt
 from ngpu_node.ledger import Written
+from ngpu_protocol.frozen import dataclass
 from ngpu_protocol.http1 import (
     Exchange,
     Headers,
