@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import trio
 from trio.testing import trio_test
 
@@ -34,6 +35,7 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(SCRIPTS.parent)}
 
 
+@pytest.mark.timeout_s(180)  # six interpreters start at once
 @trio_test
 async def test_the_scripts_find_show_check_and_reach_a_node() -> None:
     async with dht_network(4) as peers:
