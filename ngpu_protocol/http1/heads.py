@@ -210,7 +210,11 @@ def check_partial_head(data: bytes, already_checked: int, limits: Limits) -> Non
         already_checked: How many of them an earlier call has seen.
     """
     if len(data) > limits.max_head_bytes:
-        raise LimitError(f"head over {limits.max_head_bytes} bytes", status=431, reason="head_too_large")
+        raise LimitError(
+            f"request line and headers over {limits.max_head_bytes} bytes: send fewer or shorter ones",
+            status=431,
+            reason="head_too_large",
+        )
     if already_checked == 0 and not _TOKEN_BYTE.match(data):
         # A TLS client on a plain port, for one: it would otherwise wait for our half of its handshake.
         raise MalformedError("the connection does not start with HTTP")
@@ -268,7 +272,9 @@ def _fields(block: bytes, limits: Limits) -> tuple[Headers, _Steering | None]:
     lines = block.split(b"\r\n")
     lines.pop()
     if len(lines) > limits.max_headers:
-        raise LimitError(f"more than {limits.max_headers} header fields", status=431, reason="too_many_headers")
+        raise LimitError(
+            f"more than {limits.max_headers} header fields: send fewer", status=431, reason="too_many_headers"
+        )
     headers: Headers = []
     steering: _Steering | None = None
     for line in lines:

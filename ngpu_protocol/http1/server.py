@@ -172,7 +172,11 @@ class ServerConnection:
                 return None
             data = data + arrived if data else arrived
         if end > self.limits.max_head_bytes:
-            raise LimitError(f"head over {self.limits.max_head_bytes} bytes", status=431, reason="head_too_large")
+            raise LimitError(
+                f"request line and headers over {self.limits.max_head_bytes} bytes: send fewer or shorter ones",
+                status=431,
+                reason="head_too_large",
+            )
         self._start("handler")
         self._rest = data[end + 4 :]
         return parse_request_head(data[:end], self.limits)

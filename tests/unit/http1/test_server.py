@@ -512,7 +512,10 @@ def test_bad_request_gets_its_status_in_json_and_the_end(request_bytes: bytes, s
         head, _, body = answer.partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 %d " % status)
         assert b"connection: close" in head
-        assert json.loads(body)["reason"] == reason
+        refusal = json.loads(body)
+        assert refusal["reason"] == reason
+        if status == 431:
+            assert re.search(r" \d+ .*: send fewer", refusal["message"])
         answers = len(re.findall(rb"HTTP/1\.1 \d\d\d ", answer))
         assert answers == 1, "what follows a bad request must not be read as another"
         assert not client.broken
