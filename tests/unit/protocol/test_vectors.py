@@ -27,7 +27,8 @@ def test_vectors_are_what_the_code_makes(name: str) -> None:
 
 
 def test_no_vector_file_is_forgotten() -> None:
-    assert {path.name for path in generate.FOLDER.glob("*.json")} == set(generate.documents())
+    with_numpy = {"challenge.json"}  # the prover's numbers, held by tests/unit/challenge
+    assert {path.name for path in generate.FOLDER.glob("*.json")} == set(generate.documents()) | with_numpy
 
 
 @pytest.mark.parametrize(
