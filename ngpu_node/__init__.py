@@ -12,6 +12,6 @@ Where to look (arrows point down; `daemon.py` alone knows everybody):
     services.py       model servers that run beside the node; model_api.py is how they register
     engine/           containers
     upstreams.py      connections to what really serves a workspace; probes.py asks whether it does
-    inventory.py      the GPUs
+    gpus/             the GPUs: which there are, whether they are well, how busy tasks kept them
     admin.py          what the owner's own commands ask; metrics.py what is counted
 """

@@ -31,14 +31,17 @@ Status = Callable[[], Awaitable[dict[str, Any]]]
 class AdminApi:
     """The handler of the admin socket and, with `metrics_only`, of the metrics port."""
 
-    def __init__(self, registry: CollectorRegistry, status: Status) -> None:
+    def __init__(self, registry: CollectorRegistry, status: Status, gpus: Callable[[], dict[str, Any]] = dict) -> None:
         self._registry = registry
         self._status = status
+        self._gpus = gpus
 
     async def handle(self, exchange: Exchange) -> None:
         """Answer one request from the owner."""
         if exchange.request.method == "GET" and exchange.request.path == "/status":
             await exchange.respond_json(200, await self._status())
+        elif exchange.request.method == "GET" and exchange.request.path == "/gpus":
+            await exchange.respond_json(200, self._gpus())
         else:
             await self.metrics_only(exchange)
 

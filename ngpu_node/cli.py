@@ -90,6 +90,24 @@ def status(config: ConfigOption = None, data_dir: DataDirOption = None, as_json:
     run_main(main)
 
 
+@app.command()
+def gpus(config: ConfigOption = None, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
+    """Show this machine's GPUs: what is offered, what is not and why, their health, how they are metered."""
+
+    async def main() -> None:
+        settings = _settings(config, data_dir=data_dir)
+        from ngpu_node.admin import ask
+        from ngpu_node.gpus.show import print_gpus
+
+        found = json.loads(await ask(DataDirectory(settings.data_dir).admin_socket, "/gpus"))
+        if as_json:
+            typer.echo(json.dumps(found))
+        else:
+            print_gpus(found, Console())
+
+    run_main(main)
+
+
 @app.command("sample-config")
 def sample_config() -> None:
     """Print a configuration file that documents every key."""
@@ -135,9 +153,9 @@ def _show(found: dict[str, Any], console: Console) -> None:
         models.add_row(name, one["api"], "healthy" if one["healthy"] else one["detail"])
     _print_table(console, models, "")
 
-    gpus = Table("GPU", "memory", "UUID")
+    gpus = Table("GPU", "memory", "state", "UUID")
     for one in found["gpus"]:
-        gpus.add_row(one["model"], f"{one['memory_bytes'] / 2**30:.0f} GiB", one["uuid"])
+        gpus.add_row(one["model"], f"{one['memory_bytes'] / 2**30:.0f} GiB", one["against"] or "offered", one["uuid"])
     _print_table(console, gpus, f"no GPUs: {found['gpu_problem']}")
 
     engine = found["engine"]

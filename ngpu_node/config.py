@@ -147,6 +147,19 @@ class ContainerSettings(Section):
     pull_timeout_s: Seconds = Field(default=3600, description="How long pulling an image may take.")
 
 
+class GpuSettings(Section):
+    """Which of this machine's GPUs are offered."""
+
+    withhold: list[str] = Field(
+        default=[],
+        description="GPUs that are never offered: each a UUID or its beginning, a PCI address, or a model.",
+        examples=[["GPU-b778b9a9", "0000:41:00.0", "RTX 4090"]],
+    )
+    withhold_memory_bytes: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="Memory of every GPU that is not offered with it."
+    )
+
+
 class NodeSettings(DaemonSettings):
     """Everything an owner can say."""
 
@@ -202,6 +215,7 @@ class NodeSettings(DaemonSettings):
         default="auto", description="auto, json or console; auto is JSON except on a terminal."
     )
     limits: Limits = Field(default=Limits(), description="What a task may cost this machine.")
+    gpus: GpuSettings = Field(default=GpuSettings(), description="Which of this machine's GPUs are offered.")
     containers: ContainerSettings = Field(
         default=ContainerSettings(), description="How workspaces run on the container engine."
     )

@@ -40,14 +40,15 @@ from ngpu_node.execution.admission import AdmissionState
 from ngpu_node.execution.attempts import Attempts
 from ngpu_node.execution.executor import HTTP_PROTOCOL, Executor
 from ngpu_node.execution.spool import Spool, SpoolLimits
-from ngpu_node.inventory import Inventory, look
+from ngpu_node.gpus.inventory import Withheld
+from ngpu_node.gpus.nvml import NvmlDriver
+from ngpu_node.gpus.watch import GpuWatch, Surroundings
 from ngpu_node.ledger import Ledger, Totals
 from ngpu_node.links import Link, LinkParts
 from ngpu_node.metrics import NodeMetrics
 from ngpu_node.model_api import ModelApi
 from ngpu_node.services import ModelServers
 from ngpu_node.upstreams import Upstream
-from ngpu_protocol.control import GpuOffer
 from ngpu_protocol.http1 import BoundAddress, Draining, Handler, Limits, Remote, serve_stream, serve_tcp
 from ngpu_protocol.identity import Account, Address
 from ngpu_protocol.networks import network_named
@@ -58,7 +59,6 @@ log = structlog.get_logger(__name__)
 #: Orders bring a head of 16 KiB and a target with our prefix before the client's own fields.
 HTTP_LIMITS = Limits(max_head_bytes=64 * 1024, max_target_bytes=9 * 1024)
 LAST_BYTES_S = 3.0
-INVENTORY_INTERVAL_S = 60.0
 TOTALS_INTERVAL_S = 30.0
 
 
@@ -96,7 +96,13 @@ class Node:
         self._registry = new_registry("ngpu-node")
         self._metrics = NodeMetrics(self._registry)
         self._changes = Changes()
-        self._inventory = Inventory()
+        self._gpus = GpuWatch(
+            NvmlDriver(),
+            account.address,
+            self._changes,
+            withheld=Withheld(tuple(settings.gpus.withhold), settings.gpus.withhold_memory_bytes),
+            data_dir=settings.data_dir,
+        )
         self._totals = Totals(0, 0)
         self._links: list[Link] = []
         self._http_draining = Draining()
@@ -113,17 +119,17 @@ class Node:
             LedgerUnavailable: receipts cannot be kept any more.
         """
         settings = self._settings
-        self._inventory = await look(self._account.address)
-        if self._inventory.problem:
-            log.info("gpus_missing" if self._inventory.gpus else "no_gpus", reason=self._inventory.problem)
+        await self._gpus.look()
         ledger = await Ledger.open(self._directory.path / "ledger.db", self._account, self._network.chain_id)
         try:
             async with open_backend(
                 settings,
                 node=self._account.address,
                 deployments=self._deployments,
-                gpus=lambda: self._inventory.gpus,
+                gpus=self._gpus.usable,
+                reason_against=self._gpus.reason_against,
             ) as (backend, engine):
+                self._gpus.surroundings = Surroundings(held=backend.held, holders=backend.holders)
                 await self._serve(ledger, backend, engine)
         finally:
             await ledger.aclose()
@@ -156,6 +162,7 @@ class Node:
             changes=self._changes,
             undelivered=courier.undelivered,
             suspect=partial(self._suspect, backend),
+            busy=self._gpus,
         )
         executor = Executor(attempts, spool, self._metrics)
 
@@ -181,9 +188,10 @@ class Node:
             nursery.start_soon(backend.run)
             nursery.start_soon(self._servers.run)
             nursery.start_soon(spool.run)
-            nursery.start_soon(self._watch_inventory)
+            await nursery.start(self._gpus.run)
+            nursery.start_soon(self._tell_of_gpus, backend)
             nursery.start_soon(self._watch_totals, ledger)
-            admin = AdminApi(self._registry, partial(self._status, host, state, engine, ledger))
+            admin = AdminApi(self._registry, partial(self._status, host, state, engine, ledger), self._gpus.status)
             await nursery.start(serve_admin_socket, self._directory.admin_socket, admin)
             models = ModelApi(self._servers, partial(_identity, host))
             (model_address, *_) = await _listen(nursery, models.handle, settings.model_listen, "model_listen")
@@ -192,7 +200,7 @@ class Node:
             parts = LinkParts(
                 host=host,
                 network=self._network.name,
-                gpus=self._gpu_offers,
+                gpus=self._gpus.offers,
                 state=state,
                 deployments=self._deployments,
                 servers=self._servers,
@@ -213,7 +221,7 @@ class Node:
                     models=f"http://{model_address}",
                     bootstraps=len(self._links),
                     engine=engine.name,
-                    gpus=len(self._inventory.gpus),
+                    gpus=len(self._gpus.usable()),
                 )
                 if not self._links:
                     log.warning("no_bootstraps", hint="add a [[bootstraps]] table to the configuration")
@@ -284,16 +292,14 @@ class Node:
         else:
             self._servers.doubt()
 
-    def _gpu_offers(self) -> tuple[GpuOffer, ...]:
-        return tuple(GpuOffer(id=g.id, model=g.model, memory_bytes=g.memory_bytes) for g in self._inventory.gpus)
-
-    async def _watch_inventory(self) -> None:
+    async def _tell_of_gpus(self, backend: ImageBackend) -> None:
+        """Tell *backend* whenever the devices that may be used are others."""
+        usable = self._gpus.usable()
         while True:
-            await trio.sleep(INVENTORY_INTERVAL_S)
-            found = await look(self._account.address)
-            if found != self._inventory:
-                log.info("inventory_changed", gpus=len(found.gpus), reason=found.problem)
-                self._inventory = found
+            seen = self._changes.count
+            if usable != (usable := self._gpus.usable()):
+                backend.gpus_changed()
+            await self._changes.beyond(seen)
 
     async def _watch_totals(self, ledger: Ledger) -> None:
         while True:
@@ -314,7 +320,7 @@ class Node:
         )
         metrics.gauge("ngpu_node_deployments", "Deployments by state.", "state", self._deployments_by_state)
         metrics.gauge("ngpu_node_receipts_owed", "Receipts not acknowledged.", None, lambda: [("", self._totals.owed)])
-        metrics.gauge("ngpu_node_gpus", "GPUs found.", None, lambda: [("", len(self._inventory.gpus))])
+        metrics.gauge("ngpu_node_gpus", "GPUs that may be used.", None, lambda: [("", len(self._gpus.usable()))])
 
     def _deployments_by_state(self) -> Iterable[tuple[str, float]]:
         return Counter(str(deployment.phase) for deployment in self._deployments).items()
@@ -367,9 +373,15 @@ class Node:
                 for copy in self._servers.copies()
             ],
             "gpus": [
-                {"uuid": gpu.uuid, "model": gpu.model, "memory_bytes": gpu.memory_bytes} for gpu in self._inventory.gpus
+                {
+                    "uuid": gpu.uuid,
+                    "model": gpu.reading.model,
+                    "memory_bytes": gpu.reading.memory_total_bytes,
+                    "against": gpu.withheld or self._gpus.reason_against(gpu.uuid),
+                }
+                for gpu in self._gpus.inventory.gpus
             ],
-            "gpu_problem": self._inventory.problem,
+            "gpu_problem": self._gpus.inventory.reason,
             "engine": asdict(engine),
             "receipts": self._totals.receipts,
             "receipts_owed": self._totals.owed,

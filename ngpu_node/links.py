@@ -297,6 +297,7 @@ class Link:
             slots_free=max(0, parts.state.slots - parts.state.running),
             draining=parts.state.draining,
             deployments=tuple(d.state() for d in parts.deployments.of_service(self.bootstrap.service)),
+            gpus=parts.gpus(),
             services=parts.servers.offers(),
         )
 

@@ -212,6 +212,7 @@ class Heartbeat:
         draining: whether it refuses new orders.
         deployments: every deployment it has.
         services: every registered model server that is healthy.
+        gpus: what it offers now, without devices that are sick; None from a node that only says so in its hello.
     """
 
     at_ms: Number
@@ -219,6 +220,7 @@ class Heartbeat:
     draining: Flag = False
     deployments: tuple[DeploymentState, ...] = ()
     services: tuple[ServiceOffer, ...] = ()
+    gpus: tuple[GpuOffer, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, config=ConfigDict(extra="ignore"))

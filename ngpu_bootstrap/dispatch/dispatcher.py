@@ -261,7 +261,7 @@ class Dispatcher:
         """Tell who must know that an attempt ended."""
         awaited = None
         if attempt.receipt is None and attempt.how not in _NO_RECEIPT_FOLLOWS:
-            awaited = Awaited(attempt.observed(), frozenset(gpu.id for gpu in session.gpus))
+            awaited = Awaited(attempt.observed(), frozenset(session.gpus_shown))
         self._desk.attempt_ended(attempt.signed.order, awaited)
         self._metrics.attempt_ended(attempt.how.value, attempt.first_byte_s)
 
@@ -344,7 +344,7 @@ class Dispatcher:
         if attempt.receipt is None:
             return None
         session = self._nodes.get(attempt.signed.order.node)
-        offered = frozenset(gpu.id for gpu in session.gpus) if session is not None else None
+        offered = frozenset(session.gpus_shown) if session is not None else None
         judged = self._judge.judge(attempt.receipt, attempt.signed.order, attempt.observed(), offered_gpus=offered)
         self._metrics.judged(judged.verdict.kind.value, judged.verdict.rule)
         return judged

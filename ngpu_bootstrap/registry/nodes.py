@@ -38,6 +38,8 @@ class NodeSession:
     Attributes:
         session: the 32 random bytes of this run of the node; every order carries them.
         requests: the pooled HTTP client over streams of the connection the node itself made.
+        gpus: what it offers now.
+        gpus_shown: ids of all it has offered in this session: a receipt may name one that has become sick since.
         reported: whether a heartbeat has come, so that the rest is known.
         assigned: ids of the workspaces it was told to run: a node gets no task of another, whatever it claims to run.
         in_flight: our attempts running there now, by workspace id.
@@ -55,6 +57,7 @@ class NodeSession:
     connected_at_ms: int
     heard_at_ms: int
     requests: Client
+    gpus_shown: set[bytes] = field(default_factory=set)
     slots_free: int = 0
     reported: bool = False
     draining: bool = False
@@ -69,6 +72,9 @@ class NodeSession:
     total_counted: int = 0
     full_until_ms: dict[str, int] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.gpus_shown |= {gpu.id for gpu in self.gpus}
+
     def hear(self, heartbeat: Heartbeat, now_ms: int) -> None:
         """Take over what the node says of itself."""
         self.heard_at_ms = now_ms
@@ -77,6 +83,9 @@ class NodeSession:
         self.draining = heartbeat.draining
         self.deployments = {state.workspace: state for state in heartbeat.deployments}
         self.services = tuple(heartbeat.services)
+        if heartbeat.gpus is not None:
+            self.gpus = heartbeat.gpus
+            self.gpus_shown |= {gpu.id for gpu in heartbeat.gpus}
         self.counted, self.peak = self.peak, dict(self.in_flight)
         self.total_counted, self.total_peak = self.total_peak, self.total_in_flight
         self.full_until_ms.clear()

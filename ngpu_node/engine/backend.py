@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,7 +13,7 @@ import trio
 from ngpu_node.config import NodeSettings
 from ngpu_node.deployments import Backend, Deployment, Deployments
 from ngpu_node.errors import DeploymentImpossible, EngineFailed, EngineUnavailable, NodeConfigurationError
-from ngpu_node.inventory import Gpu
+from ngpu_node.gpus.choice import UsableGpu
 from ngpu_protocol.control import DeploymentPhase
 from ngpu_protocol.identity import Address
 
@@ -37,6 +37,9 @@ class ImageBackend(Backend, Protocol):
 
     async def run(self) -> None: ...
     def doubt(self, deployment: Deployment, reason: str) -> None: ...
+    def gpus_changed(self) -> None: ...
+    def held(self) -> list[str]: ...
+    def holders(self) -> dict[str, Hashable]: ...
 
 
 class NoEngine:
@@ -57,10 +60,26 @@ class NoEngine:
     def doubt(self, deployment: Deployment, reason: str) -> None:
         """Nothing runs here that could be doubted."""
 
+    def gpus_changed(self) -> None:
+        """Nothing here holds devices."""
+
+    def held(self) -> list[str]:
+        """Return none."""
+        return []
+
+    def holders(self) -> dict[str, Hashable]:
+        """Return none."""
+        return {}
+
 
 @asynccontextmanager
 async def open_backend(
-    settings: NodeSettings, *, node: Address, deployments: Deployments, gpus: Callable[[], Sequence[Gpu]]
+    settings: NodeSettings,
+    *,
+    node: Address,
+    deployments: Deployments,
+    gpus: Callable[[], Sequence[UsableGpu]],
+    reason_against: Callable[[str], str],
 ) -> AsyncIterator[tuple[ImageBackend, EngineStatus]]:
     """Yield what runs images on this node.
 
@@ -85,7 +104,15 @@ async def open_backend(
         yield NoEngine(deployments, f"this node runs no images: {error}"), EngineStatus("none", problem=str(error))
         return
     try:
-        containers = Containers(engine, settings.containers, deployments, node=node, trust=settings.trust(), gpus=gpus)
+        containers = Containers(
+            engine,
+            settings.containers,
+            deployments,
+            node=node,
+            trust=settings.trust(),
+            gpus=gpus,
+            reason_against=reason_against,
+        )
         try:
             await containers.prepare()
             version = await engine.version()

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import structlog
 import trio
@@ -37,7 +37,7 @@ from ngpu_node.engine.confinement import (
 )
 from ngpu_node.engine.docker_engine import ContainerState, DockerEngine, Image
 from ngpu_node.errors import DeploymentImpossible, EngineFailed, EngineUnavailable, ImageUnavailable, NodeError
-from ngpu_node.inventory import Gpu, choose
+from ngpu_node.gpus.choice import TooFewGpus, UsableGpu, choose
 from ngpu_node.probes import probe
 from ngpu_node.trust import Trust
 from ngpu_node.upstreams import Upstream
@@ -67,6 +67,10 @@ class Died(NodeError):
     """A container ended, or answered no more for too long."""
 
 
+class GpuSick(Died):
+    """A device the container holds must not be used any more; the message says why."""
+
+
 class Containers:
     """The backend of deployments that are images (see `deployments.Backend`)."""
 
@@ -78,7 +82,8 @@ class Containers:
         *,
         node: Address,
         trust: Trust,
-        gpus: Callable[[], Sequence[Gpu]],
+        gpus: Callable[[], Sequence[UsableGpu]],
+        reason_against: Callable[[str], str] = lambda uuid: "",
     ) -> None:
         self._engine = engine
         self._settings = settings
@@ -86,6 +91,8 @@ class Containers:
         self._node = node
         self._trust = trust
         self._gpus = gpus
+        self._reason_against = reason_against
+        self._gpu_changes = Changes()
         self._network: str | None = None
         self._mark = node[2:10].lower()
         self._held: dict[Deployment, tuple[str, ...]] = {}
@@ -148,6 +155,28 @@ class Containers:
         if doubts is not None:
             doubts.announce()
 
+    # -- GPUs ----------------------------------------------------------------------------------------------------------
+
+    def gpus_changed(self) -> None:
+        """Look at what holds devices, and at what waits for some: which of them may be used is different."""
+        self._gpu_changes.announce()
+        for deployment, held in self._held.items():
+            if held:
+                self.doubt(deployment, "the usable GPUs changed")
+
+    def held(self) -> list[str]:
+        """Return the UUIDs of the devices that containers have."""
+        return [uuid for held in self._held.values() for uuid in held]
+
+    def holders(self) -> dict[str, Hashable]:
+        """Return which deployment each container is, by its id."""
+        return {container: deployment for deployment, container in self._containers.items()}
+
+    def _raise_if_sick(self, deployment: Deployment) -> None:
+        for uuid in self._held.get(deployment, ()):
+            if reason := self._reason_against(uuid):
+                raise GpuSick(f"{uuid}: {reason}")
+
     # -- one deployment ------------------------------------------------------------------------------------------------
 
     async def serve(self, deployment: Deployment) -> None:
@@ -157,6 +186,7 @@ class Containers:
         try:
             while True:
                 began_s = trio.current_time()
+                seen = self._gpu_changes.count
                 try:
                     image = await self._image(deployment)
                     container = await self._up(deployment, image)
@@ -165,6 +195,15 @@ class Containers:
                 except EngineUnavailable as error:
                     self._deployments.set_phase(deployment, _waiting_phase(deployment), str(error))
                     await trio.sleep(ENGINE_WAIT_S)
+                    continue
+                except TooFewGpus as error:
+                    self._deployments.set_phase(deployment, DeploymentPhase.FAILED, str(error))
+                    await self._gpu_changes.beyond(seen)
+                    continue
+                except GpuSick as error:
+                    # No fault of the workspace: it starts again at once, on another device where there is one.
+                    await self._down(deployment)
+                    self._deployments.set_phase(deployment, DeploymentPhase.STARTING, str(error))
                     continue
                 except (ImageUnavailable, DeploymentImpossible) as error:
                     self._deployments.set_phase(deployment, DeploymentPhase.FAILED, str(error))
@@ -320,6 +359,7 @@ class Containers:
             seen = doubts.count
             with trio.move_on_after(HEALTH_INTERVAL_S):
                 await doubts.beyond(seen)
+            self._raise_if_sick(deployment)
             problem = await probe(upstream.host, upstream.port, deployment.spec.readiness_path)
             if problem is None:
                 last_answer_s = trio.current_time()

@@ -20,7 +20,7 @@ from ngpu_node.changes import Changes
 from ngpu_node.deployments import Deployment
 from ngpu_node.execution.admission import AdmissionState, Admitted, take
 from ngpu_node.execution.attempt import Attempt, Key
-from ngpu_node.execution.meter import GpuMeter
+from ngpu_node.execution.meter import BusySource, GpuMeter
 from ngpu_node.execution.passthrough import Ended, Sink, own_answer
 from ngpu_node.execution.spool import SpooledAnswer
 from ngpu_node.ledger import Ledger, StoredAnswer, Written
@@ -61,12 +61,14 @@ class Attempts:
         undelivered: Callable[[Written], None],
         suspect: Callable[[Deployment, Upstream, str], None] = lambda deployment, upstream, reason: None,
         clocks: Clocks | None = None,
+        busy: BusySource | None = None,
     ) -> None:
         """Put the parts together.
 
         Args:
             changes: told when the node becomes full or stops being so.
             suspect: told of an upstream that gave no answer.
+            busy: measures how busy GPUs are; None where nobody does.
         """
         self.state = state
         self.running: dict[Key, Attempt] = {}
@@ -76,7 +78,7 @@ class Attempts:
         self._metrics = metrics
         self._changes = changes
         self._suspect = suspect
-        self._meter = GpuMeter()
+        self._meter = GpuMeter(busy)
         self._idle = Changes()
 
     async def drain(self, grace_s: float) -> None:
@@ -106,7 +108,7 @@ class Attempts:
         """Take the slot and start the clocks of an attempt that runs on *upstream*; it must be settled."""
         take(admitted, self.state)
         deployment = admitted.deployment
-        holding = self._meter.start(deployment.gpus, self.clocks.monotonic_ns())
+        holding = self._meter.start(deployment.gpus, self.clocks.monotonic_ns(), deployment)
         attempt = Attempt(admitted, upstream, holding, now_ms=self.clocks.wall_ms(), now_s=trio.current_time())
         self.running[attempt.key] = attempt
         deployment.began()
@@ -127,6 +129,7 @@ class Attempts:
         Raises:
             LedgerUnavailable: there is no receipt, so nothing may look finished.
         """
+        await self._meter.look_before_stop(attempt.holding)
         reading = self._meter.stop(attempt.holding, self.clocks.monotonic_ns())
         attempt.deployment.ended()
         attempt.upstream.running -= 1

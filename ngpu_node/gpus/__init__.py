@@ -6,6 +6,7 @@ Where to look:
     nvml.py        that seam over NVML, in a session of nvml_session.py; only these two import pynvml
     calls.py       driver calls off the event loop, one at a time, each with a time limit
     inventory.py   what a survey of the driver comes to: devices offered, withheld, refused, and why
+    choice.py      which of the usable devices a workspace gets
     health.py      from vitals and events to the conditions of each device, and when it may serve again
     xids.py        what the driver's error numbers mean for the health of a device
     samples.py     from the driver's utilisation samples to windows of measured time

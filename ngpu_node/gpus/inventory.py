@@ -11,7 +11,6 @@ one card twice; so counts and sizes no machine has are refused, and of two devic
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -205,17 +204,3 @@ def same_model(wanted: str, model: str) -> bool:
 def plain(model: str) -> str:
     """Return letters and digits alone, in lower case."""
     return "".join(character for character in model.lower() if character.isalnum())
-
-
-def pick(count: int, types: Iterable[str], free: Iterable[Gpu]) -> tuple[Gpu, ...] | None:
-    """Return *count* of the devices *free*, all of the first of *types* that has enough, or None.
-
-    Args:
-        types: models in order of preference; none of them means any.
-    """
-    available = [gpu for gpu in free if not gpu.withheld]
-    for wanted in [*types] or [""]:
-        fitting = [gpu for gpu in available if not wanted or same_model(wanted, gpu.reading.model)]
-        if len(fitting) >= count:
-            return tuple(fitting[:count])
-    return None

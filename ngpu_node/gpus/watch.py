@@ -23,6 +23,7 @@ import trio
 
 from ngpu_node.changes import Changes
 from ngpu_node.gpus.calls import DriverCalls
+from ngpu_node.gpus.choice import UsableGpu
 from ngpu_node.gpus.driver import DeviceState, Driver, DriverFault, FaultKind, Look, Round, Vitals
 from ngpu_node.gpus.health import DeviceHealth, Phase, Policy
 from ngpu_node.gpus.inventory import NOT_LOOKED, Gpu, Inventory, InventoryState, Withheld, moves, of_fault, of_survey
@@ -140,16 +141,17 @@ class GpuWatch:
 
     # -- what others ask -----------------------------------------------------------------------------------------------
 
-    def usable(self) -> tuple[Gpu, ...]:
+    def usable(self) -> tuple[UsableGpu, ...]:
         """Return the devices a workspace may be given now."""
-        return tuple(gpu for gpu in self.inventory.gpus if not gpu.withheld and self.reason_against(gpu.uuid) == "")
+        return tuple(
+            UsableGpu(gpu.uuid, self.id_of(gpu.uuid), gpu.reading.model, gpu.offered_bytes)
+            for gpu in self.inventory.gpus
+            if not gpu.withheld and self.reason_against(gpu.uuid) == ""
+        )
 
     def offers(self) -> tuple[GpuOffer, ...]:
         """Return what bootstraps are told of this node's devices."""
-        return tuple(
-            GpuOffer(id=self.id_of(gpu.uuid), model=gpu.reading.model, memory_bytes=gpu.offered_bytes)
-            for gpu in self.usable()
-        )
+        return tuple(GpuOffer(id=gpu.id, model=gpu.model, memory_bytes=gpu.memory_bytes) for gpu in self.usable())
 
     def id_of(self, uuid: str) -> bytes:
         """Return how the device *uuid* is called outside."""
@@ -195,7 +197,8 @@ class GpuWatch:
         samplings = [self._samplings[uuid] for name in gpus if (uuid := self._uuids.get(name, "")) in self._samplings]
         worth = [sampling for sampling in samplings if sampling.is_worth_a_look(wall_us)]
         if worth and self._calls.stuck_for_s is None:
-            with trio.move_on_after(LAST_LOOK_S):
+            # A receipt is owed whatever happens to the task: nothing may be raised here.
+            with trio.move_on_after(LAST_LOOK_S, shield=True):
                 await self._look_at_samples(worth)
 
     def stop(self, metered: Metered, now_ns: int) -> Busy:

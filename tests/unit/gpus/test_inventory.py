@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ngpu_node.gpus.driver import FaultKind, MigInstance
-from ngpu_node.gpus.inventory import Inventory, InventoryState, Moves, Withheld, moves, of_fault, of_survey, pick
+from ngpu_node.gpus.inventory import Inventory, InventoryState, Moves, Withheld, moves, of_fault, of_survey
 from tests.support.scripted_driver import GIB, fault, reading, survey
 
 
@@ -118,18 +118,3 @@ def test_a_device_that_comes_back_elsewhere_is_the_same_device() -> None:
     after = of_survey(survey(reading(1, index=0), reading(0, index=1)))
     assert moves(before, without) == Moves(vanished=("GPU-00000000",), renumbered=("GPU-00000001",))
     assert moves(without, after) == Moves(appeared=("GPU-00000000",))
-
-
-def test_devices_are_picked_of_one_model_in_the_order_of_preference() -> None:
-    found = of_survey(
-        survey(
-            reading(0, model="NVIDIA GeForce RTX 4090"),
-            reading(1, model="NVIDIA H200"),
-            reading(2, model="NVIDIA H200"),
-        )
-    )
-    assert [gpu.uuid for gpu in pick(2, ["RTX4090", "H200"], found.gpus) or ()] == ["GPU-00000001", "GPU-00000002"]
-    assert [gpu.uuid for gpu in pick(1, ["RTX4090"], found.gpus) or ()] == ["GPU-00000000"]
-    assert pick(3, ["H200"], found.gpus) is None
-    assert len(pick(3, [], found.gpus) or ()) == 3
-    assert pick(0, ["nothing"], found.gpus) == ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -98,3 +99,46 @@ def _covered(spans: list[tuple[int, int]]) -> int:
         covered += max(0, stop - max(start, end))
         end = max(end, stop)
     return covered
+
+
+class FixedBusy:
+    """A source that always found the same."""
+
+    def __init__(self, busy_ms: int, method: str) -> None:
+        self.busy_ns = busy_ms * MS
+        self.method = method
+        self.started: list[tuple[tuple[bytes, ...], object]] = []
+        self.looked = 0
+
+    def start(self, gpus: tuple[bytes, ...], holder: object, now_ns: int) -> object:
+        self.started.append((tuple(gpus), holder))
+        return object()
+
+    def stop(self, started: object, now_ns: int) -> FixedBusy:
+        return self
+
+    async def look_before_stop(self, gpus: object) -> None:
+        self.looked += 1
+
+
+def test_busy_time_is_what_the_source_measured() -> None:
+    source = FixedBusy(70, "nvml-process")
+    meter = GpuMeter(source)
+    reading = meter.stop(meter.start([GPU_A], 0, "workspace"), 100 * MS)
+    assert (reading.reserved_gpu_ms, reading.busy_gpu_ms, reading.meter) == (100, 70, Meter("nvml-process"))
+    assert source.started == [((GPU_A,), "workspace")]
+
+
+def test_busy_time_is_never_more_than_reserved() -> None:
+    meter = GpuMeter(FixedBusy(500, "nvml-device"))
+    reading = meter.stop(meter.start([GPU_A], 0), 100 * MS)
+    assert (reading.busy_gpu_ms, reading.meter) == (100, Meter("nvml-device"))
+
+
+def test_a_task_without_gpus_is_not_metered() -> None:
+    source = FixedBusy(500, "nvml-device")
+    meter = GpuMeter(source)
+    holding = meter.start([], 0)
+    trio.run(meter.look_before_stop, holding)
+    assert meter.stop(holding, 100 * MS).meter is Meter.NONE
+    assert (source.started, source.looked) == ([], 0)
