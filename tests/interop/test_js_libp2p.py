@@ -21,6 +21,7 @@ from ngpu_protocol.http1 import Exchange, Limits, Remote, serve_stream
 from ngpu_protocol.identity import Account
 from ngpu_protocol.networks import network_named
 from ngpu_protocol.p2p import Host, P2PStream, open_host
+from tests.integration.whole_path.rig import Daemon, free_port, prepare
 from tests.interop import npm
 
 FOLDER = Path(__file__).parent / "js_libp2p"
@@ -166,3 +167,37 @@ async def our_echo(host: Host, peer_id: str) -> None:
         got += data
     await stream.aclose()
     assert got == payload
+
+
+@pytest.mark.timeout_s(300)
+@trio_test
+async def test_js_libp2p_dials_pings_identifies_and_fetches_from_a_running_node(tmp_path: Path) -> None:
+    nobody = prepare(tmp_path / "nobody", [])
+    prepare(
+        tmp_path / "node",
+        [
+            'listen = ["/ip4/127.0.0.1/tcp/0"]',
+            'model_listen = "127.0.0.1:0"',
+            'engine = "none"',
+            "[[bootstraps]]",
+            f'multiaddrs = ["/ip4/127.0.0.1/tcp/{free_port()}/p2p/{nobody}"]',
+        ],
+    )
+    daemon = Daemon("ngpu_node", tmp_path / "node", "node.json")
+    await daemon.start()
+    try:
+        async with js_peer() as peer:
+            with trio.fail_after(60):
+                await peer.tell(address=daemon.where["multiaddrs"][0], key="secp256k1", echo=ECHO, daemon=True)
+                await peer.says()
+                result = await peer.says()
+        assert result["peer"] == daemon.where["peer_id"]
+        assert result["ping_ms"] >= 0
+        assert {"/http/1.1", "/ipfs/ping/1.0.0", "/ipfs/id/1.0.0"} <= set(result["identify"]["protocols"])
+        assert result["protocols"] == {"/ngpu/v1": {"path": "/ngpu/v1/"}}
+        assert result["lost"]["status"] == 404
+        assert result["ordered"] == {"status": 400, "refused": "malformed_order", "body": result["ordered"]["body"]}
+        assert result["ordered"]["body"]["reason"] == "malformed_order"
+    finally:
+        with trio.CancelScope(shield=True):
+            assert await daemon.terminate() == 0

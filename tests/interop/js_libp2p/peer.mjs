@@ -1,6 +1,7 @@
 // A js-libp2p peer, driven over standard input and output, a JSON line each way:
 //   in:  {"address": multiaddr of the Python host, "key": "Ed25519" | "secp256k1", "echo": protocol}
 //   out: {"address": its own multiaddr}                     once it listens
+//        with "daemon": true the host is an ngpu-node, which has no echo
 //   out: {"ping_ms", "identify", "protocols", ...} or {"error"}   when it is done with the host
 // It goes on answering the echo protocol until its standard input ends.
 import { createHash, randomBytes } from 'node:crypto'
@@ -60,13 +61,24 @@ async function main (job) {
   const identified = await node.services.identify.identify(connection)
   result.identify = { protocols: identified.protocols, addresses: identified.listenAddrs.map(String) }
 
+  const at = (path) => multiaddr(`${job.address}/http-path/${encodeURIComponent(path)}`)
+  if (job.daemon) { // an ngpu-node as it comes: what it mounts, and its refusal of a call without an order
+    const result_of = async (answer) => ({
+      status: answer.status, refused: answer.headers.get('ngpu-refused'), body: await answer.json()
+    })
+    result.protocols = await node.services.http.getSupportedProtocols(host)
+    result.lost = await result_of(await node.services.http.fetch(at('nowhere')))
+    result.ordered = await result_of(
+      await node.services.http.fetch(at('ngpu/v1/workspaces/1/ports/8080/'), { method: 'POST', body: 'x' }))
+    return say(result)
+  }
+
   const blob = randomBytes(1_000_000)
   const stream = await connection.newStream(job.echo)
   const [echoed] = await Promise.all([readAll(stream), send(stream, blob)])
   result.echo_is_whole = sha256(echoed) === sha256(blob)
 
   // HTTP with js-libp2p's own client: fetch (a stream each; it drops the query), then a pool of kept streams.
-  const at = (path) => multiaddr(`${job.address}/http-path/${encodeURIComponent(path)}`)
   result.protocols = await node.services.http.getSupportedProtocols(host)
   const hello = await node.services.http.fetch(at('hello/a%20b'))
   result.hello = { status: hello.status, type: hello.headers.get('content-type'), body: await hello.text() }
