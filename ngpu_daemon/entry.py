@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 the operator must act (one line) or an unexpected failure 
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
@@ -27,7 +28,9 @@ def run_main(main: Callable[..., Any], *arguments: Any) -> NoReturn:
 
     An `OperatorError`, alone or in the groups that nurseries wrap around errors, becomes one `error: ...` line on
     stderr. *main*'s own return value is the exit code when it is an int, and success otherwise.
+    Files it makes can be read by their owner only, whatever mode the data directory was given.
     """
+    os.umask(0o077)
     sys.exit(exit_code_of(main, *arguments))
 
 

@@ -91,6 +91,9 @@ def test_ready_alive_silent_while_frozen_and_drained_when_asked(service: Service
     assert "\nSTATUS=" in service.hear("READY=1")
     for _ in range(2):
         service.hear("WATCHDOG=1")
+    written = [path for path in (service.log.parent / "data").rglob("*") if not path.is_symlink()]
+    assert {path.suffix for path in written} >= {".json", ".db"}
+    assert [path.name for path in written if path.stat().st_mode & 0o077] == []
 
     service.process.send_signal(signal.SIGSTOP)
     service.manager.settimeout(0.2)
