@@ -30,8 +30,12 @@ def run_main(main: Callable[..., Any], *arguments: Any) -> NoReturn:
     stderr. *main*'s own return value is the exit code when it is an int, and success otherwise.
     Files it makes can be read by their owner only, whatever mode the data directory was given.
     """
-    os.umask(0o077)
-    sys.exit(exit_code_of(main, *arguments))
+    previous = os.umask(0o077)
+    try:
+        code = exit_code_of(main, *arguments)
+    finally:
+        os.umask(previous)
+    sys.exit(code)
 
 
 def exit_code_of(main: Callable[..., Any], *arguments: Any) -> int:
