@@ -37,6 +37,7 @@ __all__ = [
     "keccak",
     "parse_address",
     "peer_id_of_public_key",
+    "public_key_of_peer_id",
     "recover",
 ]
 
@@ -120,8 +121,8 @@ def peer_id_of_public_key(public_key: bytes) -> str:
     return base58.b58encode(_PEER_ID_HEAD + public_key).decode("ascii")
 
 
-def address_of_peer_id(peer_id: str) -> Address:
-    """Return the address of the key inlined in *peer_id*.
+def public_key_of_peer_id(peer_id: str) -> bytes:
+    """Return the 33-byte compressed key inlined in *peer_id*; that it is a point of the curve is not checked.
 
     Raises:
         AddressError: if the PeerId is of another key type, hashed, or no PeerId at all.
@@ -134,7 +135,16 @@ def address_of_peer_id(peer_id: str) -> Address:
             raw = b""
     if len(raw) != 39 or not raw.startswith(_PEER_ID_HEAD):
         raise AddressError(f"not the PeerId of a secp256k1 key (16Uiu2HA…): {peer_id[:64]!r}")
-    return address_of_public_key(raw[len(_PEER_ID_HEAD) :])
+    return raw[len(_PEER_ID_HEAD) :]
+
+
+def address_of_peer_id(peer_id: str) -> Address:
+    """Return the address of the key inlined in *peer_id*.
+
+    Raises:
+        AddressError: if the PeerId is of another key type, hashed, or no PeerId at all.
+    """
+    return address_of_public_key(public_key_of_peer_id(peer_id))
 
 
 class Account:

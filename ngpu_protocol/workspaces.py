@@ -83,6 +83,7 @@ def _environment(env: dict[str, str]) -> dict[str, str]:
 Port = Annotated[int, Field(strict=True, ge=1, le=65535)]
 Path = Annotated[str, Field(max_length=2048), AfterValidator(_path)]
 Argument = Annotated[str, Field(max_length=65536), AfterValidator(_no_nul)]
+EnvironmentMap = Annotated[dict[str, Argument], AfterValidator(_environment)]
 
 
 class Api(BaseModel):
@@ -124,9 +125,7 @@ class WorkspaceSpec(BaseModel):
     command: list[Argument] = Field(
         default_factory=list, max_length=1024, description="arguments to run in place of the image's own"
     )
-    env: Annotated[dict[str, Argument], AfterValidator(_environment)] = Field(
-        default_factory=dict, max_length=1024, repr=False, description="environment variables"
-    )
+    env: EnvironmentMap = Field(default_factory=dict, max_length=1024, repr=False, description="environment variables")
     ports: list[Port] = Field(
         min_length=1, max_length=64, description="ports the workspace listens on; the first is the default"
     )

@@ -60,7 +60,9 @@ from ngpu_protocol.receipts import (
     TaskReceipt,
     sign_receipt,
 )
+from ngpu_protocol.sealing import seal
 from ngpu_protocol.typed_data import ZERO32, SignedType, domain_separator
+from ngpu_protocol.workspace_secrets import RegistryCredentials, WorkspaceSecrets
 from ngpu_protocol.workspaces import WorkspaceSpec
 
 FOLDER = Path(__file__).parent
@@ -207,6 +209,13 @@ LATER = NodeRecord.model_validate(
     {**WITHDRAWN.model_dump(), "version": 2, "withdrawn": False, "sequence": 9, "power": {"source": "wind", "w": 450}}
 )
 NODE_RECORDS = {"everything": NODE_RECORD, "withdrawn": WITHDRAWN, "a later version's": LATER}
+SECRETS = {
+    "registry and environment": WorkspaceSecrets(
+        registry=RegistryCredentials(username="acme", password="correct horse"), env={"API_KEY": "s3cret"}
+    ),
+    "environment": WorkspaceSecrets(env={"WORD": "caf\u00e9"}),
+    "nothing": WorkspaceSecrets(),
+}
 CAPABILITIES = ("gpu:RTX4090", "workspace:1001", "model:acme/llama", "region:eu-central", "role:bootstrap")
 
 
@@ -332,6 +341,27 @@ def _capabilities() -> list[dict[str, Any]]:
     ]
 
 
+def _sealed() -> list[dict[str, Any]]:
+    vectors = []
+    for name, secrets in SECRETS.items():
+        ephemeral = keccak(f"vector: sealed {name}".encode())
+        plaintext = secrets.encode()
+        box = seal(plaintext, NODE.public_key, workspace="1001", revision=3, ephemeral_key=ephemeral)
+        vectors.append(
+            {
+                "name": name,
+                "privateKey": _hex(NODE.key_bytes),
+                "recipient": NODE.peer_id,
+                "workspace": "1001",
+                "revision": 3,
+                "ephemeralKey": _hex(ephemeral),
+                "plaintext": plaintext.decode(),
+                "sealed": _hex(box),
+            }
+        )
+    return vectors
+
+
 def documents() -> dict[str, Any]:
     """Return the vectors by file name."""
     file = ReceiptFile(
@@ -349,6 +379,7 @@ def documents() -> dict[str, Any]:
         "messages.json": _messages(),
         "node-records.json": _node_records(),
         "capabilities.json": _capabilities(),
+        "sealed.json": _sealed(),
         "receipt-file.json": file.to_document(),
     }
 
