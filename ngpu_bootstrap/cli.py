@@ -181,7 +181,7 @@ def workspace_list(config: ConfigOption = None, data_dir: DataDirOption = None, 
             table.add_row(
                 one.spec.id,
                 one.spec.name,
-                one.spec.image or f"service {one.spec.service}",
+                one.spec.image or one.spec.image_url or f"service {one.spec.service}",
                 ", ".join(map(str, one.spec.ports)),
                 ", ".join(api.name for api in one.spec.apis),
                 f"{ready} of {len(one.deployments)}",

@@ -287,7 +287,7 @@ class Node:
 
     def _suspect(self, backend: ImageBackend, deployment: Deployment, upstream: Upstream, reason: str) -> None:
         """Have whoever looks after *upstream*, which could not be reached, look at it now."""
-        if deployment.spec.image is not None:
+        if deployment.spec.is_image:
             backend.doubt(deployment, reason)
         else:
             self._servers.doubt()

@@ -193,7 +193,7 @@ class Deployments:
         self._nursery.start_soon(self._serve, deployment)
 
     async def _serve(self, deployment: Deployment) -> None:
-        backend = self._backends["images" if deployment.spec.image is not None else "models"]
+        backend = self._backends["images" if deployment.spec.is_image else "models"]
         try:
             with deployment.scope:
                 try:

@@ -26,7 +26,7 @@ Decoding raises nothing but `MalformedError`.
 
 from __future__ import annotations
 
-from dataclasses import fields, is_dataclass
+from dataclasses import field, fields, is_dataclass
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -92,6 +92,8 @@ Flag = Annotated[bool, Field(strict=True)]
 Seconds = Annotated[float, Field(strict=True, gt=0, le=3600, allow_inf_nan=False)]
 NodeAddress = Annotated[Address, BeforeValidator(_address)]
 Packed = Annotated[bytes, Field(strict=True, max_length=64 * 1024)]
+Percent = Annotated[int, Field(strict=True, ge=0, le=100)]
+Amount = Annotated[float, Field(strict=True, ge=0, le=1_000_000, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True, slots=True, config=ConfigDict(extra="ignore"))
@@ -181,6 +183,12 @@ class DeploymentState:
         slots_free: tasks it could take now.
         image_digest: SHA-256 of the image that runs; zero when there is none.
         gpus: ids of the GPUs it holds.
+        progress: of getting the image, in percent; 100 only once its digest is confirmed.
+        bytes_done: of the image, here so far.
+        bytes_total: of the image; 0 while unknown.
+        seconds_left: until the image is here, by the rate so far; None while unknown.
+        reason: a stable word for the cause of a state that is not as it should be, such as `image_missing`; empty
+            when all is well.
     """
 
     workspace: Text
@@ -190,6 +198,11 @@ class DeploymentState:
     slots_free: Number = 0
     image_digest: Hash32 = ZERO32
     gpus: tuple[Hash32, ...] = ()
+    progress: Percent = 0
+    bytes_done: Number = 0
+    bytes_total: Number = 0
+    seconds_left: Number | None = None
+    reason: Text = ""
 
 
 @dataclass(frozen=True, slots=True, config=ConfigDict(extra="ignore"))
@@ -203,6 +216,35 @@ class ServiceOffer:
 
 
 @dataclass(frozen=True, slots=True, config=ConfigDict(extra="ignore"))
+class HostOffer:
+    """What a node's machine has for workspaces, as its owner limits it, and what the owner takes.
+
+    Attributes:
+        engine: whether it runs images at all; False while the engine does not answer.
+        cpus: in total, for all workspaces; 0 when unknown.
+        memory_bytes: in total, for all workspaces; 0 when unknown.
+        disk_free_bytes: what images may still take, beyond the owner's reserve; None when unknown.
+        max_image_bytes: the largest image taken; None for any.
+        registries: hosts of the registries images may come from (`docker.io` is Docker Hub's); empty for any.
+        tar_images: whether images come from URLs too.
+        egress: whether workspaces may reach the outside.
+        gpu_runtime: whether the engine can give GPUs to containers.
+        area: where the node is, in the owner's word.
+    """
+
+    engine: Flag
+    cpus: Amount = 0.0
+    memory_bytes: Number = 0
+    disk_free_bytes: Number | None = None
+    max_image_bytes: Number | None = None
+    registries: tuple[Text, ...] = ()
+    tar_images: Flag = True
+    egress: Flag = True
+    gpu_runtime: Flag = True
+    area: Text = ""
+
+
+@dataclass(frozen=True, slots=True, config=ConfigDict(extra="ignore"))
 class Heartbeat:
     """What changes fast on a node, whole each time.
 
@@ -213,6 +255,7 @@ class Heartbeat:
         deployments: every deployment it has.
         services: every registered model server that is healthy.
         gpus: what it offers now, without devices that are sick; None from a node that only says so in its hello.
+        host: what its machine has for workspaces; None from an older node.
     """
 
     at_ms: Number
@@ -221,13 +264,22 @@ class Heartbeat:
     deployments: tuple[DeploymentState, ...] = ()
     services: tuple[ServiceOffer, ...] = ()
     gpus: tuple[GpuOffer, ...] | None = None
+    host: HostOffer | None = None
 
 
 @dataclass(frozen=True, slots=True, config=ConfigDict(extra="ignore"))
 class Desired:
-    """Every workspace the bootstrap wants on this node; what is not in the list shall stop."""
+    """Every workspace the bootstrap wants on this node; what is not in the list shall stop.
+
+    Attributes:
+        deployments: at most one revision of each workspace. A revision other than the one that runs replaces it: the
+            node starts the new one and keeps the old one serving until the new one is ready, where both fit.
+        sealed: by workspace id, the secrets of the deployments that have any, sealed to this node's key with the id
+            and the revision (`ngpu_protocol.sealing`). The same secrets may look different each time.
+    """
 
     deployments: tuple[WorkspaceSpec, ...] = ()
+    sealed: dict[Text, Packed] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, config=ConfigDict(extra="ignore"))

@@ -1,7 +1,12 @@
-"""What a client's workspace is: its image or registered service, how to run it, and the calls it answers.
+"""What a client's workspace is: its image or registered service, how to run it, where, and the calls it answers.
 
-Owns the specification and its validation, the same for the API, the command and the wire. Where a workspace runs is
-decided elsewhere, and its secret token and owner are never part of the specification: nodes read it.
+Owns the specification and its validation, the same for the API, the command, a file and the wire. Nodes read it, so
+it holds nothing secret: neither the workspace's token and owner, nor registry credentials and secret environment
+variables, of which it says only that there are some (`has_registry_credentials`, `secret_env`). Their values travel
+beside it, sealed to each node (`control.Desired`).
+
+The fields named in `PLACEMENT_FIELDS` say where and how long a workspace runs, all others what runs there. A change
+of the latter is a new revision; a change of the former moves replicas and restarts nothing (`runs_like`).
 
 At the API and in files an unknown key is an error, since it is a mistyped one (`WorkspaceSpec.model_validate`); on
 the wire it is a later version's and ignored (`WorkspaceSpec.from_wire`).
@@ -10,9 +15,19 @@ the wire it is a later version's and ignored (`WorkspaceSpec.from_wire`).
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 from ngpu_protocol.errors import MalformedError
 
@@ -35,6 +50,9 @@ RESERVED_API_NAMES = frozenset(
     }
 )
 """Names under ``/user/`` that the gateway answers itself."""
+
+PLACEMENT_FIELDS = frozenset({"name", "replicas", "area", "group", "end_at", "image_digest"})
+"""Fields whose change leaves what runs as it is. `image_digest` is among them: it is filled in for a revision."""
 
 _MAX_TEXT = 4096
 _NAME_IN_PATH = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
@@ -80,10 +98,48 @@ def _environment(env: dict[str, str]) -> dict[str, str]:
     return env
 
 
+def _environment_names(names: list[str]) -> list[str]:
+    _environment(dict.fromkeys(names, ""))
+    if len(set(names)) != len(names):
+        raise ValueError("each name may appear once")
+    return names
+
+
+def _url(url: str) -> str:
+    if re.fullmatch(r"https?://[^/?#@\s]+(?:[/?][^#\s]*)?", url) is None or not url.isascii() or not url.isprintable():
+        raise ValueError("must be an http:// or https:// URL without user name, password and fragment")
+    return url
+
+
+def _volume_path(path: str) -> str:
+    # Where a volume would hide the kernel's own files, or the whole image, it is a mistake at best.
+    if not path.startswith("/") or path.endswith("/") or "//" in path or not path.isprintable() or ":" in path:
+        raise ValueError("must be an absolute path below /, without a trailing /, // and :")
+    if {".", ".."} & set(path.split("/")):
+        raise ValueError("must not contain . or .. segments")
+    if path.split("/")[1] in {"proc", "sys", "dev"}:
+        raise ValueError("must not lie in /proc, /sys or /dev")
+    return path
+
+
+def _time_ms(value: object) -> object:
+    # TOML has date-times of its own and JSON text has ISO 8601; inside, times are UTC milliseconds.
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError:
+            raise ValueError("must be a date-time such as 2030-01-31T18:00:00Z, or UTC milliseconds") from None
+    if isinstance(value, datetime):
+        return int((value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp() * 1000)
+    return value
+
+
 Port = Annotated[int, Field(strict=True, ge=1, le=65535)]
 Path = Annotated[str, Field(max_length=2048), AfterValidator(_path)]
 Argument = Annotated[str, Field(max_length=65536), AfterValidator(_no_nul)]
 EnvironmentMap = Annotated[dict[str, Argument], AfterValidator(_environment)]
+Label = Annotated[str, Field(max_length=64), AfterValidator(_printable)]
+Bytes = Annotated[int, Field(strict=True, ge=0, le=2**50)]
 
 
 class Api(BaseModel):
@@ -102,6 +158,19 @@ class Api(BaseModel):
     )
 
 
+class Volume(BaseModel):
+    """A directory of the workspace on each node that outlives its containers, for caches of models and the like."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")] = Field(
+        description="names it within the workspace; other workspaces' volumes of this name are others"
+    )
+    path: Annotated[str, Field(min_length=2, max_length=1024), AfterValidator(_volume_path)] = Field(
+        description="where the container finds it"
+    )
+
+
 class WorkspaceSpec(BaseModel):
     """One revision of a workspace. Frozen; a change is a new revision."""
 
@@ -117,15 +186,33 @@ class WorkspaceSpec(BaseModel):
         description="for people"
     )
     image: Annotated[str, StringConstraints(pattern=r"^\S+$", max_length=_MAX_TEXT)] | None = Field(
-        default=None, description="container image; exactly one of image and service"
+        default=None,
+        description="container image, host:5000/a/b:tag@sha256:…; exactly one of image, image_url and service",
+    )
+    image_url: Annotated[str, Field(max_length=2048), AfterValidator(_url)] | None = Field(
+        default=None,
+        description="URL of a container image as `docker save` writes it; exactly one of image, image_url and service",
+    )
+    image_sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = Field(
+        default=None, description="SHA-256 of the file at image_url; none: the bootstrap fetches it once to find out"
+    )
+    image_digest: Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")] | None = Field(
+        default=None, description="the one image this revision runs on every node; given by the bootstrap"
+    )
+    has_registry_credentials: Annotated[bool, Field(strict=True)] = Field(
+        default=False, description="whether the image is pulled with credentials, which travel sealed"
     )
     service: Annotated[str, StringConstraints(pattern=r"^[^/\s]{1,128}/[^/\s]{1,128}$")] | None = Field(
-        default=None, description="a registered model server, project/model; exactly one of image and service"
+        default=None,
+        description="a registered model server, project/model; exactly one of image, image_url and service",
     )
     command: list[Argument] = Field(
         default_factory=list, max_length=1024, description="arguments to run in place of the image's own"
     )
     env: EnvironmentMap = Field(default_factory=dict, max_length=1024, repr=False, description="environment variables")
+    secret_env: Annotated[
+        list[Annotated[str, Field(max_length=256)]], Field(max_length=256), AfterValidator(_environment_names)
+    ] = Field(default_factory=list, description="environment variables whose values are secret and travel sealed")
     ports: list[Port] = Field(
         min_length=1, max_length=64, description="ports the workspace listens on; the first is the default"
     )
@@ -140,20 +227,53 @@ class WorkspaceSpec(BaseModel):
     gpu_types: list[Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_printable)]] = Field(
         default_factory=list, max_length=64, description="GPU models it runs on, preferred first; empty: any"
     )
+    min_gpu_memory_bytes: Bytes = Field(default=0, description="memory each of those GPUs has at least")
     readiness_path: Path = Field(default="/", description="answers HTTP on the first port once the workspace serves")
+    readiness_timeout_s: Annotated[float, Field(strict=True, gt=0, le=86400, allow_inf_nan=False)] = Field(
+        default=600.0, description="time from the start of the container to that answer, after which it has failed"
+    )
     memory_bytes: Annotated[int, Field(strict=True, ge=4 * 1024 * 1024, le=2**50)] | None = Field(
         default=None, description="memory limit; none: the node's default"
     )
     cpus: Annotated[float, Field(strict=True, gt=0, le=4096, allow_inf_nan=False)] | None = Field(
         default=None, description="CPU limit; none: the node's default"
     )
+    shm_bytes: Bytes | None = Field(
+        default=None, description="size of /dev/shm, part of the memory; none: the engine's default, 64 MiB"
+    )
+    volumes: list[Volume] = Field(default_factory=list, max_length=16, description="directories that are kept")
+    egress: Annotated[bool, Field(strict=True)] = Field(
+        default=False, description="whether the workspace may reach the outside; nodes' owners may refuse that"
+    )
+    replicas: Annotated[int, Field(strict=True, ge=1, le=10_000)] | None = Field(
+        default=None, description="nodes to run an image on; none: every suitable one"
+    )
+    area: Label = Field(default="", description="runs only on nodes that say they are in this area; empty: anywhere")
+    group: Label = Field(default="", description="workspaces of one group, for their owner")
+    end_at: Annotated[int, BeforeValidator(_time_ms), Field(strict=True, ge=0, le=2**53 - 1)] | None = Field(
+        default=None,
+        description="when it stops for good, as a date-time or UTC milliseconds; none: never",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if (self.image is None) == (self.service is None):
-            raise ValueError("give exactly one of image and service")
+        if [self.image, self.image_url, self.service].count(None) != 2:
+            raise ValueError("give exactly one of image, image_url and service")
+        if self.image_sha256 is not None and self.image_url is None:
+            raise ValueError("image_sha256: is that of the file at image_url; pin an image by reference with @sha256:")
+        if self.has_registry_credentials and self.image is None:
+            raise ValueError("has_registry_credentials: only an image from a registry has any")
         if len(set(self.ports)) != len(self.ports):
             raise ValueError("ports: each port may appear once")
+        if twice := sorted(set(self.env) & set(self.secret_env)):
+            raise ValueError(f"secret_env: {twice[0][:64]} is in env too")
+        for what in ("name", "path"):
+            if len({getattr(volume, what) for volume in self.volumes}) != len(self.volumes):
+                raise ValueError(f"volumes: each {what} may appear once")
+        if self.min_gpu_memory_bytes and not self.gpu_count:
+            raise ValueError("min_gpu_memory_bytes: says nothing without a gpu_count")
+        if self.shm_bytes is not None and self.memory_bytes is not None and self.shm_bytes > self.memory_bytes:
+            raise ValueError("shm_bytes: is part of memory_bytes and cannot be more")
         names = [api.name for api in self.apis]
         if len(set(names)) != len(names):
             raise ValueError("apis: each name may appear once")
@@ -161,6 +281,25 @@ class WorkspaceSpec(BaseModel):
             if api.port not in self.ports:
                 raise ValueError(f"apis: {api.name} uses port {api.port}, which is not among ports {self.ports}")
         return self
+
+    @property
+    def is_image(self) -> bool:
+        """Whether it runs as a container, rather than on a registered model server."""
+        return self.service is None
+
+    @property
+    def has_secrets(self) -> bool:
+        """Whether a node needs the sealed values that go with it."""
+        return self.has_registry_credentials or bool(self.secret_env)
+
+    def runs_like(self, other: WorkspaceSpec) -> bool:
+        """Return whether what runs for *other* may go on running for this one, unchanged.
+
+        A digest filled in later agrees with any; two digests agree if they are one.
+        """
+        if self.image_digest and other.image_digest and self.image_digest != other.image_digest:
+            return False
+        return self.model_dump(exclude=set(PLACEMENT_FIELDS)) == other.model_dump(exclude=set(PLACEMENT_FIELDS))
 
     def api(self, name: str) -> Api | None:
         """Return the call named *name*, or None."""

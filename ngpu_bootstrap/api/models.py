@@ -215,7 +215,7 @@ def workspace_view(workspace: Workspace, nodes: Nodes) -> WorkspaceView:
     deployments = [view for session in nodes for view in deployment_views(session) if view.workspace == workspace.id]
     return WorkspaceView(
         spec=workspace.spec,
-        replicas=workspace.replicas,
+        replicas=workspace.spec.replicas,
         owner=workspace.owner,
         created_at_ms=workspace.created_at_ms,
         token_labels=[token.label for token in workspace.tokens],

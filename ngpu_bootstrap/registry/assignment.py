@@ -16,14 +16,6 @@ from ngpu_protocol.workspaces import WorkspaceSpec
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """A workspace, and on how many nodes its owner wants it (None: on every suitable one)."""
-
-    spec: WorkspaceSpec
-    replicas: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Host:
     """A node as far as assignment is concerned.
 
@@ -41,18 +33,17 @@ class Host:
     running: Collection[str] = field(default_factory=frozenset)
 
 
-def assign(workspaces: Sequence[Wanted], hosts: Sequence[Host]) -> Mapping[Address, Sequence[WorkspaceSpec]]:
+def assign(workspaces: Sequence[WorkspaceSpec], hosts: Sequence[Host]) -> Mapping[Address, Sequence[WorkspaceSpec]]:
     """Return what each host should run, in the order of *workspaces*; every host has an entry.
 
     A draining host keeps what it runs and gets nothing new.
     """
     desired: dict[Address, list[WorkspaceSpec]] = {host.node: [] for host in hosts}
-    for wanted in workspaces:
-        spec = wanted.spec
+    for spec in workspaces:
         suitable = [host for host in hosts if suits(spec, host)]
-        if spec.image is not None and wanted.replicas is not None:
+        if spec.is_image and spec.replicas is not None:
             suitable.sort(key=lambda host: (spec.id not in host.running, len(desired[host.node]), host.node))
-            suitable = suitable[: wanted.replicas]
+            suitable = suitable[: spec.replicas]
         for host in suitable:
             desired[host.node].append(spec)
     return desired

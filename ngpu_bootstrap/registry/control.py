@@ -131,7 +131,7 @@ class ControlDesk:
             await self._stale.wait()
             self._stale = trio.Event()
             await trio.sleep(SETTLE_S)
-            wanted = [workspace.wanted for workspace in self._workspaces]
+            wanted = [workspace.spec for workspace in self._workspaces]
             # A node that has not reported yet may run and offer anything: telling it to run nothing would stop that.
             desired = assign(wanted, [_host(session) for session in self._nodes if session.reported])
             for conversation in self._conversations.values():

@@ -18,7 +18,6 @@ from pydantic.json_schema import SkipJsonSchema
 
 from ngpu_bootstrap.credentials import SECRET_BYTES, Token, make_token, opens, stored_hash
 from ngpu_bootstrap.errors import Forbidden, Refusal, Unauthorized
-from ngpu_bootstrap.registry.assignment import Wanted
 from ngpu_bootstrap.store.errors import UnknownWorkspace, WorkspaceConflict
 from ngpu_bootstrap.store.records import WorkspaceRow, WorkspaceToken
 from ngpu_bootstrap.store.store import Store
@@ -36,15 +35,13 @@ class NewWorkspace(WorkspaceSpec):
 
     id: SkipJsonSchema[str] = "1"
     revision: SkipJsonSchema[int] = 1
-    replicas: Annotated[int, Field(strict=True, ge=1, le=10_000)] | None = Field(
-        default=None, description="nodes to run an image on; none: every suitable one"
-    )
+    image_digest: SkipJsonSchema[str | None] = None
     owner: Annotated[str, Field(max_length=128)] = Field(default="", description="who it belongs to, for the operator")
 
     @model_validator(mode="before")
     @classmethod
     def _not_given(cls, document: Any) -> Any:
-        for key in ("id", "revision"):
+        for key in ("id", "revision", "image_digest"):
             if isinstance(document, dict) and key in document:
                 raise ValueError(f"{key} is given by the bootstrap; leave it out")
         return document
@@ -55,7 +52,6 @@ class Workspace:
     """A workspace as this bootstrap knows it. Its tokens are known by their hashes alone."""
 
     spec: WorkspaceSpec
-    replicas: int | None
     owner: str
     tokens: tuple[WorkspaceToken, ...]
     created_at_ms: int
@@ -63,10 +59,6 @@ class Workspace:
     @property
     def id(self) -> str:
         return self.spec.id
-
-    @property
-    def wanted(self) -> Wanted:
-        return Wanted(self.spec, self.replicas)
 
 
 class Workspaces:
@@ -132,7 +124,7 @@ class Workspaces:
 
     async def add(self, new: NewWorkspace) -> tuple[Workspace, Token]:
         """Make a workspace and return it with its token, which is shown this once."""
-        fields = new.model_dump(exclude={"id", "revision", "replicas", "owner"})
+        fields = new.model_dump(exclude={"id", "revision", "owner"})
         while True:
             workspace_id = str(_ID_LOW + secrets.randbelow(_ID_HIGH - _ID_LOW))
             spec = WorkspaceSpec(id=workspace_id, **fields)
@@ -142,7 +134,7 @@ class Workspaces:
                 id=workspace_id,
                 name=spec.name,
                 revision=spec.revision,
-                spec={**spec.to_wire(), "replicas": new.replicas},
+                spec=spec.to_wire(),
                 tokens=(WorkspaceToken(f"{workspace_id}.1", stored_hash(token), now_ms),),
                 created_at_ms=now_ms,
                 owner=new.owner,
@@ -172,7 +164,5 @@ class Workspaces:
 
 
 def _workspace(row: WorkspaceRow) -> Workspace:
-    document = dict(row.spec)
-    replicas = document.pop("replicas", None)
-    spec = WorkspaceSpec.from_wire({**document, "id": row.id, "revision": row.revision})
-    return Workspace(spec, replicas, row.owner, row.tokens, row.created_at_ms)
+    spec = WorkspaceSpec.from_wire({**row.spec, "id": row.id, "revision": row.revision})
+    return Workspace(spec, row.owner, row.tokens, row.created_at_ms)

@@ -25,6 +25,7 @@ from ngpu_protocol.control import (
     Head,
     Heartbeat,
     Hello,
+    HostOffer,
     Offer,
     Refused,
     ServiceOffer,
@@ -55,10 +56,14 @@ CONTROL: list[Any] = [
         (
             DeploymentState("1001", 2, DeploymentPhase.READY, "", 3, b"d" * 32, (GPU,)),
             DeploymentState("1002", 1, "new"),
+            DeploymentState(
+                "1003", 1, "pulling", progress=40, bytes_done=4, bytes_total=10, seconds_left=6, reason="x"
+            ),
         ),
         (ServiceOffer("acme", "llama", "chat", 2),),
+        host=HostOffer(True, 7.5, 2**34, 2**36, 2**33, ("docker.io",), False, False, True, "eu"),
     ),
-    Desired(SPECS),
+    Desired(SPECS, {"1001": b"sealed"}),
     Bye("draining"),
 ]
 RECEIPTS: list[Any] = [
@@ -103,6 +108,7 @@ def test_later_versions_keys_are_ignored_at_every_depth(message: Any, decode: An
     }
     if isinstance(message, Desired):
         grown_wire["deployments"][1]["env"].pop("later")
+        grown_wire["sealed"].pop("later")
     assert decode(msgpack.packb(grown_wire)) == message
 
 

@@ -59,6 +59,15 @@ def test_stored_messages_decode_and_encode_to_the_same_bytes() -> None:
         assert encode_message(message) == data  # type: ignore[arg-type]
 
 
+def test_messages_of_the_first_version_are_still_read() -> None:
+    for vector in stored("earlier/messages-1.json"):
+        data = bytes.fromhex(vector["msgpack"][2:])
+        message = decode_control(data)
+        if isinstance(message, UnknownMessage):
+            message = decode_receipts(data)  # type: ignore[assignment]
+        assert type(message).__name__ == vector["type"]
+
+
 def test_stored_identities_follow_from_key_and_peer_id() -> None:
     for vector in stored("identity.json"):
         assert address_of_peer_id(vector["peerId"]) == vector["address"]

@@ -30,6 +30,18 @@ FULL: dict[str, Any] = {
     "readiness_path": "/health",
     "memory_bytes": 8 * 2**30,
     "cpus": 2.5,
+    "min_gpu_memory_bytes": 24 * 2**30,
+    "secret_env": ["HF_TOKEN"],
+    "has_registry_credentials": True,
+    "image_digest": "sha256:" + "11" * 32,
+    "readiness_timeout_s": 120,
+    "shm_bytes": 2**30,
+    "volumes": [{"name": "models", "path": "/models"}, {"name": "cache", "path": "/root/.cache"}],
+    "egress": True,
+    "replicas": 3,
+    "area": "eu",
+    "group": "pictures",
+    "end_at": "2030-01-31T18:00:00Z",
 }
 
 
@@ -52,6 +64,39 @@ def test_specification_survives_the_wire() -> None:
     assert WorkspaceSpec.model_validate_json(spec.model_dump_json()) == spec
     assert spec.api("startSync") == spec.apis[1]
     assert spec.api("stop") is None
+
+
+@pytest.mark.parametrize(
+    "text", ["2030-01-31T18:00:00Z", "2030-01-31T18:00:00", "2030-01-31T19:00:00+01:00", 1_896_112_800_000]
+)
+def test_end_is_a_date_time_or_milliseconds(text: object) -> None:
+    assert WorkspaceSpec.model_validate({**MINIMAL, "end_at": text}).end_at == 1_896_112_800_000
+
+
+def test_image_may_come_from_a_url() -> None:
+    spec = WorkspaceSpec.model_validate({**MINIMAL, "image": None, "image_url": "https://example.com/a/i.tar?x=1"})
+    assert spec.is_image
+    assert WorkspaceSpec.model_validate({**spec.to_wire(), "image_sha256": "0a" * 32}).image_sha256 == "0a" * 32
+
+
+def test_change_of_place_leaves_what_runs() -> None:
+    spec = WorkspaceSpec.model_validate(FULL)
+    moved = {"name": "other", "replicas": None, "area": "us", "group": "", "end_at": None, "image_digest": None}
+    assert WorkspaceSpec.model_validate({**FULL, **moved}).runs_like(spec)
+    for field, value in {"image": "other", "env": {}, "egress": False, "revision": 3, "concurrency": 1}.items():
+        assert not WorkspaceSpec.model_validate({**FULL, field: value}).runs_like(spec), field
+    assert not WorkspaceSpec.model_validate({**FULL, "image_digest": "sha256:" + "22" * 32}).runs_like(spec)
+
+
+def test_earlier_versions_specification_is_taken() -> None:
+    spec = WorkspaceSpec.from_wire(MINIMAL)
+    assert (spec.replicas, spec.egress, spec.volumes, spec.has_secrets, spec.image_digest) == (
+        None,
+        False,
+        [],
+        False,
+        None,
+    )
 
 
 def test_registered_service_takes_the_place_of_an_image() -> None:
@@ -91,8 +136,8 @@ def test_reserved_names_are_the_gateways_own_calls() -> None:
         ({"revision": 2**32}, "revision"),
         ({"name": ""}, "name"),
         ({"name": "a\x1b[31m"}, "control characters"),
-        ({"image": None}, "exactly one of image and service"),
-        ({"service": "a/b"}, "exactly one of image and service"),
+        ({"image": None}, "exactly one of image, image_url and service"),
+        ({"service": "a/b"}, "exactly one of image, image_url and service"),
         ({"image": "a b"}, "image"),
         ({"image": ""}, "image"),
         ({"image": None, "service": "llama"}, "service"),
@@ -125,6 +170,35 @@ def test_reserved_names_are_the_gateways_own_calls() -> None:
         ({"cpus": 0}, "cpus"),
         ({"readiness_path": "health"}, "readiness_path"),
         ({"gpus": 1}, "gpus"),
+        ({"image_url": "https://example.com/i.tar"}, "exactly one of image, image_url and service"),
+        ({"image": None, "image_url": "ftp://example.com/i.tar"}, "http:// or https://"),
+        ({"image": None, "image_url": "https://u:p@example.com/i.tar"}, "without user name, password"),
+        ({"image": None, "image_url": "https://example.com/i.tar#x"}, "fragment"),
+        ({"image_sha256": "11" * 32}, "image_sha256"),
+        ({"image_sha256": "AA" * 32}, "image_sha256"),
+        ({"image_digest": "11" * 32}, "image_digest"),
+        ({"image": None, "service": "a/b", "has_registry_credentials": True}, "only an image from a registry"),
+        ({"secret_env": ["A=B"]}, "environment variable"),
+        ({"secret_env": ["A", "A"]}, "each name may appear once"),
+        ({"secret_env": {"A": "value"}}, "secret_env"),
+        ({"env": {"A": "1"}, "secret_env": ["A"]}, "A is in env too"),
+        ({"min_gpu_memory_bytes": 1}, "without a gpu_count"),
+        ({"shm_bytes": -1}, "shm_bytes"),
+        ({"shm_bytes": 2**30, "memory_bytes": 2**29}, "part of memory_bytes"),
+        ({"volumes": [{"name": "../up", "path": "/m"}]}, "volumes.0.name"),
+        ({"volumes": [{"name": "m", "path": "models"}]}, "absolute path"),
+        ({"volumes": [{"name": "m", "path": "/"}]}, "volumes.0.path"),
+        ({"volumes": [{"name": "m", "path": "/a/../b"}]}, ".. segments"),
+        ({"volumes": [{"name": "m", "path": "/proc/1"}]}, "/proc"),
+        ({"volumes": [{"name": "m", "path": "/a:ro"}]}, "absolute path"),
+        ({"volumes": [{"name": "m", "path": "/a"}, {"name": "m", "path": "/b"}]}, "each name may appear once"),
+        ({"volumes": [{"name": "m", "path": "/a"}, {"name": "n", "path": "/a"}]}, "each path may appear once"),
+        ({"replicas": 0}, "replicas"),
+        ({"readiness_timeout_s": 0}, "readiness_timeout_s"),
+        ({"egress": 1}, "egress"),
+        ({"area": "e\n"}, "control characters"),
+        ({"end_at": "tomorrow"}, "end_at: must be a date-time"),
+        ({"end_at": 1.5}, "end_at"),
     ],
 )
 def test_wrong_field_is_refused_by_its_name(changes: dict[str, Any], says: str) -> None:
@@ -181,7 +255,7 @@ def test_error_text_stays_short() -> None:
 
 
 def test_unknown_key_is_a_mistake_at_the_api_and_a_later_version_on_the_wire() -> None:
-    document = {**MINIMAL, "shm_bytes": 1, "apis": [{**an_api()["apis"][0], "retries": 3}]}
+    document = {**MINIMAL, "tpus": 1, "apis": [{**an_api()["apis"][0], "retries": 3}]}
     with pytest.raises(ValidationError):
         WorkspaceSpec.model_validate(document)
     assert WorkspaceSpec.from_wire(document) == WorkspaceSpec.model_validate({**MINIMAL, **an_api()})
