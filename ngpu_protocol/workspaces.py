@@ -30,6 +30,7 @@ from pydantic import (
 )
 
 from ngpu_protocol.errors import MalformedError
+from ngpu_protocol.image_references import MAX_REFERENCE, parse_image_reference
 
 RESERVED_API_NAMES = frozenset(
     {
@@ -54,7 +55,6 @@ RESERVED_API_NAMES = frozenset(
 PLACEMENT_FIELDS = frozenset({"name", "replicas", "area", "group", "end_at", "image_digest"})
 """Fields whose change leaves what runs as it is. `image_digest` is among them: it is filled in for a revision."""
 
-_MAX_TEXT = 4096
 _NAME_IN_PATH = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # A path that climbs, however it is spelled: servers differ in whether they decode %2f before they resolve dots.
@@ -103,6 +103,11 @@ def _environment_names(names: list[str]) -> list[str]:
     if len(set(names)) != len(names):
         raise ValueError("each name may appear once")
     return names
+
+
+def _image(reference: str) -> str:
+    parse_image_reference(reference)
+    return reference
 
 
 def _url(url: str) -> str:
@@ -185,7 +190,7 @@ class WorkspaceSpec(BaseModel):
     name: Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_printable)] = Field(
         description="for people"
     )
-    image: Annotated[str, StringConstraints(pattern=r"^\S+$", max_length=_MAX_TEXT)] | None = Field(
+    image: Annotated[str, Field(max_length=MAX_REFERENCE), AfterValidator(_image)] | None = Field(
         default=None,
         description="container image, host:5000/a/b:tag@sha256:…; exactly one of image, image_url and service",
     )
