@@ -177,7 +177,12 @@ class Deployments:
         self._wished[service] = wanted
         for deployment in self.of_service(service):
             spec = wanted.pop((deployment.spec.id, deployment.spec.revision), None)
-            if spec == deployment.spec and deployment.phase is not DeploymentPhase.STOPPING:
+            if (
+                spec is not None
+                and spec.runs_like(deployment.spec)
+                and deployment.phase is not DeploymentPhase.STOPPING
+            ):
+                deployment.spec = spec  # its pin was filled in, or it was renamed: what runs goes on
                 continue
             # Unwanted, or wanted otherwise under the same number: `_stop` looks at the wishes again when it is gone.
             self._stop(deployment)

@@ -238,7 +238,7 @@ class Dispatcher:
         try:
             while self._unrecorded >= UNRECORDED_LIMIT:
                 await self._recorded.wait()
-            signed = self._order(call, session, number)
+            signed = self._order(call, slot, number)
             # Cancelled, it raises only where nothing was queued: what was must be ended by somebody.
             await self._commit_start(call, signed, before, is_new=is_new)
             attempt = Attempt(call, signed, number)
@@ -278,7 +278,8 @@ class Dispatcher:
             return Ending(TaskState.EXPIRED, 504, "deadline", f"the deadline passed; {refusal.message}")
         return Ending(TaskState.FAILED, refusal.status, refusal.reason, refusal.message)
 
-    def _order(self, call: Call, session: NodeSession, number: int) -> SignedOrder:
+    def _order(self, call: Call, slot: Slot, number: int) -> SignedOrder:
+        session = slot.session
         now_ms = self._now_ms()
         order = TaskOrder(
             task_id=call.task_id,
@@ -287,7 +288,7 @@ class Dispatcher:
             node=session.node,
             session=session.session,
             workspace=call.spec.id,
-            revision=call.spec.revision,
+            revision=slot.revision,
             port=call.port,
             method=call.method,
             target=call.target,

@@ -138,7 +138,7 @@ class ControlDesk:
                 specs = desired.get(conversation.session.node)
                 if specs is not None and specs != conversation.desired:
                     conversation.desired = specs
-                    conversation.session.assigned = frozenset(spec.id for spec in specs)
+                    conversation.session.assign({spec.id: (spec.revision,) for spec in specs})
                     conversation.changed.set()
 
     async def handle(self, stream: P2PStream) -> None:

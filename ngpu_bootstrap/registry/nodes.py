@@ -20,7 +20,7 @@ import trio
 
 from ngpu_bootstrap.errors import NotServed
 from ngpu_bootstrap.scheduling import Candidate, Choice, Exclusion, choose
-from ngpu_protocol.control import DeploymentState, GpuOffer, Heartbeat, ServiceOffer
+from ngpu_protocol.control import DeploymentPhase, DeploymentState, GpuOffer, Heartbeat, HostOffer, ServiceOffer
 from ngpu_protocol.http1 import Client
 from ngpu_protocol.identity import Address
 from ngpu_protocol.workspaces import WorkspaceSpec
@@ -41,7 +41,11 @@ class NodeSession:
         gpus: what it offers now.
         gpus_shown: ids of all it has offered in this session: a receipt may name one that has become sick since.
         reported: whether a heartbeat has come, so that the rest is known.
-        assigned: ids of the workspaces it was told to run: a node gets no task of another, whatever it claims to run.
+        assigned: by workspace id, the revisions it was told to run and may serve: the one wanted there now, and while
+            it is replaced the one before. A node gets no task of another, whatever it claims to run.
+        host: what its machine has for workspaces; None while unknown.
+        reports: every deployment as last reported.
+        deployments: of those, by workspace, the one that takes its tasks, or would.
         in_flight: our attempts running there now, by workspace id.
         peak: the most of them at once since the last heartbeat.
         counted: `peak` when the last heartbeat came: what its `slots_free` may count of ours.
@@ -61,9 +65,11 @@ class NodeSession:
     slots_free: int = 0
     reported: bool = False
     draining: bool = False
+    host: HostOffer | None = None
+    reports: tuple[DeploymentState, ...] = ()
     deployments: dict[str, DeploymentState] = field(default_factory=dict)
     services: tuple[ServiceOffer, ...] = ()
-    assigned: frozenset[str] = frozenset()
+    assigned: Mapping[str, Collection[int]] = field(default_factory=dict)
     in_flight: dict[str, int] = field(default_factory=dict)
     total_in_flight: int = 0
     peak: dict[str, int] = field(default_factory=dict)
@@ -81,7 +87,9 @@ class NodeSession:
         self.reported = True
         self.slots_free = heartbeat.slots_free
         self.draining = heartbeat.draining
-        self.deployments = {state.workspace: state for state in heartbeat.deployments}
+        self.host = heartbeat.host
+        self.reports = heartbeat.deployments
+        self._pick()
         self.services = tuple(heartbeat.services)
         if heartbeat.gpus is not None:
             self.gpus = heartbeat.gpus
@@ -90,9 +98,30 @@ class NodeSession:
         self.total_counted, self.total_peak = self.total_peak, self.total_in_flight
         self.full_until_ms.clear()
 
+    def assign(self, assigned: Mapping[str, Collection[int]]) -> None:
+        """Take over which revisions of which workspaces the node may serve."""
+        self.assigned = assigned
+        self._pick()
+
+    def _pick(self) -> None:
+        """Choose, for each workspace, the deployment that takes its tasks: a ready one, of a revision that may serve,
+        the newest."""
+        best: dict[str, tuple[tuple[bool, bool, int], DeploymentState]] = {}
+        for state in self.reports:
+            allowed = state.revision in self.assigned.get(state.workspace, ())
+            rank = (allowed, state.state == DeploymentPhase.READY, state.revision)
+            if state.workspace not in best or rank > best[state.workspace][0]:
+                best[state.workspace] = (rank, state)
+        self.deployments = {workspace: state for workspace, (_, state) in best.items()}
+
     def candidate(self, spec: WorkspaceSpec, now_ms: int) -> Candidate:
-        """Return what scheduling needs to know of this node for the workspace *spec*."""
-        state = self.deployments.get(spec.id) if spec.id in self.assigned else None
+        """Return what scheduling needs to know of this node for the workspace *spec*.
+
+        While a new revision is rolled out, a deployment of either counts as one of *spec*: the order names the one
+        that is there (`Slot.revision`).
+        """
+        allowed = self.assigned.get(spec.id, ())
+        state = self.deployments.get(spec.id) if allowed else None
         capacity, in_use = 0, 0
         if state is not None:
             capacity = spec.concurrency
@@ -109,7 +138,7 @@ class NodeSession:
             admitted=self.admitted,
             heard_at_ms=self.heard_at_ms,
             draining=self.draining,
-            revision=state.revision if state is not None else None,
+            revision=None if state is None else spec.revision if state.revision in allowed else state.revision,
             ready=state is not None and state.state == "ready",
             capacity=capacity,
             in_use=in_use,
@@ -117,15 +146,20 @@ class NodeSession:
 
 
 class Slot:
-    """The right to run one attempt of a workspace on a node, until `release`."""
+    """The right to run one attempt of a workspace on a node, until `release`.
 
-    __slots__ = ("_nodes", "_released", "session", "workspace")
+    Attributes:
+        revision: of the deployment that is to run it.
+    """
+
+    __slots__ = ("_nodes", "_released", "revision", "session", "workspace")
 
     def __init__(self, nodes: Nodes, session: NodeSession, workspace: str) -> None:
         self._nodes = nodes
         self._released = False
         self.session = session
         self.workspace = workspace
+        self.revision = session.deployments[workspace].revision
         count = session.in_flight.get(workspace, 0) + 1
         session.in_flight[workspace] = count
         session.total_in_flight += 1

@@ -41,7 +41,7 @@ def session(number: int = 1, *, slots: int = 8, free: int = 2, state: str = "rea
         requests=Client(no_connection),
         slots_free=slots,
     )
-    made.assigned = frozenset({"7"})
+    made.assign({"7": (1,)})
     made.hear(heartbeat(slots=slots, free=free, state=state, revision=revision), now_ms())
     return made
 
@@ -292,7 +292,7 @@ def test_a_node_gets_no_task_of_a_workspace_it_was_not_told_to_run() -> None:
     async def test() -> None:
         view = nodes()
         node = session()
-        node.assigned = frozenset()
+        node.assign({})
         view.attach(node)
         assert view.take(SPEC) is None
 
@@ -307,5 +307,25 @@ def test_only_a_ready_deployment_of_the_right_revision_serves(state: str, revisi
         assert view.take(SPEC) is None
         with pytest.raises(NotServed):
             view.require_served(SPEC)
+
+    virtually(test)
+
+
+def test_while_a_revision_rolls_out_the_one_that_is_ready_serves_and_the_order_names_it() -> None:
+    async def test() -> None:
+        view = nodes()
+        node = session(revision=1, state="ready")
+        view.attach(node)
+        node.assign({"7": (1, 2)})
+        both = [DeploymentState("7", 2, "starting"), DeploymentState("7", 1, "ready", slots_free=2)]
+        node.hear(Heartbeat(at_ms=0, slots_free=8, deployments=tuple(both)), now_ms())
+        old = view.take(SPEC)
+        assert old is not None
+        assert old.revision == 1
+        both[0] = DeploymentState("7", 2, "ready", slots_free=2)
+        node.hear(Heartbeat(at_ms=0, slots_free=8, deployments=tuple(both)), now_ms())
+        new = view.take(SPEC)
+        assert new is not None
+        assert new.revision == 2
 
     virtually(test)

@@ -132,6 +132,9 @@ async def test_a_deployment_follows_its_model_server(tmp_path: Path) -> None:
         assert "503" in deployment.detail
         server.status = 404  # an answer, if not to this path
         await until(lambda: deployment.is_ready)
+        deployments.wish("acme", [spec().model_copy(update={"replicas": 3, "name": "renamed"})])
+        assert deployment.is_ready
+        assert deployment.spec.replicas == 3
         deployments.wish("acme", [])
         await until(lambda: deployments.of_service("acme") == [])
         assert deployment.phase is DeploymentPhase.GONE
