@@ -62,6 +62,7 @@ from ngpu_protocol.receipts import (
     sign_receipt,
 )
 from ngpu_protocol.sealing import seal
+from ngpu_protocol.statements import StatementFile, draw_up, line_of, prove, sign_statement
 from ngpu_protocol.typed_data import ZERO32, SignedType, domain_separator
 from ngpu_protocol.workspace_secrets import RegistryCredentials, WorkspaceSecrets
 from ngpu_protocol.workspaces import WorkspaceSpec
@@ -367,6 +368,36 @@ def _sealed() -> list[dict[str, Any]]:
     return vectors
 
 
+def _statements() -> dict[str, Any]:
+    """Return a statement with its lines, and the proof for each."""
+    acknowledged = (
+        (FIRST, VERIFIED.verdict),
+        *((receipt, VerdictKind.DISPUTED) for receipt in list(RECEIPTS.values())[1:]),
+    )
+    lines = sorted(
+        (line_of(receipt, verdict, NETWORK.chain_id) for receipt, verdict in acknowledged),
+        key=lambda line: line.sequence,
+    )
+    statement, leaves = draw_up(
+        lines,
+        node=NODE.address,
+        bootstrap=BOOTSTRAP.address,
+        from_ms=AT_MS,
+        to_ms=AT_MS + 86_400_000,
+        at_ms=AT_MS + 86_400_000,
+    )
+    signature = sign_statement(statement, BOOTSTRAP, NETWORK.chain_id)
+    file = StatementFile(statement, signature, NETWORK.chain_id, lines=tuple(lines))
+    return {
+        "digest": _hex(statement.digest(NETWORK.chain_id)),
+        "leaves": [{"data": _hex(line.encode()), "hash": _hex(leaf)} for line, leaf in zip(lines, leaves, strict=True)],
+        "file": file.to_document(),
+        "proofs": [
+            prove(file, leaves, line, index, None).to_document()["inclusion"] for index, line in enumerate(lines)
+        ],
+    }
+
+
 def documents() -> dict[str, Any]:
     """Return the vectors by file name."""
     file = ReceiptFile(
@@ -386,6 +417,7 @@ def documents() -> dict[str, Any]:
         "capabilities.json": _capabilities(),
         "sealed.json": _sealed(),
         "receipt-file.json": file.to_document(),
+        "statements.json": _statements(),
     }
 
 
