@@ -19,6 +19,7 @@ from functools import cache
 from types import FrameType
 
 import docker
+import psycopg
 import pytest
 from docker.errors import DockerException
 from requests.exceptions import RequestException
@@ -59,6 +60,18 @@ def missing_node() -> str | None:
     return None
 
 
+@cache
+def missing_postgres() -> str | None:
+    url = os.environ.get("NGPU_TEST_POSTGRES", "")
+    if not url:
+        return "no PostgreSQL: NGPU_TEST_POSTGRES names none (`.ci/postgres start DIR` starts one)"
+    try:
+        psycopg.connect(url, connect_timeout=5).close()
+    except psycopg.Error as error:
+        return f"PostgreSQL does not answer at NGPU_TEST_POSTGRES: {error}"
+    return None
+
+
 def _program(*names: str) -> Callable[[], str | None]:
     def missing() -> str | None:
         return None if any(shutil.which(name) for name in names) else f"no {' or '.join(names)} on PATH"
@@ -76,6 +89,7 @@ NEEDS: dict[str, Callable[[], str | None]] = {
     "needs_node": missing_node,
     "needs_systemd": _program("systemd-analyze"),
     "needs_gcc": _program("gcc", "cc"),
+    "needs_postgres": missing_postgres,
     "needs_gpu": missing_gpu,
 }
 # what CI cannot install: left out without failing it

@@ -23,8 +23,8 @@ from tests.unit.store.builders import (
 
 
 @trio_test
-async def test_receipts_out_of_order_leave_gaps_that_close(tmp_path: Path) -> None:
-    async with a_store(tmp_path) as store:
+async def test_receipts_out_of_order_leave_gaps_that_close(directory: Path) -> None:
+    async with a_store(directory) as store:
         assert await store.chain_head(NODE) is None
         for number in (1, 2, 3, 4):
             await store.accept_and_begin(a_task(number), a_start(number))
@@ -32,7 +32,7 @@ async def test_receipts_out_of_order_leave_gaps_that_close(tmp_path: Path) -> No
         await store.finish(a_finish(1, a_receipt(1)))
         assert await store.chain_head(NODE) == ReceiptLink(1, receipt_hash(1))
         assert await store.gaps(NODE) == [Gap(2, 2)]
-    async with a_store(tmp_path) as store:
+    async with a_store(directory) as store:
         filed = await store.late_receipt(a_receipt(2))
         assert filed == FiledReceipt(Filing.FILED, b"acknowledgement 2")
         assert await store.chain_head(NODE) == ReceiptLink(3, receipt_hash(3))
@@ -41,8 +41,8 @@ async def test_receipts_out_of_order_leave_gaps_that_close(tmp_path: Path) -> No
 
 
 @trio_test
-async def test_the_same_receipt_again_gets_the_first_acknowledgement(tmp_path: Path) -> None:
-    async with a_store(tmp_path) as store:
+async def test_the_same_receipt_again_gets_the_first_acknowledgement(directory: Path) -> None:
+    async with a_store(directory) as store:
         await store.accept_and_begin(a_task(1), a_start(1))
         await store.finish(a_finish(1, a_receipt(1)))
         again = a_receipt(1, acknowledgement=b"a newer one", verdict="skew")
@@ -56,8 +56,8 @@ async def test_the_same_receipt_again_gets_the_first_acknowledgement(tmp_path: P
 
 
 @trio_test
-async def test_a_receipt_that_came_before_its_answer_is_not_forgotten_by_it(tmp_path: Path) -> None:
-    async with a_store(tmp_path) as store:
+async def test_a_receipt_that_came_before_its_answer_is_not_forgotten_by_it(directory: Path) -> None:
+    async with a_store(directory) as store:
         await store.accept_and_begin(a_task(1), a_start(1))
         await store.late_receipt(a_receipt(1, verdict="skew", rule=""))
         assert await store.finish(a_finish(1)) is None
@@ -67,8 +67,8 @@ async def test_a_receipt_that_came_before_its_answer_is_not_forgotten_by_it(tmp_
 
 
 @trio_test
-async def test_a_second_receipt_for_a_sequence_is_evidence_and_replaces_nothing(tmp_path: Path) -> None:
-    async with a_store(tmp_path) as store:
+async def test_a_second_receipt_for_a_sequence_is_evidence_and_replaces_nothing(directory: Path) -> None:
+    async with a_store(directory) as store:
         for number in (1, 2):
             await store.accept_and_begin(a_task(number), a_start(number))
         await store.finish(a_finish(1, a_receipt(1)))
@@ -88,11 +88,11 @@ async def test_a_second_receipt_for_a_sequence_is_evidence_and_replaces_nothing(
 
 
 @trio_test
-async def test_a_break_found_when_a_gap_closes_names_the_receipt_that_broke_it(tmp_path: Path) -> None:
-    async with a_store(tmp_path) as store:
+async def test_a_break_found_when_a_gap_closes_names_the_receipt_that_broke_it(directory: Path) -> None:
+    async with a_store(directory) as store:
         liar = a_receipt(2, previous=receipt_hash(1, "x"))
         assert await store.late_receipt(liar) == FiledReceipt(Filing.FILED, liar.acknowledgement)
-    async with a_store(tmp_path) as store:
+    async with a_store(directory) as store:
         filed = await store.late_receipt(a_receipt(1))
         assert filed.broken == (BrokenLink(2, expected=receipt_hash(1), actual=receipt_hash(1, "x")),)
         [fault] = await store.faults(NODE)
@@ -101,8 +101,8 @@ async def test_a_break_found_when_a_gap_closes_names_the_receipt_that_broke_it(t
 
 
 @trio_test
-async def test_a_forged_receipt_takes_no_place_in_the_chain(tmp_path: Path) -> None:
-    async with a_store(tmp_path) as store:
+async def test_a_forged_receipt_takes_no_place_in_the_chain(directory: Path) -> None:
+    async with a_store(directory) as store:
         await store.accept_and_begin(a_task(1), a_start(1))
         forged = a_receipt(1, fork="x", verdict="disputed", rule="signer", authentic=False)
         assert await store.finish(a_finish(1, forged)) == FiledReceipt(Filing.FORGED)
@@ -117,8 +117,8 @@ async def test_a_forged_receipt_takes_no_place_in_the_chain(tmp_path: Path) -> N
 
 
 @trio_test
-async def test_an_earlier_attempts_late_receipt_does_not_change_the_tasks_verdict(tmp_path: Path) -> None:
-    async with a_store(tmp_path) as store:
+async def test_an_earlier_attempts_late_receipt_does_not_change_the_tasks_verdict(directory: Path) -> None:
+    async with a_store(directory) as store:
         await store.accept_and_begin(a_task(1), a_start(1))
         await store.begin_attempt(a_start(1, 2))
         await store.finish(a_finish(1, a_receipt(2, 1, attempt=2), attempt=2))
@@ -131,8 +131,8 @@ async def test_an_earlier_attempts_late_receipt_does_not_change_the_tasks_verdic
 
 
 @trio_test
-async def test_chains_of_other_bootstraps_are_their_own(tmp_path: Path) -> None:
-    async with a_store(tmp_path) as store:
+async def test_chains_of_other_bootstraps_are_their_own(directory: Path) -> None:
+    async with a_store(directory) as store:
         await store.late_receipt(a_receipt(1))
         await store.late_receipt(a_receipt(1, bootstrap=OTHER_NODE, fork="o"))
         await store.late_receipt(a_receipt(1, node=OTHER_NODE, fork="n"))
@@ -143,13 +143,13 @@ async def test_chains_of_other_bootstraps_are_their_own(tmp_path: Path) -> None:
 
 
 @trio_test
-async def test_the_link_before_is_at_hand_while_receipts_flow_and_after_asking_for_the_head(tmp_path: Path) -> None:
-    async with a_store(tmp_path) as store:
+async def test_the_link_before_is_at_hand_while_receipts_flow_and_after_asking_for_the_head(directory: Path) -> None:
+    async with a_store(directory) as store:
         assert store.link_before(NODE, 1) == ReceiptLink(0, bytes(32))
         await store.late_receipt(a_receipt(1))
         assert store.link_before(NODE, 2) == ReceiptLink(1, receipt_hash(1))
         assert store.link_before(NODE, 3) is None
-    async with a_store(tmp_path) as store:
+    async with a_store(directory) as store:
         assert store.link_before(NODE, 2) is None
         await store.chain_head(NODE)
         assert store.link_before(NODE, 2) == ReceiptLink(1, receipt_hash(1))

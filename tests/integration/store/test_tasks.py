@@ -57,8 +57,8 @@ FULL = a_task(
 
 
 @trio_test
-async def test_a_task_is_read_back_as_it_was_accepted(tmp_path: Path) -> None:
-    async with a_store(tmp_path) as store:
+async def test_a_task_is_read_back_as_it_was_accepted(directory: Path) -> None:
+    async with a_store(directory) as store:
         await store.accept(FULL)
         found = await store.task(T1)
         assert found is not None
@@ -75,14 +75,14 @@ async def test_a_task_is_read_back_as_it_was_accepted(tmp_path: Path) -> None:
 
 
 @trio_test
-async def test_a_whole_life_is_on_record_after_reopening(tmp_path: Path) -> None:
-    async with a_store(tmp_path) as store:
+async def test_a_whole_life_is_on_record_after_reopening(directory: Path) -> None:
+    async with a_store(directory) as store:
         await store.accept(FULL)
         await store.begin_attempt(a_start(1, 1, node=OTHER_NODE, node_ip="192.0.2.8"))
         await store.begin_attempt(a_start(1, 2), previous=AttemptEnd(T1, 1, "refused", 5, "draining", 503))
         store.note_running(T1, 2)
         await store.finish(a_finish(1, a_receipt(1, attempt=2), attempt=2))
-    async with a_store(tmp_path) as store:
+    async with a_store(directory) as store:
         detail = await store.detail(T1)
         task = detail.task
         assert (task.state, task.result_code, task.status) == (TaskState.FINISHED, 200, 200)
@@ -104,8 +104,8 @@ async def test_a_whole_life_is_on_record_after_reopening(tmp_path: Path) -> None
 
 
 @trio_test
-async def test_running_is_shown_for_the_attempt_under_way_alone(tmp_path: Path) -> None:
-    async with a_store(tmp_path) as store:
+async def test_running_is_shown_for_the_attempt_under_way_alone(directory: Path) -> None:
+    async with a_store(directory) as store:
         await store.accept_and_begin(a_task(1), a_start(1))
         store.note_running(T1, 2)
         await store.accept(a_task(2))
@@ -120,8 +120,8 @@ async def test_running_is_shown_for_the_attempt_under_way_alone(tmp_path: Path) 
 
 
 @trio_test
-async def test_unfinished_tasks_come_with_what_a_restart_needs(tmp_path: Path) -> None:
-    async with a_store(tmp_path) as store:
+async def test_unfinished_tasks_come_with_what_a_restart_needs(directory: Path) -> None:
+    async with a_store(directory) as store:
         await store.accept(a_task(1, detach=True, request=b""))
         await store.accept_and_begin(a_task(2, detach=True, request=b"x"), a_start(2))
         await store.accept_and_begin(a_task(3), a_start(3))
@@ -129,7 +129,7 @@ async def test_unfinished_tasks_come_with_what_a_restart_needs(tmp_path: Path) -
         await store.finish(a_finish(4))
         await store.accept_and_begin(a_task(5, detach=True, request=b"x"), a_start(5))
         await store.end_attempt(AttemptEnd(task_id(5), 1, "refused", 5, "draining"), requeue=True)
-    async with a_store(tmp_path) as store:
+    async with a_store(directory) as store:
         found = await store.unfinished()
         assert [one.task.task_id for one in found] == [task_id(1), task_id(2), task_id(3), task_id(5)]
         assert [one.request_kept for one in found] == [True, True, False, True]
@@ -142,8 +142,8 @@ async def test_unfinished_tasks_come_with_what_a_restart_needs(tmp_path: Path) -
 
 
 @trio_test
-async def test_ten_thousand_unfinished_tasks_take_two_seconds_to_read(tmp_path: Path) -> None:
-    async with a_store(tmp_path) as store:
+async def test_ten_thousand_unfinished_tasks_take_two_seconds_to_read(directory: Path) -> None:
+    async with a_store(directory) as store:
         async with trio.open_nursery() as nursery:
             for lane in range(100):
                 nursery.start_soon(_accept_many, store, range(lane * 100, lane * 100 + 100))
@@ -161,9 +161,9 @@ async def _accept_many(store: Store, numbers: range) -> None:
 
 
 @trio_test
-async def test_long_bodies_go_to_disk_and_come_back(tmp_path: Path) -> None:
+async def test_long_bodies_go_to_disk_and_come_back(directory: Path) -> None:
     long = bytes(range(256)) * 1000
-    async with a_store(tmp_path) as store:
+    async with a_store(directory) as store:
         async with store.new_body(T1, Part.REQUEST) as body:
             for start in range(0, len(long), 10_000):
                 await body.write(long[start : start + 10_000])
@@ -171,7 +171,7 @@ async def test_long_bodies_go_to_disk_and_come_back(tmp_path: Path) -> None:
         await store.accept_and_begin(a_task(1, request=stored), a_start(1))
         await store.finish(a_finish(1, response=long[::-1]))
         assert store.body_bytes == 2 * len(long)
-    async with a_store(tmp_path) as store:
+    async with a_store(directory) as store:
         found = await store.task(T1)
         assert found is not None
         assert found.request == stored
@@ -184,8 +184,8 @@ async def test_long_bodies_go_to_disk_and_come_back(tmp_path: Path) -> None:
 
 
 @trio_test
-async def test_a_second_end_does_not_touch_the_first_ones_answer(tmp_path: Path) -> None:
-    async with a_store(tmp_path) as store:
+async def test_a_second_end_does_not_touch_the_first_ones_answer(directory: Path) -> None:
+    async with a_store(directory) as store:
         await store.accept_and_begin(a_task(1), a_start(1))
         await store.finish(a_finish(1, response=b"1" * 100_000))
         with pytest.raises(TaskIsFinal):
@@ -199,8 +199,8 @@ async def test_a_second_end_does_not_touch_the_first_ones_answer(tmp_path: Path)
 
 
 @trio_test
-async def test_an_answer_over_the_limit_leaves_the_task_unfinished(tmp_path: Path) -> None:
-    async with a_store(tmp_path, bodies=BodyLimits(body_bytes=100_000)) as store:
+async def test_an_answer_over_the_limit_leaves_the_task_unfinished(directory: Path) -> None:
+    async with a_store(directory, bodies=BodyLimits(body_bytes=100_000)) as store:
         await store.accept_and_begin(a_task(1), a_start(1))
         with pytest.raises(BodyTooLarge):
             await store.finish(a_finish(1, response=bytes(100_001)))
@@ -211,8 +211,8 @@ async def test_an_answer_over_the_limit_leaves_the_task_unfinished(tmp_path: Pat
 
 
 @trio_test
-async def test_a_file_that_no_row_names_is_gone_after_reopening(tmp_path: Path) -> None:
-    async with a_store(tmp_path) as store:
+async def test_a_file_that_no_row_names_is_gone_after_reopening(directory: Path) -> None:
+    async with a_store(directory) as store:
         async with store.new_body(T1, Part.REQUEST) as body:
             await body.write(bytes(100_000))
             kept = await body.commit()
@@ -220,14 +220,14 @@ async def test_a_file_that_no_row_names_is_gone_after_reopening(tmp_path: Path) 
         async with store.new_body(task_id(2), Part.REQUEST) as body:
             await body.write(bytes(100_000))
             await body.commit()
-    async with a_store(tmp_path) as store:
+    async with a_store(directory) as store:
         assert store.body_bytes == 100_000
         assert await store.read_body(T1, Part.REQUEST, kept) == bytes(100_000)
 
 
 @trio_test
-async def test_pages_are_newest_first_and_follow_each_other(tmp_path: Path) -> None:
-    async with a_store(tmp_path) as store:
+async def test_pages_are_newest_first_and_follow_each_other(directory: Path) -> None:
+    async with a_store(directory) as store:
         for number in range(1, 8):
             # three of one millisecond: the cursor must not skip or repeat them
             at_ms = 1000 + min(number, 5)
@@ -278,7 +278,7 @@ def test_connections_are_durable(tmp_path: Path) -> None:
 
 
 @trio_test
-async def test_what_was_written_is_seen_by_the_next_read(tmp_path: Path) -> None:
+async def test_what_was_written_is_seen_by_the_next_read(directory: Path) -> None:
     async def write_and_read(number: int) -> None:
         await store.accept_and_begin(a_task(number), a_start(number))
         found = await store.task(task_id(number))
@@ -288,7 +288,7 @@ async def test_what_was_written_is_seen_by_the_next_read(tmp_path: Path) -> None
         assert found is not None
         assert found.state is TaskState.FINISHED
 
-    async with a_store(tmp_path) as store:
+    async with a_store(directory) as store:
         async with trio.open_nursery() as nursery:
             for number in range(1, 200):
                 nursery.start_soon(write_and_read, number)
@@ -297,13 +297,13 @@ async def test_what_was_written_is_seen_by_the_next_read(tmp_path: Path) -> None
 
 
 @trio_test
-async def test_a_cancelled_caller_does_not_undo_what_it_asked_for(tmp_path: Path) -> None:
-    async with a_store(tmp_path) as store:
+async def test_a_cancelled_caller_does_not_undo_what_it_asked_for(directory: Path) -> None:
+    async with a_store(directory) as store:
         for number in range(1, 20):
             with trio.move_on_after(0.0001 * number):
                 await store.accept(a_task(number))
                 await store.finish(a_finish(number, attempt=None))
-    async with a_store(tmp_path) as store:
+    async with a_store(directory) as store:
         page = await store.tasks(TaskFilter())
         for task in page.tasks:
             assert task.state in (TaskState.ACCEPTED, TaskState.FINISHED)
@@ -312,7 +312,7 @@ async def test_a_cancelled_caller_does_not_undo_what_it_asked_for(tmp_path: Path
 
 
 @trio_test
-async def test_closing_finishes_what_was_asked_and_refuses_the_rest(tmp_path: Path) -> None:
+async def test_closing_finishes_what_was_asked_and_refuses_the_rest(directory: Path) -> None:
     outcomes: list[str] = []
 
     async def accept(number: int) -> None:
@@ -322,7 +322,7 @@ async def test_closing_finishes_what_was_asked_and_refuses_the_rest(tmp_path: Pa
         except StoreClosed:
             outcomes.append("closed")
 
-    async with a_store(tmp_path) as store, trio.open_nursery() as nursery:
+    async with a_store(directory) as store, trio.open_nursery() as nursery:
         for number in range(100):
             nursery.start_soon(accept, number)
         await trio.lowlevel.checkpoint()
@@ -332,17 +332,17 @@ async def test_closing_finishes_what_was_asked_and_refuses_the_rest(tmp_path: Pa
     with pytest.raises(StoreClosed):
         await store.task(T1)
     assert store.note_running(T1, 1) is None
-    async with a_store(tmp_path) as store:
+    async with a_store(directory) as store:
         assert len((await store.tasks(TaskFilter())).tasks) == outcomes.count("accepted")
     assert len(outcomes) == 100
 
 
 @trio_test
-async def test_a_store_whose_disk_fails_says_so_and_recovers(tmp_path: Path) -> None:
+async def test_a_store_whose_disk_fails_says_so_and_recovers(directory: Path) -> None:
     def fail(_connection: sa.Connection) -> None:
         raise sa.exc.OperationalError("COMMIT", None, OSError("disk I/O error"))
 
-    async with a_store(tmp_path) as store:
+    async with a_store(directory) as store:
         await store.accept(a_task(1))
         await store.check()
         sa.event.listen(store._engine, "commit", fail)
@@ -360,8 +360,8 @@ async def test_a_store_whose_disk_fails_says_so_and_recovers(tmp_path: Path) -> 
 
 
 @trio_test
-async def test_nodes_keep_their_first_sight(tmp_path: Path) -> None:
-    async with a_store(tmp_path) as store:
+async def test_nodes_keep_their_first_sight(directory: Path) -> None:
+    async with a_store(directory) as store:
         await store.see_node(NodeRow(NODE, 100, 100, name="one", peer_id="16U", software="ngpu 0.1", session=SESSION))
         store.note_node(NodeRow(OTHER_NODE, 150, 150))
         await store.see_node(NodeRow(NODE, 200, 200, name="uno"))

@@ -13,12 +13,12 @@ from tests.unit.store.builders import WORKSPACE, a_store, a_workspace
 
 
 @trio_test
-async def test_workspaces_survive_and_keep_every_revision(tmp_path: Path) -> None:
-    async with a_store(tmp_path) as store:
+async def test_workspaces_survive_and_keep_every_revision(directory: Path) -> None:
+    async with a_store(directory) as store:
         await store.add_workspace(a_workspace())
         await store.add_workspace(a_workspace("2", created_at_ms=1_800_000_000_000, owner="ann"))
         await store.revise_workspace(WORKSPACE, 2, name="paint 2", spec={"image": "paint:2", "ä": [1]}, at_ms=5)
-    async with a_store(tmp_path) as store:
+    async with a_store(directory) as store:
         first, second = await store.list_workspaces()
         assert first == a_workspace(name="paint 2", revision=2, spec={"image": "paint:2", "ä": [1]}, updated_at_ms=5)
         assert (second.id, second.owner) == ("2", "ann")
@@ -31,8 +31,8 @@ async def test_workspaces_survive_and_keep_every_revision(tmp_path: Path) -> Non
 
 
 @trio_test
-async def test_a_taken_id_or_token_is_a_conflict(tmp_path: Path) -> None:
-    async with a_store(tmp_path) as store:
+async def test_a_taken_id_or_token_is_a_conflict(directory: Path) -> None:
+    async with a_store(directory) as store:
         await store.add_workspace(a_workspace())
         with pytest.raises(WorkspaceConflict):
             await store.add_workspace(a_workspace(tokens=()))
@@ -42,8 +42,8 @@ async def test_a_taken_id_or_token_is_a_conflict(tmp_path: Path) -> None:
 
 
 @trio_test
-async def test_a_removed_workspace_has_no_tokens_and_stays_on_record(tmp_path: Path) -> None:
-    async with a_store(tmp_path) as store:
+async def test_a_removed_workspace_has_no_tokens_and_stays_on_record(directory: Path) -> None:
+    async with a_store(directory) as store:
         await store.add_workspace(a_workspace())
         await store.remove_workspace(WORKSPACE, 99)
         assert await store.list_workspaces() == []
@@ -55,8 +55,8 @@ async def test_a_removed_workspace_has_no_tokens_and_stays_on_record(tmp_path: P
 
 
 @trio_test
-async def test_tokens_rotate_with_an_overlap(tmp_path: Path) -> None:
-    async with a_store(tmp_path) as store:
+async def test_tokens_rotate_with_an_overlap(directory: Path) -> None:
+    async with a_store(directory) as store:
         await store.add_workspace(a_workspace())
         old = a_workspace().tokens[0]
         new = WorkspaceToken("second", b"n" * 32, old.created_at_ms + 1)

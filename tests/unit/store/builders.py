@@ -18,6 +18,8 @@ OTHER_NODE = parse_address("0x" + "33" * 20)
 SESSION = b"s" * 32
 WORKSPACE = "367614711220405248"
 
+DATABASE_FILE = "database-url"
+
 
 def task_id(number: int) -> str:
     return f"20260102_03_04_05_{number:020d}"
@@ -106,7 +108,18 @@ def a_workspace(id: str = WORKSPACE, **changes: Any) -> WorkspaceRow:
 
 @asynccontextmanager
 async def a_store(directory: Path, *, bootstrap: Address = BOOTSTRAP, **options: Any) -> AsyncIterator[Store]:
+    """Open the store of *directory*: SQLite, unless a file there names a PostgreSQL database."""
     async with open_store(
-        directory / "bootstrap.db", network="local", bootstrap=bootstrap, options=StoreOptions(**options)
+        database_of(directory),
+        network="local",
+        bootstrap=bootstrap,
+        bodies=directory / "bodies",
+        options=StoreOptions(**options),
     ) as store:
         yield store
+
+
+def database_of(directory: Path) -> str | Path:
+    """Return where the store of *directory* is."""
+    named = directory / DATABASE_FILE
+    return named.read_text() if named.exists() else directory / "bootstrap.db"
