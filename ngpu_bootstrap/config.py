@@ -13,6 +13,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from ngpu_bootstrap.front.wire_times import parse_zone
 from ngpu_daemon.settings import DaemonSettings, Section
 from ngpu_protocol.errors import AddressError, NetworkNameError
 from ngpu_protocol.identity import parse_address
@@ -71,10 +72,16 @@ def _checked_proxy(text: str) -> str:
     return text
 
 
+def _checked_zone(text: str) -> str:
+    parse_zone(text)
+    return text
+
+
 HostPort = Annotated[str, AfterValidator(_checked_host_port)]
 NetworkName = Annotated[str, AfterValidator(_checked_network)]
 NodeAddress = Annotated[str, AfterValidator(_checked_address)]
 ProxyAddress = Annotated[str, AfterValidator(_checked_proxy)]
+WireZone = Annotated[str, AfterValidator(_checked_zone)]
 
 
 class TlsSection(Section):
@@ -139,9 +146,15 @@ class BootstrapSettings(DaemonSettings):
         (), description="Addresses or networks of proxies whose X-Forwarded-For is believed."
     )
     store: str = Field("", description="Database URL. Empty: SQLite in data_dir.", examples=["postgresql://host/ngpu"])
-    wire_utc_offset_minutes: int = Field(
-        480, ge=-720, le=840, description="Zone of the times in task ids, in minutes east of UTC (480: UTC+8)."
+    wire_timezone: WireZone = Field(
+        "UTC+8", description="Zone of task ids and of the times in /user/ answers and queries, as UTC+8 or UTC-03:30."
     )
+    submit_result_code: Literal[100, 200] = Field(
+        200,
+        description="result_code of an accepted submission: 200 as clients expect, 100 for those that follow the "
+        "documents' example.",
+    )
+    show_node_ip: bool = Field(True, description="Whether getDetailed shows where the node's connection came from.")
     async_deadline_s: float = Field(
         21_600.0, gt=0, description="Seconds an asynchronous task may wait and run altogether before it expires."
     )

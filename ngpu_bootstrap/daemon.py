@@ -29,8 +29,11 @@ from ngpu_bootstrap.dispatch.detached import DetachedTasks
 from ngpu_bootstrap.dispatch.dispatcher import Dispatcher, DispatchLimits
 from ngpu_bootstrap.dispatch.receipts import ReceiptDesk
 from ngpu_bootstrap.dispatch.verdicts import Judge
+from ngpu_bootstrap.front.answers import broken_request
 from ngpu_bootstrap.front.callers import parse_networks
+from ngpu_bootstrap.front.reads_api import Wire
 from ngpu_bootstrap.front.routes import Front, TaskIds
+from ngpu_bootstrap.front.wire_times import parse_zone
 from ngpu_bootstrap.metrics import Metrics
 from ngpu_bootstrap.operator_keys import OperatorKeys
 from ngpu_bootstrap.registry.control import ControlDesk, Greeting
@@ -207,6 +210,7 @@ class _Bootstrap:
 
     def _front(self) -> Front:
         settings = self.settings
+        zone_minutes = parse_zone(settings.wire_timezone)
         front = Front(
             workspaces=self.workspaces,
             dispatcher=self.dispatcher,
@@ -215,7 +219,9 @@ class _Bootstrap:
             metrics=self.metrics,
             limits=settings.limits,
             async_deadline_s=settings.async_deadline_s,
-            new_task_id=TaskIds(now_ms, settings.wire_utc_offset_minutes),
+            nodes=self.nodes,
+            new_task_id=TaskIds(now_ms, zone_minutes),
+            wire=Wire(zone_minutes, settings.submit_result_code, settings.show_node_ip),
             trusted=parse_networks(settings.trusted_proxies),
         )
         parts = Parts(
@@ -355,6 +361,7 @@ class _Bootstrap:
                 limits=limits,
                 tls=self.tls,
                 draining=self.draining,
+                describe=broken_request,
                 task_status=task_status,
             )
         except OSError as error:

@@ -240,7 +240,7 @@ class Dispatcher:
                 await self._recorded.wait()
             signed = self._order(call, slot, number)
             # Cancelled, it raises only where nothing was queued: what was must be ended by somebody.
-            await self._commit_start(call, signed, before, is_new=is_new)
+            await self._commit_start(call, session, signed, before, is_new=is_new)
             attempt = Attempt(call, signed, number)
             self._desk.attempt_began(signed.order)
             await attempt.run(session.requests, sink, self._now_ms())
@@ -298,7 +298,9 @@ class Dispatcher:
         )
         return sign_order(order, self._account, self._chain_id)
 
-    async def _commit_start(self, call: Call, signed: SignedOrder, before: Attempt | None, *, is_new: bool) -> None:
+    async def _commit_start(
+        self, call: Call, session: NodeSession, signed: SignedOrder, before: Attempt | None, *, is_new: bool
+    ) -> None:
         order = signed.order
         start = AttemptStart(
             task_id=order.task_id,
@@ -307,6 +309,7 @@ class Dispatcher:
             session=order.session,
             order=signed.wire,
             at_ms=order.issued_at_ms,
+            node_ip=session.ip,
         )
         if is_new:
             await self._store.accept_and_begin(call.new_task(), start)

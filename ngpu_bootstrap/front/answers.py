@@ -3,7 +3,8 @@
 On `/user/...` an answer is `{"result_code", "msg", ...}` and an error's `result_code` equals its HTTP status; on
 every other path an error is `{"reason", "message"}`. `data` is a string whatever the workspace answered: text as it
 is, anything else base64 with `encoding` and `content_type` beside it, so that no byte is lost and no client that
-expects a string breaks. Both spellings `taskID` and `taskId` are given, because clients read either. Pure.
+expects a string breaks. The id is given as `taskID`, `taskId` and `task_id`, because
+clients read either. Pure.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ngpu_bootstrap.errors import Refusal
+from ngpu_protocol.http1 import RemoteError
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -67,6 +69,12 @@ def refusal_answer(refusal: Refusal, *, documented: bool, task_id: str | None = 
         document |= _ids(task_id)
         headers["Ngpu-Task-Id"] = task_id
     return json_answer(refusal.status, document, headers)
+
+
+def broken_request(error: RemoteError) -> dict[str, Any]:
+    """Return what is said of a request that could not even be read: in both shapes, as no path of it is known."""
+    words = str(error)
+    return {"result_code": error.status, "msg": words, "reason": error.reason, "message": words}
 
 
 def submitted(task_id: str, result_code: int = SUCCESS) -> Answer:
@@ -154,4 +162,4 @@ def _data(answer: WorkspaceAnswer) -> dict[str, Any]:
 
 
 def _ids(task_id: str) -> dict[str, str]:
-    return {"taskID": task_id, "taskId": task_id}
+    return {"taskID": task_id, "taskId": task_id, "task_id": task_id}

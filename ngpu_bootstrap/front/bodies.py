@@ -17,7 +17,7 @@ _WRAPPER_KEYS = frozenset({"btc_address", "data"})
 _JSON_TYPE = b"application/json"
 _TEXT_TYPE = b"text/plain; charset=utf-8"
 _FORM_TYPE = "application/x-www-form-urlencoded"
-_MAX_ADDRESS = 128
+MAX_ADDRESS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +50,8 @@ def unwrap(body: bytes, content_type: bytes | None) -> Unwrapped:
     address = document.get("btc_address", "")
     if address is None:
         address = ""
-    if not isinstance(address, str) or len(address) > _MAX_ADDRESS:
-        raise BadRequest("bad_btc_address", f"btc_address must be a text of at most {_MAX_ADDRESS} characters")
+    if not isinstance(address, str) or len(address) > MAX_ADDRESS:
+        raise BadRequest("bad_btc_address", f"btc_address must be a text of at most {MAX_ADDRESS} characters")
     data = document.get("data")
     if not isinstance(data, str) or not _WRAPPER_KEYS.issuperset(document):
         return Unwrapped(body, None, address)

@@ -9,7 +9,7 @@ workspace sees. A path climbs when any reading of it a workspace might make does
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from urllib.parse import unquote_plus, unquote_to_bytes
 
 from ngpu_bootstrap.errors import BadRequest, Refusal
@@ -46,6 +46,14 @@ def split_target(target: str) -> tuple[str, str | None]:
         target = rest[slash:] if slash >= 0 else "/"
     path, separator, query = target.partition("?")
     return path, query if separator else None
+
+
+def unslipped(path: str, query: str | None) -> tuple[str, str | None]:
+    """Return path and query of a documented call whose `?` was written as `&`, as the documents do in places."""
+    path, separator, rest = path.partition("&")
+    if not separator:
+        return path, query
+    return path, rest if query is None else f"{rest}&{query}"
 
 
 def proxied_target(path: str, query: str | None, declared: Sequence[int]) -> Target:
@@ -140,7 +148,7 @@ def parameter_target(param_url: str, param_port: str, declared: Sequence[int]) -
     return workspace_target(port, "/" + path.removeprefix("/"), query if separator else None)
 
 
-def parse_parameters(query: str | None, known: Sequence[str]) -> Mapping[str, str]:
+def parse_parameters(query: str | None, known: Sequence[str]) -> dict[str, str]:
     """Return the decoded values of the *known* parameters of a raw query; parameters not named there are left alone.
 
     Raises:

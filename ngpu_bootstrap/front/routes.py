@@ -20,10 +20,12 @@ from ngpu_bootstrap.dispatch.dispatcher import Dispatcher
 from ngpu_bootstrap.errors import NotServed, Refusal
 from ngpu_bootstrap.front.answers import Answer, refusal_answer
 from ngpu_bootstrap.front.callers import Network, client_address, passed_on
-from ngpu_bootstrap.front.paths import proxied_target, split_target
+from ngpu_bootstrap.front.paths import proxied_target, split_target, unslipped
 from ngpu_bootstrap.front.proxy import ProxySink
+from ngpu_bootstrap.front.reads_api import Wire
 from ngpu_bootstrap.front.tasks_api import TasksApi, UserRequest
 from ngpu_bootstrap.metrics import Metrics
+from ngpu_bootstrap.registry.nodes import Nodes
 from ngpu_bootstrap.registry.workspaces import Workspaces
 from ngpu_bootstrap.store.errors import StoreError
 from ngpu_bootstrap.store.store import Store
@@ -78,6 +80,7 @@ class Front:
         self,
         *,
         workspaces: Workspaces,
+        nodes: Nodes,
         dispatcher: Dispatcher,
         detached: DetachedTasks,
         store: Store,
@@ -85,6 +88,7 @@ class Front:
         limits: LimitsSection,
         async_deadline_s: float,
         new_task_id: TaskIds,
+        wire: Wire,
         trusted: Sequence[Network] = (),
     ) -> None:
         self._workspaces = workspaces
@@ -97,10 +101,12 @@ class Front:
         self._trusted = trusted
         self.tasks_api = TasksApi(
             workspaces=workspaces,
+            nodes=nodes,
             dispatcher=dispatcher,
             detached=detached,
             store=store,
             limits=limits,
+            wire=wire,
             async_deadline_s=async_deadline_s,
             new_task_id=new_task_id,
             now_ms=new_task_id.now_ms,
@@ -198,6 +204,7 @@ class Front:
 
     async def _user(self, exchange: Exchange, path: str, query: str | None) -> None:
         request = exchange.request
+        path, query = unslipped(path, query)
         presented = take_credential(request.headers, query)
         asked = UserRequest(
             method=request.method,

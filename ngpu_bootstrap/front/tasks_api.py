@@ -19,9 +19,11 @@ from ngpu_bootstrap.dispatch.dispatcher import Dispatcher
 from ngpu_bootstrap.errors import BadRequest, Forbidden, Refusal
 from ngpu_bootstrap.front import answers
 from ngpu_bootstrap.front.answers import Answer, WorkspaceAnswer
-from ngpu_bootstrap.front.bodies import unwrap
+from ngpu_bootstrap.front.bodies import MAX_ADDRESS, unwrap
 from ngpu_bootstrap.front.callers import passed_on_wrapped
 from ngpu_bootstrap.front.paths import Target, parameter_target, parse_parameters, workspace_target
+from ngpu_bootstrap.front.reads_api import ReadsApi, Wire, task_id_in
+from ngpu_bootstrap.registry.nodes import Nodes
 from ngpu_bootstrap.registry.workspaces import Workspace, Workspaces
 from ngpu_bootstrap.store.errors import BodyMissing, IdempotencyKeyUsed
 from ngpu_bootstrap.store.records import Part, TaskRecord, WorkspaceToken
@@ -33,10 +35,10 @@ from ngpu_protocol.workspaces import RESERVED_API_NAMES
 
 _QUERY = "queryTask"
 _SUBMIT = "schedulingTask"
-# The documents write this path once without its question mark, and clients took it from there.
-_SLIPPED_QUERY = "/user/queryTask&"
+_ADDRESS_HEADER = b"btcaddress"
 
 ReadBody = Callable[[int], Awaitable[bytes]]
+Read = Callable[[str | None, Token | None], Awaitable[Answer]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +75,12 @@ class TasksApi:
         self,
         *,
         workspaces: Workspaces,
+        nodes: Nodes,
         dispatcher: Dispatcher,
         detached: DetachedTasks,
         store: Store,
         limits: LimitsSection,
+        wire: Wire,
         async_deadline_s: float,
         new_task_id: Callable[[], str],
         now_ms: Callable[[], int],
@@ -89,6 +93,14 @@ class TasksApi:
         self._async_deadline_s = async_deadline_s
         self._new_task_id = new_task_id
         self._now_ms = now_ms
+        self._submit_code = wire.submit_result_code
+        self.reads = ReadsApi(workspaces=workspaces, nodes=nodes, store=store, find_task=self.task, wire=wire)
+        self._reads: dict[str, Read] = {
+            "queryTaskList": self.reads.task_list,
+            "queryNodes": self.reads.nodes,
+            "getTasksFromNode": self.reads.tasks_from_node,
+            "getDetailed": self.reads.detailed,
+        }
 
     async def answer(self, request: UserRequest, read_body: ReadBody) -> Answer:
         """Return the answer to *request*, whose body *read_body* gives up to a number of bytes.
@@ -96,16 +108,17 @@ class TasksApi:
         Raises:
             Refusal: what is wrong with it, or why it cannot be served.
         """
-        path, query = request.path, request.query
-        if path.startswith(_SLIPPED_QUERY):
-            path, query = f"/user/{_QUERY}", path.removeprefix(_SLIPPED_QUERY)
-        name = path.removeprefix("/user/")
-        if request.method in ("GET", "HEAD") and (name == _QUERY or name not in RESERVED_API_NAMES):
-            return await self._poll(request, query)
-        if name == _QUERY:
-            raise _method_not_allowed("GET")
+        query = request.query
+        name = request.path.removeprefix("/user/")
+        reading = request.method in ("GET", "HEAD")
+        if (read := self._reads.get(name)) is not None or name == _QUERY:
+            if not reading:
+                raise _method_not_allowed("GET")
+            return await (read(query, request.token) if read is not None else self._poll(request, query))
         if name in RESERVED_API_NAMES and name != _SUBMIT:
             raise Refusal(404, "not_found", f"{name} is not offered here")
+        if reading and name != _SUBMIT:
+            return await self._poll(request, query)
         if request.method != "POST":
             raise _method_not_allowed("POST")
         workspace, token = self._workspaces.authenticate(request.token)
@@ -134,7 +147,7 @@ class TasksApi:
             detach=asked.detach,
             wrapped=True,
             idempotency_key=request.idempotency_key,
-            btc_address=unwrapped.btc_address,
+            btc_address=unwrapped.btc_address or _address_header(request.headers),
             user_ip=request.user_ip,
             request_url=request.url,
             token_label=token.label,
@@ -142,7 +155,7 @@ class TasksApi:
         try:
             if asked.detach:
                 await self._detached.submit(call)
-                return answers.submitted(call.task_id)
+                return answers.submitted(call.task_id, self._submit_code)
             return await self._wait(call)
         except IdempotencyKeyUsed as used:
             return await self._again(used.task_id)
@@ -160,20 +173,18 @@ class TasksApi:
         record = await self._store.task(task_id)
         if record is None or not record.state.is_final:
             if record is not None and record.detach:
-                return answers.submitted(task_id)
+                return answers.submitted(task_id, self._submit_code)
             refusal = Refusal(409, "idempotency_key_in_use", f"task {task_id} runs under this Idempotency-Key")
             return answers.refusal_answer(refusal, documented=True, task_id=task_id)
         if record.detach:
-            return answers.submitted(task_id)
+            return answers.submitted(task_id, self._submit_code)
         if record.state is not TaskState.FINISHED:
             refusal = Refusal(record.result_code or 502, record.reason, record.message)
             return answers.refusal_answer(refusal, documented=True, task_id=task_id)
         return answers.completed(task_id, await self._stored_answer(record))
 
     async def _poll(self, request: UserRequest, query: str | None) -> Answer:
-        task_id = parse_parameters(query, ("taskID",)).get("taskID")
-        if task_id is None:
-            raise BadRequest("task_id_missing", "name the task: ?taskID=<the taskID of the answer to your submission>")
+        task_id = task_id_in(query)
         record = await self.task(task_id, request.token)
         if not record.state.is_final:
             return answers.pending(task_id, record.state, record.state.name.lower())
@@ -230,6 +241,14 @@ def _named(workspace: Workspace, name: str, query: str | None) -> _Asked:
     parts = [part for part in ((own_query if separator else None), query) if part]
     where = workspace_target(api.port, path, "&".join(parts) if parts else None)
     return _Asked(name, api.method, where, detach=api.mode == "async")
+
+
+def _address_header(headers: Headers) -> str:
+    """Return the BTC address that some clients send as a header, empty without one."""
+    value = header(headers, _ADDRESS_HEADER) or b""
+    if len(value) > MAX_ADDRESS:
+        raise BadRequest("bad_btc_address", f"BtcAddress must have at most {MAX_ADDRESS} characters")
+    return value.decode("latin-1").strip()
 
 
 def _method_not_allowed(allowed: str) -> Refusal:

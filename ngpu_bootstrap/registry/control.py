@@ -179,6 +179,7 @@ class ControlDesk:
             connected_at_ms=now_ms,
             heard_at_ms=now_ms,
             requests=self._open_requests(stream.remote_peer),
+            ip=stream.remote_ip,
             slots_free=hello.slots,
         )
         skew_ms = hello.now_ms - now_ms

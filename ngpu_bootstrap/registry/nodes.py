@@ -46,6 +46,7 @@ class NodeSession:
         host: what its machine has for workspaces; None while unknown.
         reports: every deployment as last reported.
         deployments: of those, by workspace, the one that takes its tasks, or would.
+        ip: where its connection comes from; empty where that is not known.
         in_flight: our attempts running there now, by workspace id.
         peak: the most of them at once since the last heartbeat.
         counted: `peak` when the last heartbeat came: what its `slots_free` may count of ours.
@@ -61,6 +62,7 @@ class NodeSession:
     connected_at_ms: int
     heard_at_ms: int
     requests: Client
+    ip: str = ""
     gpus_shown: set[bytes] = field(default_factory=set)
     slots_free: int = 0
     reported: bool = False

@@ -21,6 +21,7 @@ from ngpu_bootstrap.store.records import (
     StoredBody,
     TaskDetail,
     TaskFilter,
+    TaskIdPage,
     TaskPage,
     TaskRecord,
     WorkspaceRow,
@@ -108,10 +109,19 @@ def tasks(connection: sa.Connection, wanted: TaskFilter) -> TaskPage:
     return TaskPage(records, f"{last.accepted_at_ms}-{last.number}" if last else "")
 
 
-def page_query(wanted: TaskFilter, limit: int) -> sa.Select[Any]:
+def task_ids(connection: sa.Connection, wanted: TaskFilter) -> TaskIdPage:
+    """Return one page of task ids, newest first: what a long list needs of each task, and no more."""
+    limit = max(1, min(wanted.limit, MAX_PAGE))
+    t = tables.tasks
+    rows = connection.execute(page_query(wanted, limit, (t.c.task_id, t.c.accepted_at_ms, t.c.number))).all()
+    last = rows[limit - 1] if len(rows) > limit else None
+    return TaskIdPage(tuple(row[0] for row in rows[:limit]), f"{last[1]}-{last[2]}" if last else "")
+
+
+def page_query(wanted: TaskFilter, limit: int, columns: tuple[sa.Column[Any], ...] = _TASK_COLUMNS) -> sa.Select[Any]:
     """Return the select of one page and one row more, which tells whether another page follows."""
     t = tables.tasks
-    query = sa.select(t).order_by(t.c.accepted_at_ms.desc(), t.c.number.desc()).limit(limit + 1)
+    query = sa.select(*columns).order_by(t.c.accepted_at_ms.desc(), t.c.number.desc()).limit(limit + 1)
     for column, value in (
         (t.c.workspace, wanted.workspace),
         (t.c.node, wanted.node),
@@ -280,5 +290,7 @@ def _receipt(row: Any) -> ReceiptRecord:
 def _parse_cursor(text: str) -> tuple[int, int]:
     at_ms, _, number = text.partition("-")
     if not (at_ms.isascii() and at_ms.isdigit() and number.isascii() and number.isdigit() and len(text) < 40):
+        raise RecordRefused("not a cursor of this list")
+    if max(int(at_ms), int(number)) >= 2**63:
         raise RecordRefused("not a cursor of this list")
     return int(at_ms), int(number)

@@ -359,6 +359,14 @@ class TaskPage:
 
 
 @dataclass(frozen=True, slots=True)
+class TaskIdPage:
+    """One page of a list of task ids, newest first; *cursor* is empty on the last page."""
+
+    task_ids: tuple[str, ...]
+    cursor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class NodeRow:
     """A node this bootstrap has met. *session* is its newest run's."""
 

@@ -45,6 +45,7 @@ from ngpu_bootstrap.store.records import (
     StoredBody,
     TaskDetail,
     TaskFilter,
+    TaskIdPage,
     TaskPage,
     TaskRecord,
     WorkspaceRow,
@@ -347,6 +348,14 @@ class Store:
             RecordRefused: the cursor is not one of ours.
         """
         return await self._lists.read(lambda connection: queries.tasks(connection, wanted))
+
+    async def task_ids(self, wanted: TaskFilter) -> TaskIdPage:
+        """Return one page of task ids, newest first.
+
+        Raises:
+            RecordRefused: the cursor is not one of ours.
+        """
+        return await self._lists.read(lambda connection: queries.task_ids(connection, wanted))
 
     async def unfinished(self) -> list[OpenTask]:
         """Return every task that is not final, oldest first, without bodies: what a restart has to deal with."""

@@ -16,7 +16,8 @@ announced, ends in a reset.
 """
 
 import json
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import structlog
 import trio
@@ -45,6 +46,14 @@ _GATHERED_BYTES = 256 * 1024
 _REFUSAL_S = 1.0
 _BROKEN = (trio.BrokenResourceError, trio.ClosedResourceError)
 
+# What is said of a request that no handler sees, as JSON values; `serve_tcp` lets its user say it otherwise.
+Describe = Callable[[RemoteError], Mapping[str, Any]]
+
+
+def describe(error: RemoteError) -> Mapping[str, Any]:
+    """Return the fields of our own answers to requests that break the rules."""
+    return {"reason": error.reason, "message": str(error)}
+
 
 class ServerConnection:
     """One connection: reads requests, calls the handler, keeps time. See the module's docstring.
@@ -63,7 +72,9 @@ class ServerConnection:
         half_close: bool = False,
         date: bool = False,
         closing: bool = False,
+        describe: Describe = describe,
     ) -> None:
+        self._describe = describe
         self.limits = limits
         self.remote = remote
         self.date = date
@@ -122,7 +133,7 @@ class ServerConnection:
                 request = await self._next_request()
             except RemoteError as error:
                 self._start("handler")  # a refusal that the client does not read must not be timed out by another
-                await self.write(_refusal(error))
+                await self.write(_refusal(error, self._describe))
                 self._ending = "linger"
                 return
             if request is None:
@@ -348,7 +359,7 @@ class ServerConnection:
         self._ending = "linger"
         with trio.move_on_after(_REFUSAL_S, shield=True):
             try:
-                await self._stream.send_all(_refusal(error))
+                await self._stream.send_all(_refusal(error, self._describe))
             except _BROKEN:
                 self._broken = True
         self._scope.cancel()
@@ -428,9 +439,9 @@ async def serve_stream(
             await connection.run()
 
 
-def _refusal(error: RemoteError) -> bytes:
+def _refusal(error: RemoteError, describe: Describe) -> bytes:
     """Return the whole answer to a request that cannot be handed to a handler."""
-    body = json.dumps({"reason": error.reason, "message": str(error)}).encode()
+    body = json.dumps(describe(error)).encode()
     fields = encode_fields(
         [
             (b"content-type", b"application/json"),

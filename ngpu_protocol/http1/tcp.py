@@ -11,7 +11,7 @@ import trio
 from ngpu_protocol.http1.draining import Draining
 from ngpu_protocol.http1.exchange import Handler, Remote
 from ngpu_protocol.http1.limits import Limits
-from ngpu_protocol.http1.server import ServerConnection
+from ngpu_protocol.http1.server import Describe, ServerConnection, describe
 from ngpu_protocol.http1.streams import abort_stream, linger_and_close
 from ngpu_protocol.http1.tcp_stream import TcpStream, tcp_opener
 
@@ -92,6 +92,7 @@ async def serve_tcp(
     limits: Limits | None = None,
     tls: ssl.SSLContext | None = None,
     draining: Draining | None = None,
+    describe: Describe = describe,
     task_status: trio.TaskStatus[list[BoundAddress]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve HTTP/1.1 on TCP. Reports the bound addresses once it listens.
@@ -106,6 +107,7 @@ async def serve_tcp(
         limits: Of each connection; `max_connections` is this listener's.
         tls: Serve TLS with this context.
         draining: The switch that ends it.
+        describe: What is said of a request that breaks the rules, so that the handler never sees it.
         task_status: Started with the bound addresses.
 
     Raises:
@@ -113,7 +115,7 @@ async def serve_tcp(
     """
     limits = limits or Limits()
     listeners = await open_listeners(host, port)
-    served = _Served(handler, limits, tls, Draining() if draining is None else draining)
+    served = _Served(handler, limits, tls, Draining() if draining is None else draining, describe)
     async with trio.open_nursery() as nursery:
         accepting = trio.CancelScope()
 
@@ -132,7 +134,15 @@ async def serve_tcp(
 class _Served:
     """The connections of one listener."""
 
-    def __init__(self, handler: Handler, limits: Limits, tls: ssl.SSLContext | None, draining: Draining) -> None:
+    def __init__(
+        self,
+        handler: Handler,
+        limits: Limits,
+        tls: ssl.SSLContext | None,
+        draining: Draining,
+        describe: Describe,
+    ) -> None:
+        self._describe = describe
         self._handler = handler
         self._limits = limits
         self._tls = tls
@@ -156,6 +166,7 @@ class _Served:
                 remote=Remote(host=host, port=port),
                 date=True,
                 closing=self._draining.active,
+                describe=self._describe,
             )
             self._connections.add(connection)
             try:

@@ -105,6 +105,12 @@ class P2PStream(trio.abc.HalfCloseableStream):
             raise NoAccountError(str(error)) from error
 
     @property
+    def remote_ip(self) -> str:
+        """The IP address its connection comes from; empty where the transport has none (a relay)."""
+        endpoint = self._muxer.get_remote_address()
+        return str(endpoint[0]).partition("%")[0] if endpoint else ""
+
+    @property
     def buffered_bytes(self) -> int:
         """What has been received and not been read; never above the stream's window."""
         return self._buffered

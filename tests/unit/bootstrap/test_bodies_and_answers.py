@@ -71,10 +71,17 @@ def test_an_empty_body_passes() -> None:
     assert unwrap(b"", JSON).body == b""
 
 
-def test_a_synchronous_answer_carries_the_text_and_both_spellings_of_the_id() -> None:
+def test_a_synchronous_answer_carries_the_text_and_every_spelling_of_the_id() -> None:
     answer = answers.completed(TASK, answers.WorkspaceAnswer(200, b'{"x":1}', "application/json"))
     assert answer.status == 200
-    assert decoded(answer) == {"result_code": 200, "msg": "success", "data": '{"x":1}', "taskID": TASK, "taskId": TASK}
+    assert decoded(answer) == {
+        "result_code": 200,
+        "msg": "success",
+        "data": '{"x":1}',
+        "taskID": TASK,
+        "taskId": TASK,
+        "task_id": TASK,
+    }
 
 
 def test_a_workspaces_own_error_is_the_result_code_and_the_status() -> None:
