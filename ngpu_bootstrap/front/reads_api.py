@@ -111,7 +111,7 @@ class ReadsApi:
             shown.append(
                 {
                     "nodeAddr": session.node,
-                    "progress": 100 if ready else 0,
+                    "progress": 100 if ready else state.progress,
                     "status": _SERVING if ready else _NOT_SERVING,
                     "state": state.state,
                 }
