@@ -138,12 +138,36 @@ class ContainerSettings(Section):
         "run on this machine). published: the engine publishes their ports on loopback, and they reach the\n"
         "outside. auto: internal where that works, else published.",
     )
+    egress: bool = Field(
+        default=True,
+        description="Whether a workspace that asks for it may reach the outside: the internet, never this machine or\n"
+        "private networks. Others have no way out.",
+    )
+    name_servers: list[str] = Field(
+        default=["1.1.1.1", "9.9.9.9"],
+        description="Whom workspaces with egress ask for names. Private addresses are out of their reach.",
+    )
     memory_bytes: Bytes = Field(default=8 * GIB, description="Memory of a workspace that does not say how much.")
     cpus: Annotated[float, Field(gt=0)] = Field(
         default=2.0, description="CPUs of a workspace that does not say how many."
     )
+    total_memory_bytes: Bytes | None = Field(
+        default=None,
+        description="Memory of all workspaces together. Left out: no limit but the machine's.",
+        examples=[64 * GIB],
+    )
+    total_cpus: Annotated[float, Field(gt=0)] | None = Field(
+        default=None,
+        description="CPUs of all workspaces together. Left out: no limit; they share what there is.",
+        examples=[16.0],
+    )
     pids: Annotated[int, Field(ge=16)] = Field(default=512, description="Processes and threads a workspace may have.")
-    start_timeout_s: Seconds = Field(default=300, description="How long a workspace may take until it answers HTTP.")
+    log_bytes: Annotated[int, Field(ge=64 * 1024)] = Field(
+        default=10 * MIB, description="Size at which a workspace's log begins anew; the one before is kept too."
+    )
+    start_timeout_s: Seconds = Field(
+        default=3600, description="Most a workspace may take until it answers HTTP, whatever it asks for itself."
+    )
     pull_timeout_s: Seconds = Field(default=3600, description="How long pulling an image may take.")
 
 
@@ -157,6 +181,11 @@ class GpuSettings(Section):
     )
     withhold_memory_bytes: Annotated[int, Field(ge=0)] = Field(
         default=0, description="Memory of every GPU that is not offered with it."
+    )
+    shares_per_gpu: Annotated[int, Field(ge=1, le=64)] = Field(
+        default=1,
+        description="Workspaces that may hold one GPU at a time. With more than one, each counts on its part of the\n"
+        "memory, and nothing on the card keeps it to that.",
     )
 
 

@@ -34,7 +34,7 @@ from ngpu_node.changes import Changes
 from ngpu_node.config import NodeSettings, split_listen
 from ngpu_node.courier import Courier
 from ngpu_node.deployments import Deployment, Deployments
-from ngpu_node.engine.backend import EngineStatus, ImageBackend, open_backend
+from ngpu_node.engine.backend import EngineBackend, EngineStatus, open_backend
 from ngpu_node.errors import LedgerUnavailable, NodeConfigurationError
 from ngpu_node.execution.admission import AdmissionState
 from ngpu_node.execution.attempts import Attempts
@@ -48,6 +48,7 @@ from ngpu_node.links import Link, LinkParts
 from ngpu_node.metrics import NodeMetrics
 from ngpu_node.model_api import ModelApi
 from ngpu_node.services import ModelServers
+from ngpu_node.state import NodeState, open_state
 from ngpu_node.upstreams import Upstream
 from ngpu_protocol.http1 import BoundAddress, Draining, Handler, Limits, Remote, serve_stream, serve_tcp
 from ngpu_protocol.identity import Account, Address
@@ -122,19 +123,23 @@ class Node:
         await self._gpus.look()
         ledger = await Ledger.open(self._directory.path / "ledger.db", self._account, self._network.chain_id)
         try:
-            async with open_backend(
-                settings,
-                node=self._account.address,
-                deployments=self._deployments,
-                gpus=self._gpus.usable,
-                reason_against=self._gpus.reason_against,
-            ) as (backend, engine):
+            async with (
+                open_state(self._directory.path / "workspaces.db") as kept,
+                open_backend(
+                    settings,
+                    account=self._account,
+                    deployments=self._deployments,
+                    books=kept,
+                    gpus=self._gpus.usable,
+                    reason_against=self._gpus.reason_against,
+                ) as (backend, engine),
+            ):
                 self._gpus.surroundings = Surroundings(held=backend.held, holders=backend.holders)
-                await self._serve(ledger, backend, engine)
+                await self._serve(ledger, kept, backend, engine)
         finally:
             await ledger.aclose()
 
-    async def _serve(self, ledger: Ledger, backend: ImageBackend, engine: EngineStatus) -> None:
+    async def _serve(self, ledger: Ledger, kept: NodeState, backend: EngineBackend, engine: EngineStatus) -> None:
         settings = self._settings
         limits = SpoolLimits(settings.limits.spool_answer_bytes, settings.limits.spool_total_bytes)
         spool = Spool(self._directory.path / "spool", ledger, limits)
@@ -165,6 +170,8 @@ class Node:
             busy=self._gpus,
         )
         executor = Executor(attempts, spool, self._metrics)
+        backend.break_off = attempts.break_off
+        self._deployments.gone = self._gpus.forget
 
         async def http(stream: P2PStream) -> None:
             try:
@@ -184,7 +191,15 @@ class Node:
             await nursery.start(self._drain.run)
             nursery.start_soon(self._end_with_ledger, ledger)
             await nursery.start(executor.run)
-            await nursery.start(partial(self._deployments.run, images=backend, models=self._servers))
+            await nursery.start(
+                partial(
+                    self._deployments.run,
+                    images=backend,
+                    models=self._servers,
+                    keeper=kept,
+                    is_trusted=lambda service: any(bootstrap.service == service for bootstrap in self._trust),
+                )
+            )
             nursery.start_soon(backend.run)
             nursery.start_soon(self._servers.run)
             nursery.start_soon(spool.run)
@@ -285,14 +300,14 @@ class Node:
     def _away_s(self, address: Address) -> float:
         return next((link.away_s for link in self._links if link.bootstrap.address == address), 0.0)
 
-    def _suspect(self, backend: ImageBackend, deployment: Deployment, upstream: Upstream, reason: str) -> None:
+    def _suspect(self, backend: EngineBackend, deployment: Deployment, upstream: Upstream, reason: str) -> None:
         """Have whoever looks after *upstream*, which could not be reached, look at it now."""
         if deployment.spec.is_image:
             backend.doubt(deployment, reason)
         else:
             self._servers.doubt()
 
-    async def _tell_of_gpus(self, backend: ImageBackend) -> None:
+    async def _tell_of_gpus(self, backend: EngineBackend) -> None:
         """Tell *backend* whenever the devices that may be used are others."""
         usable = self._gpus.usable()
         while True:

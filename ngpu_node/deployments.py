@@ -2,18 +2,21 @@
 
 Owns the table: what each service of bootstraps wishes for, one `Deployment` for each wish and its phase. Making a
 wish come true is a backend's work (`services.ModelServers` for registered model servers, `engine.containers` for
-images): the table runs `backend.serve(deployment)` for as long as it is wanted, and cancels it, once its last
-attempts have ended, when it is not.
+images): the table runs `backend.serve(deployment)` until the deployment is gone, and tells it when it is not wanted
+any more, or shall leave the machine for a while.
 
 Wishes of two services never meet: workspace 7 of one and workspace 7 of another are two deployments. The revisions of
-one workspace are deployments of their own too, so that an old one can serve while a new one starts.
+one workspace are deployments of their own too, so that an old one can serve while a new one starts (`revisions` says
+how one follows the other).
+
+The table is written down (`state`), so that the next run begins with it, whether a bootstrap is there or not.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -21,6 +24,7 @@ import structlog
 import trio
 
 from ngpu_node.changes import Changes
+from ngpu_node.revisions import MakeRoom, Standing, Stop, TakeBack, settle
 from ngpu_node.upstreams import Upstream
 from ngpu_protocol.control import DeploymentPhase, DeploymentState
 from ngpu_protocol.workspaces import WorkspaceSpec
@@ -33,6 +37,38 @@ STOP_GRACE_S = 30.0
 _NO_IMAGE = bytes(32)
 
 
+@dataclass(frozen=True, slots=True)
+class KeptDeployment:
+    """A deployment as it is written down.
+
+    Attributes:
+        is_wished: False for an older revision that serves until its successor is ready.
+        sealed: its secrets, as they came; empty where it has none.
+    """
+
+    service: str
+    spec: WorkspaceSpec
+    is_wished: bool = True
+    sealed: bytes = b""
+
+
+class Keeper(Protocol):
+    """Where the table is written down (`state.NodeState`)."""
+
+    async def deployments(self) -> list[KeptDeployment]: ...
+    async def keep_deployments(self, kept: Sequence[KeptDeployment]) -> None: ...
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far getting the image is; see `control.DeploymentState`."""
+
+    percent: int = 0
+    bytes_done: int = 0
+    bytes_total: int = 0
+    seconds_left: int | None = None
+
+
 @dataclass(eq=False, slots=True)
 class Deployment:
     """One revision of one workspace on this node.
@@ -40,23 +76,40 @@ class Deployment:
     Attributes:
         service: the service of bootstraps that wants it.
         detail: a sentence for people about the phase.
+        reason: the stable word for it, empty when all is well.
         image_digest: SHA-256 of the image that runs, zero for a model server.
         gpus: ids of the GPUs it holds.
         running: attempts that run on it now.
         upstream: where a port is served, None while it is not; set by the backend.
+        sealed: its secrets, sealed to this node; empty where it has none.
+        is_wished: a bootstrap wants this revision; else it serves until its successor is ready.
+        served: it was ready once.
+        lacks_room: it waits for others to leave.
+        made_room: it left the machine for its successor.
+        unwanted: why it shall go for good, empty while it is wanted.
+        withdrawn: why it shall not be on the machine now, a sentence and a stable word; None where it shall.
     """
 
     service: str
     spec: WorkspaceSpec
     phase: DeploymentPhase = DeploymentPhase.QUEUED
     detail: str = ""
+    reason: str = ""
     image_digest: bytes = _NO_IMAGE
     gpus: tuple[bytes, ...] = ()
     running: int = 0
     upstream: Callable[[int], Upstream | None] = lambda port: None
+    sealed: bytes = field(default=b"", repr=False)
+    progress: Progress = field(default_factory=Progress)
+    is_wished: bool = True
+    served: bool = False
+    lacks_room: bool = False
+    made_room: bool = False
     ports: frozenset[int] = field(init=False)
     idle: Changes = field(default_factory=Changes)
-    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    unwanted: str = ""
+    withdrawn: tuple[str, str] | None = None
+    let_go: trio.Event = field(default_factory=trio.Event)
 
     def __post_init__(self) -> None:
         self.ports = frozenset(self.spec.ports)
@@ -69,6 +122,11 @@ class Deployment:
     def concurrency(self) -> int:
         return self.spec.concurrency
 
+    @property
+    def key(self) -> str:
+        """Its name in this node's own books."""
+        return f"{self.service}/{self.spec.id}/{self.spec.revision}"
+
     def began(self) -> None:
         """Count an attempt in."""
         self.running += 1
@@ -78,6 +136,12 @@ class Deployment:
         self.running -= 1
         if self.running == 0 and self.phase is DeploymentPhase.STOPPING:
             self.idle.announce()
+
+    async def empty(self, grace_s: float) -> None:
+        """Wait until nothing runs on it, for *grace_s* at most; it must be stopping, or more comes."""
+        with trio.move_on_after(grace_s):
+            while self.running:
+                await self.idle.beyond(self.idle.count)
 
     def state(self) -> DeploymentState:
         """Return what the heartbeat says about it."""
@@ -89,6 +153,11 @@ class Deployment:
             slots_free=max(0, self.concurrency - self.running) if self.is_ready else 0,
             image_digest=self.image_digest,
             gpus=self.gpus,
+            progress=self.progress.percent,
+            bytes_done=self.progress.bytes_done,
+            bytes_total=self.progress.bytes_total,
+            seconds_left=self.progress.seconds_left,
+            reason=self.reason,
         )
 
     def __repr__(self) -> str:
@@ -101,8 +170,18 @@ class Backend(Protocol):
     async def serve(self, deployment: Deployment) -> None:
         """Bring *deployment* up and keep it up until cancelled, then take it down.
 
-        Tells by `Deployments.set_phase` how it stands. Returns only after it gave up and said `failed`.
+        Tells by `Deployments.set_phase` how it stands.
         """
+
+
+class ImageBackend(Backend, Protocol):
+    """What makes deployments of images come true: `serve` also returns once an unwanted one is gone."""
+
+    def told(self, deployment: Deployment) -> None:
+        """Look at what *deployment* shall do now: `Deployment.unwanted` or `Deployment.withdrawn` changed."""
+
+    def fits_without(self, deployment: Deployment, others: Collection[Deployment]) -> bool:
+        """Tell whether there is room for *deployment* if *others* leave."""
 
 
 class Deployments:
@@ -111,9 +190,13 @@ class Deployments:
     def __init__(self, changes: Changes) -> None:
         self._changes = changes
         self._table: dict[tuple[str, str], dict[int, Deployment]] = {}
-        self._backends: dict[str, Backend] = {}
+        self._images: ImageBackend | None = None
+        self._models: Backend | None = None
         self._nursery: trio.Nursery | None = None
-        self._wished: dict[str, dict[tuple[str, int], WorkspaceSpec]] = {}
+        self._wished: dict[str, dict[tuple[str, int], KeptDeployment]] = {}
+        self._held_back: tuple[str, str] | None = None
+        self._to_write = Changes()
+        self.gone: Callable[[Deployment], None] = lambda deployment: None
 
     def __iter__(self) -> Iterator[Deployment]:
         for revisions in self._table.values():
@@ -132,11 +215,12 @@ class Deployments:
         """Tell whether *service* has said since this start what it wants: before, nothing of it is unwanted."""
         return service in self._wished
 
-    def set_phase(self, deployment: Deployment, phase: DeploymentPhase, detail: str = "") -> None:
-        """Record how *deployment* stands and announce it. A deployment that is stopping stays so until it is gone."""
-        if deployment.phase is DeploymentPhase.STOPPING and phase is not DeploymentPhase.GONE:
+    def set_phase(self, deployment: Deployment, phase: DeploymentPhase, detail: str = "", reason: str = "") -> None:
+        """Record how *deployment* stands and announce it. A stopping model server's stays so until it is gone."""
+        is_stopping = deployment.phase is DeploymentPhase.STOPPING and not deployment.spec.is_image
+        if is_stopping and phase is not DeploymentPhase.GONE:
             return
-        if (deployment.phase, deployment.detail) == (phase, detail):
+        if (deployment.phase, deployment.detail, deployment.reason) == (phase, detail, reason):
             return
         log.log(
             logging.INFO if deployment.phase is not phase else logging.DEBUG,
@@ -146,9 +230,12 @@ class Deployments:
             revision=deployment.spec.revision,
             state=str(phase),
             detail=detail,
+            reason=reason,
         )
-        deployment.phase, deployment.detail = phase, detail
+        deployment.phase, deployment.detail, deployment.reason = phase, detail, reason
+        deployment.served = deployment.served or phase is DeploymentPhase.READY
         self._changes.announce()
+        self._settle(deployment.service, deployment.spec.id)
 
     def announce(self) -> None:
         """Say that something about a deployment changed that is not its phase."""
@@ -157,73 +244,160 @@ class Deployments:
     async def run(
         self,
         *,
-        images: Backend,
+        images: ImageBackend,
         models: Backend,
+        keeper: Keeper | None = None,
+        is_trusted: Callable[[str], bool] = lambda service: True,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Serve wishes until cancelled; on the way out every backend takes its deployments down."""
-        self._backends = {"images": images, "models": models}
+        """Serve wishes until cancelled; on the way out every backend takes its deployments down.
+
+        Args:
+            keeper: where the table is written down; it begins with what is there.
+            is_trusted: tells of a service whether its deployments of the last run may come back.
+        """
+        self._images, self._models = images, models
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
+                if keeper is not None:
+                    for kept in await keeper.deployments():
+                        if is_trusted(kept.service):
+                            self._start(kept, served=not kept.is_wished)
+                    nursery.start_soon(self._keep_writing, keeper)
                 task_status.started()
                 await trio.sleep_forever()
         finally:
             self._nursery = None
 
-    def wish(self, service: str, specs: Sequence[WorkspaceSpec]) -> None:
-        """Make *specs* all that *service* wants on this node from now on."""
-        wanted = {(spec.id, spec.revision): spec for spec in specs}
+    def wish(self, service: str, specs: Sequence[WorkspaceSpec], sealed: Mapping[str, bytes] | None = None) -> None:
+        """Make *specs* all that *service* wants on this node from now on; *sealed* has their secrets, by workspace."""
+        boxes = sealed or {}
+        wanted = {
+            (spec.id, spec.revision): KeptDeployment(service, spec, sealed=boxes.get(spec.id, b"")) for spec in specs
+        }
         self._wished[service] = wanted
+        touched = {spec.id for spec in specs}
         for deployment in self.of_service(service):
-            spec = wanted.pop((deployment.spec.id, deployment.spec.revision), None)
-            if (
-                spec is not None
-                and spec.runs_like(deployment.spec)
-                and deployment.phase is not DeploymentPhase.STOPPING
-            ):
-                deployment.spec = spec  # its pin was filled in, or it was renamed: what runs goes on
+            touched.add(deployment.spec.id)
+            wish = wanted.get((deployment.spec.id, deployment.spec.revision))
+            deployment.is_wished = wish is not None
+            if wish is None:
                 continue
-            # Unwanted, or wanted otherwise under the same number: `_stop` looks at the wishes again when it is gone.
-            self._stop(deployment)
-        for spec in wanted.values():
-            self._start(service, spec)
+            if not wish.spec.runs_like(deployment.spec):
+                # Wanted otherwise under the same number: `_remove` looks at the wishes again when it is gone.
+                self._stop(deployment, "its specification changed")
+            else:
+                deployment.spec, deployment.sealed = wish.spec, wish.sealed or deployment.sealed
+        for (workspace, revision), wish in wanted.items():
+            if revision not in self.revisions(service, workspace):
+                self._start(wish)
+        for workspace in touched:
+            self._settle(service, workspace)
+        self._to_write.announce()
 
-    def _start(self, service: str, spec: WorkspaceSpec) -> None:
-        deployment = Deployment(service, spec)
-        self._table.setdefault((service, spec.id), {})[spec.revision] = deployment
-        log.info("deployment_wanted", service=service, workspace=spec.id, revision=spec.revision)
+    # -- leaving the machine for a while -------------------------------------------------------------------------------
+
+    def hold_back(self, reason: str, word: str) -> None:
+        """Have every image leave the machine, and none start, until `let_back`: the owner wants it for himself."""
+        self._held_back = (reason, word)
+        for deployment in list(self):
+            self._apply_hold(deployment)
+
+    def let_back(self) -> None:
+        """End a `hold_back`."""
+        self._held_back = None
+        for deployment in list(self):
+            self._apply_hold(deployment)
+
+    def _apply_hold(self, deployment: Deployment) -> None:
+        if self._images is None or not deployment.spec.is_image or deployment.unwanted:
+            return
+        deployment.withdrawn = self._why_not_now(deployment)
+        self._images.told(deployment)
+
+    def _why_not_now(self, deployment: Deployment) -> tuple[str, str] | None:
+        if self._held_back is not None:
+            return self._held_back
+        return ("made room for a newer revision", "made_room") if deployment.made_room else None
+
+    def _settle(self, service: str, workspace: str) -> None:
+        """Do what `revisions` says about one workspace."""
+        if self._images is None:
+            return
+        here = {d.spec.revision: d for d in self.revisions(service, workspace).values() if not d.unwanted}
+        standings = [
+            Standing(
+                revision=revision,
+                phase=deployment.phase,
+                is_wished=deployment.is_wished,
+                served=deployment.served,
+                made_room=deployment.made_room,
+                would_fit_alone=deployment.lacks_room
+                and len(here) > 1
+                and self._images.fits_without(deployment, [d for d in here.values() if d is not deployment]),
+            )
+            for revision, deployment in here.items()
+        ]
+        for step in settle(standings):
+            deployment = here[step.revision]
+            match step:
+                case Stop(_, reason):
+                    self._stop(deployment, reason)
+                case MakeRoom(_, successor):
+                    deployment.made_room = True
+                    log.info("revision_makes_room", workspace=workspace, revision=step.revision, successor=successor)
+                    self._apply_hold(deployment)
+                case TakeBack():
+                    deployment.made_room = False
+                    self._apply_hold(deployment)
+
+    # -- coming and going ----------------------------------------------------------------------------------------------
+
+    def _start(self, wish: KeptDeployment, *, served: bool = False) -> None:
+        deployment = Deployment(wish.service, wish.spec, sealed=wish.sealed, is_wished=wish.is_wished, served=served)
+        if deployment.spec.is_image:
+            deployment.withdrawn = self._why_not_now(deployment)
+        self._table.setdefault((wish.service, wish.spec.id), {})[wish.spec.revision] = deployment
+        log.info("deployment_wanted", service=wish.service, workspace=wish.spec.id, revision=wish.spec.revision)
         self._changes.announce()
         assert self._nursery is not None, "wishes before run()"
         self._nursery.start_soon(self._serve, deployment)
 
     async def _serve(self, deployment: Deployment) -> None:
-        backend = self._backends["images" if deployment.spec.is_image else "models"]
         try:
-            with deployment.scope:
-                try:
-                    await backend.serve(deployment)
-                except Exception as error:
-                    # A backend explains what it foresaw; this is for what it did not, and must not end the daemon.
-                    log.exception("deployment_crashed", workspace=deployment.spec.id)
-                    self.set_phase(deployment, DeploymentPhase.FAILED, f"internal error: {error}")
-                await trio.sleep_forever()
+            try:
+                if deployment.spec.is_image:
+                    assert self._images is not None
+                    await self._images.serve(deployment)
+                else:
+                    await self._serve_model(deployment)
+            except Exception as error:
+                # A backend explains what it foresaw; this is for what it did not, and must not end the daemon.
+                log.exception("deployment_crashed", workspace=deployment.spec.id)
+                self.set_phase(deployment, DeploymentPhase.FAILED, f"internal error: {error}", "internal")
+                await deployment.let_go.wait()
         finally:
             self._remove(deployment)
 
-    def _stop(self, deployment: Deployment) -> None:
-        if deployment.phase is DeploymentPhase.STOPPING:
-            return
-        self.set_phase(deployment, DeploymentPhase.STOPPING, "no longer wanted")
-        assert self._nursery is not None
-        self._nursery.start_soon(self._let_go, deployment)
+    async def _serve_model(self, deployment: Deployment) -> None:
+        assert self._models is not None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._models.serve, deployment)
+            await deployment.let_go.wait()
+            await deployment.empty(STOP_GRACE_S)
+            nursery.cancel_scope.cancel()
 
-    async def _let_go(self, deployment: Deployment) -> None:
-        with trio.move_on_after(STOP_GRACE_S):
-            seen = deployment.idle.count
-            if deployment.running:
-                await deployment.idle.beyond(seen)
-        deployment.scope.cancel()
+    def _stop(self, deployment: Deployment, reason: str) -> None:
+        if deployment.unwanted:
+            return
+        deployment.unwanted = reason
+        deployment.let_go.set()
+        if deployment.spec.is_image:
+            assert self._images is not None
+            self._images.told(deployment)
+        else:
+            self.set_phase(deployment, DeploymentPhase.STOPPING, reason)
 
     def _remove(self, deployment: Deployment) -> None:
         key = (deployment.service, deployment.spec.id)
@@ -232,11 +406,32 @@ class Deployments:
             del revisions[deployment.spec.revision]
             if not revisions:
                 self._table.pop(key, None)
-        self.set_phase(deployment, DeploymentPhase.GONE)
-        again = self._wished.get(deployment.service, {}).get((deployment.spec.id, deployment.spec.revision))
         ending = trio.current_effective_deadline() == -math.inf
+        self.set_phase(deployment, DeploymentPhase.GONE, deployment.detail if ending else "")
+        self.gone(deployment)
+        self._to_write.announce()
+        again = self._wished.get(deployment.service, {}).get((deployment.spec.id, deployment.spec.revision))
         if again is not None and not ending:
-            self._start(deployment.service, again)
+            self._start(again)
+
+    # -- written down --------------------------------------------------------------------------------------------------
+
+    async def _keep_writing(self, keeper: Keeper) -> None:
+        while True:
+            seen = self._to_write.count
+            # also what a service that was not heard of yet wanted in the last run: it is in the table
+            kept = [KeptDeployment(d.service, d.spec, d.is_wished, d.sealed) for d in self if not d.unwanted]
+            again = [
+                wish
+                for wishes in self._wished.values()
+                for wish in wishes.values()
+                if (d := self.revisions(wish.service, wish.spec.id).get(wish.spec.revision)) is None or d.unwanted
+            ]
+            try:
+                await keeper.keep_deployments([*kept, *again])
+            except OSError as error:
+                log.error("deployments_not_written", reason=str(error))
+            await self._to_write.beyond(seen)
 
 
 _NONE: Mapping[int, Deployment] = {}

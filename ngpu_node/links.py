@@ -306,7 +306,7 @@ class Link:
             message = await _receive_control(stream)
             if isinstance(message, Desired):
                 log.info("wishes_received", bootstrap=self.bootstrap.address, deployments=len(message.deployments))
-                self._parts.deployments.wish(self.bootstrap.service, message.deployments)
+                self._parts.deployments.wish(self.bootstrap.service, message.deployments, message.sealed)
             elif isinstance(message, Welcome):
                 self.status.admitted = message.admitted
             elif isinstance(message, Bye | Refused):

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Hashable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Hashable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import structlog
 import trio
 
 from ngpu_node.config import NodeSettings
-from ngpu_node.deployments import Backend, Deployment, Deployments
+from ngpu_node.deployments import Deployment, Deployments, ImageBackend
+from ngpu_node.engine.outlook import Finding, Log, Machine
 from ngpu_node.errors import DeploymentImpossible, EngineFailed, EngineUnavailable, NodeConfigurationError
 from ngpu_node.gpus.choice import UsableGpu
 from ngpu_protocol.control import DeploymentPhase
-from ngpu_protocol.identity import Address
+from ngpu_protocol.identity import Account
+
+if TYPE_CHECKING:
+    from ngpu_node.engine.containers import Books
 
 log = structlog.get_logger(__name__)
 
@@ -32,14 +36,19 @@ class EngineStatus:
     problem: str = ""
 
 
-class ImageBackend(Backend, Protocol):
+class EngineBackend(ImageBackend, Protocol):
     """A backend of images: it also looks after what it left behind, and can be told of doubts."""
+
+    break_off: Callable[[Deployment, str], None]
 
     async def run(self) -> None: ...
     def doubt(self, deployment: Deployment, reason: str) -> None: ...
     def gpus_changed(self) -> None: ...
     def held(self) -> list[str]: ...
     def holders(self) -> dict[str, Hashable]: ...
+    def findings(self) -> Iterable[Finding]: ...
+    def machine(self) -> Machine: ...
+    def log_of(self, deployment: Deployment, lines: int, *, follow: bool) -> AbstractAsyncContextManager[Log]: ...
 
 
 class NoEngine:
@@ -48,6 +57,7 @@ class NoEngine:
     def __init__(self, deployments: Deployments, problem: str) -> None:
         self._deployments = deployments
         self._problem = problem
+        self.break_off: Callable[[Deployment, str], None] = lambda deployment, reason: None
 
     async def run(self) -> None:
         """There is nothing to look after."""
@@ -55,7 +65,15 @@ class NoEngine:
 
     async def serve(self, deployment: Deployment) -> None:
         """Say that *deployment* cannot be."""
-        self._deployments.set_phase(deployment, DeploymentPhase.FAILED, self._problem)
+        self._deployments.set_phase(deployment, DeploymentPhase.FAILED, self._problem, "no_engine")
+        await deployment.let_go.wait()
+
+    def told(self, deployment: Deployment) -> None:
+        """Nothing runs here that could leave."""
+
+    def fits_without(self, deployment: Deployment, others: Collection[Deployment]) -> bool:
+        """Nothing fits here."""
+        return False
 
     def doubt(self, deployment: Deployment, reason: str) -> None:
         """Nothing runs here that could be doubted."""
@@ -71,16 +89,30 @@ class NoEngine:
         """Return none."""
         return {}
 
+    def findings(self) -> Iterable[Finding]:
+        """Say that there is no engine."""
+        return [Finding("engine", self._problem, "install Docker, or serve registered model servers only")]
+
+    def machine(self) -> Machine:
+        """Return that it runs no images."""
+        return Machine(runs_images=False)
+
+    @asynccontextmanager
+    async def log_of(self, deployment: Deployment, lines: int, *, follow: bool) -> AsyncIterator[Log]:
+        """Yield nothing: there are no containers."""
+        yield Log(b"", None)
+
 
 @asynccontextmanager
 async def open_backend(
     settings: NodeSettings,
     *,
-    node: Address,
+    account: Account,
     deployments: Deployments,
+    books: Books | None,
     gpus: Callable[[], Sequence[UsableGpu]],
     reason_against: Callable[[str], str],
-) -> AsyncIterator[tuple[ImageBackend, EngineStatus]]:
+) -> AsyncIterator[tuple[EngineBackend, EngineStatus]]:
     """Yield what runs images on this node.
 
     Raises:
@@ -96,7 +128,7 @@ async def open_backend(
     from ngpu_node.engine.docker_engine import DockerEngine
 
     try:
-        engine = await DockerEngine.connect(node)
+        engine = await DockerEngine.connect(account.address)
     except EngineUnavailable as error:
         if settings.engine == "docker":
             raise NodeConfigurationError(f'engine = "docker": {error}') from error
@@ -108,18 +140,19 @@ async def open_backend(
             engine,
             settings.containers,
             deployments,
-            node=node,
+            account=account,
             trust=settings.trust(),
             gpus=gpus,
             reason_against=reason_against,
+            books=books,
+            shares_per_gpu=settings.gpus.shares_per_gpu,
         )
         try:
             await containers.prepare()
-            version = await engine.version()
         except (EngineUnavailable, EngineFailed, DeploymentImpossible) as error:
             raise NodeConfigurationError(f"engine: {error}") from error
         try:
-            yield containers, EngineStatus("docker", version)
+            yield containers, EngineStatus("docker", containers.facts.version)
         finally:
             with trio.move_on_after(FINISH_S, shield=True):
                 await containers.finish()

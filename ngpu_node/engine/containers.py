@@ -1,29 +1,29 @@
-"""One container per deployment: brought up, watched, brought up again, taken down.
+"""The backend of deployments that are images: one container each, on the engine.
 
-The life of a deployment, each step telling the table how it stands:
+What is done when is `lifecycle`'s; here is how: `run` performs one deployment's activities with the parts of this
+module, which has what all deployments share: the books of what each holds (`room`), the networks, the engine's events,
+the containers of earlier runs.
 
-    queued -> pulling (if the engine lacks the image) -> starting -> ready <-> unhealthy -> (dead) -> starting ... ->
-    failed
-
-Ready is an HTTP answer to the readiness path. A container that died is started again after a growing wait; after
-`MAX_RESTARTS` deaths in a row, none of which was ready for `STABLE_S`, it is given up with its last words. An engine
-that does not answer is waited for.
+Ready is an HTTP answer to the readiness path. That a container ended is told by the engine's events, not asked for; in
+a steady state the engine is asked for nothing but, every `SWEEP_INTERVAL_S`, one list of all of this node's containers.
 
 After a crash of this daemon the next one adopts what still runs, by label, if it is what is wanted to the last
-detail. Containers of this node that belong to no deployment are removed, once their service has said what it wants;
-nothing else on the engine is touched.
+detail. Containers and volumes of this node that belong to no deployment are removed, once their service has said what
+it wants; nothing else on the engine is touched.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Hashable, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Protocol
 
 import structlog
 import trio
 
-from ngpu_node.changes import Changes
 from ngpu_node.config import ContainerSettings
 from ngpu_node.deployments import Deployment, Deployments
 from ngpu_node.engine.confinement import (
@@ -32,47 +32,62 @@ from ngpu_node.engine.confinement import (
     LABEL_REVISION,
     LABEL_SERVICE,
     LABEL_SPECIFICATION,
+    LABEL_VOLUME,
     LABEL_WORKSPACE,
     ContainerPlan,
 )
-from ngpu_node.engine.docker_engine import ContainerState, DockerEngine, Image
-from ngpu_node.errors import DeploymentImpossible, EngineFailed, EngineUnavailable, ImageUnavailable, NodeError
-from ngpu_node.gpus.choice import TooFewGpus, UsableGpu, choose
-from ngpu_node.probes import probe
+from ngpu_node.engine.docker_engine import ContainerState, DockerEngine, EngineFacts, Image
+from ngpu_node.engine.lifecycle import (
+    Doubted,
+    Ended,
+    EngineBack,
+    Event,
+    Life,
+    NoRoom,
+    Policy,
+    RoomChanged,
+    Up,
+)
+from ngpu_node.engine.networks import Networks
+from ngpu_node.engine.outlook import Finding, Log, Machine
+from ngpu_node.engine.room import Grant, Lack, Limits, Need, Room
+from ngpu_node.engine.run import Run
+from ngpu_node.errors import DeploymentImpossible, EngineFailed, EngineUnavailable, ImageUnavailable
+from ngpu_node.gpus.choice import UsableGpu
+from ngpu_node.gpus.containers import COMMAND as GPU_COMMAND
+from ngpu_node.gpus.containers import lost_inside
 from ngpu_node.trust import Trust
-from ngpu_node.upstreams import Upstream
-from ngpu_protocol.control import DeploymentPhase
-from ngpu_protocol.identity import Address
+from ngpu_protocol.errors import MalformedError
+from ngpu_protocol.identity import Account, Address
+from ngpu_protocol.sealing import open_sealed
+from ngpu_protocol.workspace_secrets import NO_SECRETS, WorkspaceSecrets
 from ngpu_protocol.workspaces import WorkspaceSpec
 
 log = structlog.get_logger(__name__)
 
-READINESS_INTERVAL_S = 0.1
-READINESS_INTERVAL_MAX_S = 2.0
-HEALTH_INTERVAL_S = 5.0
-UNHEALTHY_LIMIT_S = 60.0
-STABLE_S = 60.0
 PROGRESS_INTERVAL_S = 0.5
-MAX_RESTARTS = 5
-RESTART_WAITS_S = (1.0, 2.0, 5.0, 15.0, 30.0)
-ENGINE_WAIT_S = 5.0
-REMOVE_TIMEOUT_S = 30.0
 SWEEP_INTERVAL_S = 30.0
+ENGINE_WAITS_S = (0.2, 0.5, 1.0, 2.0, 5.0)
+GPU_LOOK_INTERVAL_S = 60.0
+GPU_LOOK_TIMEOUT_S = 20.0
+LAST_LOG_LINES = 200
+LAST_LOG_BYTES = 64 * 1024
+LOG_BYTES = 1024 * 1024
+EARLY_ENDS = 256
 
 #: Goes into the mark of what a container was made from: to be raised when the options of `confinement` change.
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 
 
-class Died(NodeError):
-    """A container ended, or answered no more for too long."""
+class Books(Protocol):
+    """Where holdings are written down (`state.NodeState`)."""
 
-
-class GpuSick(Died):
-    """A device the container holds must not be used any more; the message says why."""
+    async def holdings(self) -> dict[str, Grant]: ...
+    async def keep_holding(self, holder: str, grant: Grant | None) -> None: ...
 
 
 class Containers:
-    """The backend of deployments that are images (see `deployments.Backend`)."""
+    """The backend of deployments that are images (see `deployments.ImageBackend`)."""
 
     def __init__(
         self,
@@ -80,340 +95,522 @@ class Containers:
         settings: ContainerSettings,
         deployments: Deployments,
         *,
-        node: Address,
+        account: Account,
         trust: Trust,
         gpus: Callable[[], Sequence[UsableGpu]],
         reason_against: Callable[[str], str] = lambda uuid: "",
+        books: Books | None = None,
+        shares_per_gpu: int = 1,
+        policy: Policy | None = None,
     ) -> None:
+        """Put the parts together; nothing is asked of the engine before `prepare`."""
+        self.deployments = deployments
+        self.reason_against = reason_against
+        self.break_off: Callable[[Deployment, str], None] = lambda deployment, reason: None
+        self.facts = EngineFacts()
+        self.problem = ""
         self._engine = engine
         self._settings = settings
-        self._deployments = deployments
-        self._node = node
+        self._account = account
+        self._node: Address = account.address
         self._trust = trust
         self._gpus = gpus
-        self._reason_against = reason_against
-        self._gpu_changes = Changes()
-        self._network: str | None = None
-        self._mark = node[2:10].lower()
-        self._held: dict[Deployment, tuple[str, ...]] = {}
-        self._containers: dict[Deployment, str] = {}
+        self._books = books
+        self._policy = policy or Policy()
+        self._mark = self._node[2:10].lower()
+        self._limits = Limits(settings.total_memory_bytes, settings.total_cpus, shares_per_gpu)
+        self._room = Room(self._limits)
+        self._networks = Networks(engine, settings, self._mark)
+        self._gpu_problem = ""
+        self._runs: dict[Deployment, Run] = {}
         self._starting: set[str] = set()
-        self._doubts: dict[Deployment, Changes] = {}
+        self._early: deque[str] = deque(maxlen=EARLY_ENDS)
 
     async def prepare(self) -> None:
-        """Decide how containers are reached, and make the network that takes.
+        """Decide how containers are reached, and take up the books of the last run.
 
         Raises:
             EngineUnavailable, EngineFailed: the engine does not do it.
             DeploymentImpossible: the owner wants the internal network and it cannot be reached from here.
         """
-        if self._settings.network == "published":
-            return
-        network = await self._engine.ensure_network(f"ngpu-{self._mark}", f"ngpu{self._mark}")
-        if network.routable:
-            self._network = network.name
-        elif self._settings.network == "internal":
-            raise DeploymentImpossible(
-                "the internal network's containers cannot be reached from here (the engine is on another machine or in "
-                'a namespace of its own): set network = "published" under [containers]'
-            )
-        else:
-            log.warning("containers_published", hint="containers reach the outside: the engine's networks are not here")
-            await self._engine.remove_network(network.name)
+        self.facts = await self._engine.facts()
+        await self._networks.prepare()
+        if self._books is not None:
+            self._room = Room(self._limits, await self._books.holdings())
+
+    async def finish(self) -> None:
+        """Take the node's networks away, unless a container is still on them."""
+        await self._networks.finish()
+
+    # -- the engine ----------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Remove this node's containers that belong to no deployment, now and then, until cancelled."""
+        """Follow the engine's events and keep its shelves clean, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._follow, nursery)
+            nursery.start_soon(self._keep_sweeping)
+
+    async def _follow(self, nursery: trio.Nursery) -> None:
+        failures = 0
         while True:
             try:
-                await self._sweep()
+                async with self._engine.events() as events:
+                    # From here on nothing is missed; what happened before is found by looking once.
+                    await self._look_around()
+                    if self.problem:
+                        log.info("engine_back")
+                        await self._networks.restore()
+                        self.facts = await self._engine.facts()
+                    self.problem, failures = "", 0
+                    self._post_to_all(EngineBack())
+                    async for event in events:
+                        self._early.append(event.id)
+                        run = self._run_of(event.id)
+                        if run is not None and event.action == "die":
+                            nursery.start_soon(self._autopsy, run, event.id)
+                problem = "the container engine ended its event stream"
+            except (EngineUnavailable, EngineFailed) as error:
+                problem = str(error)
+            except Exception:
+                log.exception("engine_watch_crashed")
+                problem = "internal error"
+            if not self.problem:
+                log.warning("engine_lost", reason=problem)
+                self.problem = problem
+                self.deployments.announce()
+            await trio.sleep(ENGINE_WAITS_S[min(failures, len(ENGINE_WAITS_S) - 1)])
+            failures += 1
+
+    async def _look_around(self) -> None:
+        """Find what ended while nobody listened."""
+        running = {container.id for container in await self._engine.listed() if container.running}
+        for run in list(self._runs.values()):
+            if run.container is not None and run.container.id not in running:
+                run.post(Ended("the container ended while the engine was away", is_fault=False, word="engine_away"))
+
+    async def _autopsy(self, run: Run, container_id: str) -> None:
+        """Find out why a container ended, and tell."""
+        try:
+            event = await self._how_it_ended(run, container_id)
+        except (EngineUnavailable, EngineFailed) as error:
+            event = Ended(f"the container ended: {error}", is_fault=False, word="engine_away")
+        if event is not None and run.container is not None and run.container.id == container_id:
+            run.post(event)
+
+    async def _how_it_ended(self, run: Run, container_id: str) -> Ended | None:
+        now = await self._engine.look_at(container_id)
+        if now is None:
+            return Ended("the container was removed by someone else", word="removed")
+        if now.running:
+            return None
+        run.last_log = await self._engine.log_tail(container_id, LAST_LOG_LINES, LAST_LOG_BYTES)
+        words = await self._engine.last_words(container_id)
+        how = "out of memory" if now.oom_killed else f"exit code {now.exit_code}"
+        text = f"the container ended ({how})" + (f"; it last said: {words}" if words else "")
+        return Ended(text, word="out_of_memory" if now.oom_killed else "exited")
+
+    def _run_of(self, container_id: str) -> Run | None:
+        return next(
+            (run for run in self._runs.values() if run.container is not None and run.container.id == container_id), None
+        )
+
+    def _post_to_all(self, event: Event) -> None:
+        for run in list(self._runs.values()):
+            run.post(event)
+
+    # -- what belongs to nobody ----------------------------------------------------------------------------------------
+
+    async def _keep_sweeping(self) -> None:
+        while True:
+            try:
+                await self.sweep()
             except (EngineUnavailable, EngineFailed) as error:
                 log.info("engine_unavailable", reason=str(error))
             await trio.sleep(SWEEP_INTERVAL_S)
 
-    async def finish(self) -> None:
-        """Take the node's network away, unless a container is still on it."""
-        if self._network is not None:
-            try:
-                await self._engine.remove_network(self._network)
-            except (EngineUnavailable, EngineFailed) as error:
-                log.info("network_kept", network=self._network, reason=str(error))
-
-    async def _sweep(self) -> None:
-        for container in await self._engine.containers():
-            if container.id in self._containers.values() or container.name in self._starting:
+    async def sweep(self) -> None:
+        """Remove this node's containers that belong to no deployment, and the holdings and volumes of what is gone."""
+        ours = {run.container.id for run in self._runs.values() if run.container is not None}
+        for container in await self._engine.listed():
+            if container.id in ours or container.name in self._starting or container.name in self._names():
                 continue
-            service = container.labels.get(LABEL_SERVICE, "")
-            trusted = any(bootstrap.service == service for bootstrap in self._trust)
-            if trusted and not self._deployments.knows_wishes_of(service):
+            if self._may_be_wanted(container.labels.get(LABEL_SERVICE, ""), container.labels):
                 continue
             log.info("container_removed", container=container.name, reason="no deployment here")
             await self._engine.remove(container.id)
+        await self._sweep_books()
+        await self._sweep_volumes()
+
+    def _names(self) -> set[str]:
+        """Return the names of containers whose deployments are here, and remove or adopt them themselves."""
+        return {self._name(deployment) for deployment in self._runs}
+
+    def _may_be_wanted(self, service: str, labels: Mapping[str, str]) -> bool:
+        if LABEL_WORKSPACE not in labels:
+            return False  # a helper of ours, left by a crash (`DockerEngine.ensure_volume`)
+        trusted = any(bootstrap.service == service for bootstrap in self._trust)
+        return trusted and not self.deployments.knows_wishes_of(service)
+
+    async def _sweep_books(self) -> None:
+        here = {deployment.key for deployment in self._runs}
+        for holder in [holder for holder in self._room if holder not in here]:
+            service = holder.rsplit("/", 2)[0]
+            if not self._may_be_wanted(service, {LABEL_WORKSPACE: ""}):
+                await self._give_back(holder)
+
+    async def _sweep_volumes(self) -> None:
+        wanted = {(d.service, d.spec.id) for d in self.deployments}
+        for name, labels in (await self._engine.volumes()).items():
+            service, workspace = labels.get(LABEL_SERVICE, ""), labels.get(LABEL_WORKSPACE, "")
+            if (service, workspace) in wanted or self._may_be_wanted(service, labels):
+                continue
+            try:
+                await self._engine.remove_volume(name)
+            except EngineFailed as error:
+                log.info("volume_kept", volume=name, reason=str(error))  # a container is about to let go of it
+            else:
+                log.info("volume_removed", volume=name, workspace=workspace)
+
+    # -- what others ask (`deployments.ImageBackend`, `engine.backend`) ------------------------------------------------
+
+    async def serve(self, deployment: Deployment) -> None:
+        """Bring *deployment* up and keep it up until it is gone or this is cancelled."""
+        run = Run(deployment, self, Life(self._policy))
+        self._runs[deployment] = run
+        try:
+            await run.run()
+        finally:
+            del self._runs[deployment]
+
+    def told(self, deployment: Deployment) -> None:
+        """Look at what *deployment* shall do now."""
+        if (run := self._runs.get(deployment)) is not None:
+            run.told()
+
+    def fits_without(self, deployment: Deployment, others: Collection[Deployment]) -> bool:
+        """Tell whether there is room for *deployment* if *others* leave."""
+        return self._room.would_fit(self._need(deployment.spec), self._gpus(), [other.key for other in others])
 
     def doubt(self, deployment: Deployment, reason: str) -> None:
         """Look at *deployment* now: a request could not reach it."""
-        doubts = self._doubts.get(deployment)
-        if doubts is not None:
-            doubts.announce()
-
-    # -- GPUs ----------------------------------------------------------------------------------------------------------
+        if (run := self._runs.get(deployment)) is not None:
+            run.post(Doubted())
 
     def gpus_changed(self) -> None:
         """Look at what holds devices, and at what waits for some: which of them may be used is different."""
-        self._gpu_changes.announce()
-        for deployment, held in self._held.items():
-            if held:
-                self.doubt(deployment, "the usable GPUs changed")
+        for deployment, run in list(self._runs.items()):
+            run.post(Doubted() if self.gpus_of(deployment) else RoomChanged())
 
     def held(self) -> list[str]:
         """Return the UUIDs of the devices that containers have."""
-        return [uuid for held in self._held.values() for uuid in held]
+        return self._room.gpus()
 
     def holders(self) -> dict[str, Hashable]:
         """Return which deployment each container is, by its id."""
-        return {container: deployment for deployment, container in self._containers.items()}
+        return {run.container.id: d for d, run in self._runs.items() if run.container is not None}
 
-    def _raise_if_sick(self, deployment: Deployment) -> None:
-        for uuid in self._held.get(deployment, ()):
-            if reason := self._reason_against(uuid):
-                raise GpuSick(f"{uuid}: {reason}")
+    def findings(self) -> Iterator[Finding]:
+        """Return what an owner should know of this engine."""
+        facts = self.facts
+        yield Finding("engine", self.problem or f"{facts.product} {facts.version} answers", self.problem and "start it")
+        yield from self._networks.findings()
+        if "rootless" in facts.security:
+            yield Finding("engine's rights", "the engine runs without root: what breaks out of a container is nobody")
+        elif "userns" in facts.security:
+            yield Finding("engine's rights", "containers' users are none of this machine's (user namespaces)")
+        else:
+            yield Finding(
+                "engine's rights",
+                "a container's user is a user of this machine (nobody)",
+                'consider a rootless engine, or "userns-remap" in its daemon.json',
+            )
+        if "seccomp" not in facts.security:
+            yield Finding("seccomp", "the engine does not filter system calls", "use a kernel and an engine that do")
+        if self._gpus() and "nvidia" not in facts.runtimes:
+            yield Finding(
+                "GPUs in containers",
+                "the engine does not list the nvidia runtime",
+                "install nvidia-container-toolkit, run nvidia-ctk runtime configure, restart the engine",
+            )
 
-    # -- one deployment ------------------------------------------------------------------------------------------------
+    def machine(self) -> Machine:
+        """Return what the machine has for workspaces."""
+        facts, limits = self.facts, self._limits
+        return Machine(
+            runs_images=not self.problem,
+            cpus=min(float(facts.cpus), limits.cpus or float(facts.cpus)),
+            memory_bytes=min(facts.memory_bytes, limits.memory_bytes or facts.memory_bytes),
+            # without the runtime a hook on the engine's own path may do: only a start would tell
+            gives_gpus=facts.product != "Podman" and not self._gpu_problem,
+            gives_egress=self._networks.offers_egress,
+        )
 
-    async def serve(self, deployment: Deployment) -> None:
-        """Bring *deployment* up and keep it up until cancelled; returns when it was given up."""
-        deaths = 0
-        self._doubts[deployment] = Changes()
-        try:
-            while True:
-                began_s = trio.current_time()
-                seen = self._gpu_changes.count
-                try:
-                    image = await self._image(deployment)
-                    container = await self._up(deployment, image)
-                    began_s = trio.current_time()
-                    await self._watch(deployment, container)
-                except EngineUnavailable as error:
-                    self._deployments.set_phase(deployment, _waiting_phase(deployment), str(error))
-                    await trio.sleep(ENGINE_WAIT_S)
-                    continue
-                except TooFewGpus as error:
-                    self._deployments.set_phase(deployment, DeploymentPhase.FAILED, str(error))
-                    await self._gpu_changes.beyond(seen)
-                    continue
-                except GpuSick as error:
-                    # No fault of the workspace: it starts again at once, on another device where there is one.
-                    await self._down(deployment)
-                    self._deployments.set_phase(deployment, DeploymentPhase.STARTING, str(error))
-                    continue
-                except (ImageUnavailable, DeploymentImpossible) as error:
-                    self._deployments.set_phase(deployment, DeploymentPhase.FAILED, str(error))
-                    return
-                except (Died, EngineFailed) as error:
-                    deaths = 1 if trio.current_time() - began_s >= STABLE_S else deaths + 1
-                    await self._down(deployment)
-                    if deaths >= MAX_RESTARTS:
-                        self._deployments.set_phase(
-                            deployment, DeploymentPhase.FAILED, f"given up after {deaths} starts: {error}"
-                        )
-                        return
-                    wait_s = RESTART_WAITS_S[min(deaths, len(RESTART_WAITS_S)) - 1]
-                    detail = f"{error}; starting again in {wait_s:g} s"
-                    self._deployments.set_phase(deployment, DeploymentPhase.STARTING, detail)
-                    await trio.sleep(wait_s)
-        finally:
-            # whatever happens, the container goes; and an engine that hangs cannot hold up the daemon's end
-            with trio.move_on_after(REMOVE_TIMEOUT_S, shield=True):
-                await self._down(deployment)
-            self._doubts.pop(deployment, None)
+    @asynccontextmanager
+    async def log_of(self, deployment: Deployment, lines: int, *, follow: bool) -> AsyncIterator[Log]:
+        """Yield the end of *deployment*'s log and, where it runs and *follow* is asked for, what comes after.
 
-    async def _image(self, deployment: Deployment) -> Image:
+        Raises:
+            EngineUnavailable, EngineFailed: it cannot be read now.
+        """
+        run = self._runs.get(deployment)
+        if run is None or run.container is None:
+            yield Log(_last_lines(run.last_log if run is not None else b"", lines), None)
+        elif follow:
+            async with self._engine.log_stream(run.container.id, lines) as more:
+                yield Log(b"", more)
+        else:
+            yield Log(await self._engine.log_tail(run.container.id, lines, LOG_BYTES), None)
+
+    # -- GPUs ----------------------------------------------------------------------------------------------------------
+
+    def gpus_of(self, deployment: Deployment) -> tuple[str, ...]:
+        """Return the UUIDs of the devices *deployment* holds."""
+        grant = self._room.of(deployment.key)
+        return grant.gpus if grant else ()
+
+    async def lost_gpus(self, run: Run) -> str:
+        """Return which of its devices the container does not see, and why; empty when it has them all."""
+        uuids = self.gpus_of(run.deployment)
+        if not uuids or run.container is None or trio.current_time() - run.looked_at_gpus_s < GPU_LOOK_INTERVAL_S:
+            return ""
+        exit_code, output = await self._engine.execute(run.container.id, GPU_COMMAND, timeout_s=GPU_LOOK_TIMEOUT_S)
+        run.looked_at_gpus_s = trio.current_time()
+        return lost_inside(exit_code, output, uuids)
+
+    async def _check_gpus(self, run: Run) -> None:
+        """See that a new container really has its devices.
+
+        Raises:
+            DeploymentImpossible: it has not.
+        """
+        if not self.gpus_of(run.deployment):
+            return
+        if self.facts.product == "Podman":
+            # It takes requests for GPUs and starts without any (4.3); what says otherwise is the container itself.
+            exit_code, _ = await self._engine.execute(
+                run.container.id if run.container else "", GPU_COMMAND, timeout_s=GPU_LOOK_TIMEOUT_S
+            )
+            if exit_code != 0:
+                raise DeploymentImpossible(
+                    "Podman did not give the container its GPUs: use Docker with nvidia-container-toolkit"
+                )
+        run.looked_at_gpus_s = float("-inf")
+        if reason := await self.lost_gpus(run):
+            raise DeploymentImpossible(f"the container did not get its GPUs: {reason}")
+
+    # -- activities (`run`) --------------------------------------------------------------------------------------------
+
+    async def fetch(self, run: Run, say: Callable[[str], None]) -> Image:
+        """Have the image of a deployment on the engine.
+
+        Raises:
+            ImageUnavailable: it cannot be had.
+        """
+        deployment = run.deployment
         reference = deployment.spec.image
         assert reference is not None
         image = await self._engine.find_image(reference)
         if image is not None:
             return image
-        self._deployments.set_phase(deployment, DeploymentPhase.PULLING, f"pulling {reference}")
-
+        say(f"pulling {reference}")
         told_s = -PROGRESS_INTERVAL_S
 
         def progress(here: int, known: int) -> None:
             nonlocal told_s
             now_s = trio.current_time()
-            if deployment.phase is DeploymentPhase.PULLING and now_s - told_s >= PROGRESS_INTERVAL_S:
+            if now_s - told_s >= PROGRESS_INTERVAL_S:
                 told_s = now_s
-                detail = f"pulling {reference}: {here / 1e6:.0f} of {known / 1e6:.0f} MB"
-                self._deployments.set_phase(deployment, DeploymentPhase.PULLING, detail)
+                say(f"pulling {reference}: {here / 1e6:.0f} of {known / 1e6:.0f} MB")
 
         with trio.move_on_after(self._settings.pull_timeout_s):
             return await self._engine.pull(reference, progress)
         raise ImageUnavailable(f"pulling {reference} took more than {self._settings.pull_timeout_s:g} s")
 
-    async def _up(self, deployment: Deployment, image: Image) -> ContainerState:
+    async def put_in_place(self, run: Run) -> Event:
+        """Adopt the container of an earlier run, or take room and start one."""
+        deployment = run.deployment
+        assert run.image is not None
         name = self._name(deployment)
         self._starting.add(name)
         try:
-            container = await self._adopt(deployment, name, image)
+            container = await self._adopt(run, name, run.image)
             if container is None:
-                self._deployments.set_phase(deployment, DeploymentPhase.STARTING, "starting the container")
-                gpus = choose(
-                    deployment.spec.gpu_count,
-                    deployment.spec.gpu_types,
-                    self._gpus(),
-                    [uuid for held in self._held.values() for uuid in held],
-                )
-                self._held[deployment] = tuple(gpu.uuid for gpu in gpus)
-                container = await self._engine.start(self._plan(deployment, name, image))
-            self._containers[deployment] = container.id
+                taken = self._room.take(deployment.key, self._need(deployment.spec), self._gpus())
+                if isinstance(taken, Lack):
+                    await self._write_down(deployment.key)
+                    return NoRoom(taken.reason, taken.ever)
+                await self._write_down(deployment.key)
+                container = await self._engine.start(await self._plan(deployment, name, run.image, taken))
+            run.container = container
         finally:
             self._starting.discard(name)
-        held = set(self._held.get(deployment, ()))
+        held = set(self.gpus_of(deployment))
         deployment.gpus = tuple(gpu.id for gpu in self._gpus() if gpu.uuid in held)
-        deployment.image_digest = image.digest
-        if container.address is None and not container.published:
-            await self._raise_if_dead(container)
-        upstreams = self._upstreams(deployment, container)
-        deployment.upstream = upstreams.get
-        await self._wait_ready(deployment, container, upstreams[deployment.spec.ports[0]])
-        return container
+        deployment.image_digest = run.image.digest
+        if container.id in self._early and (ended := await self._how_it_ended(run, container.id)) is not None:
+            return ended
+        await self._check_gpus(run)
+        run.reach(self._places(deployment, container))
+        return Up(min(deployment.spec.readiness_timeout_s, self._settings.start_timeout_s))
 
-    async def _adopt(self, deployment: Deployment, name: str, image: Image) -> ContainerState | None:
+    async def _adopt(self, run: Run, name: str, image: Image) -> ContainerState | None:
         """Return a container of an earlier run that is exactly what is wanted; remove one that is not."""
-        for found in await self._engine.containers():
-            if found.name != name or found.id in self._containers.values():
+        for listed in await self._engine.listed():
+            if listed.name != name:
                 continue
-            uuids = tuple(filter(None, found.labels.get(LABEL_GPUS, "").split(",")))
-            taken = {uuid for other, held in self._held.items() if other is not deployment for uuid in held}
-            same = found.labels.get(LABEL_SPECIFICATION) == specification_mark(deployment.spec)
-            if found.running and same and found.image == image.id and not taken & set(uuids):
-                self._held[deployment] = uuids
-                log.info("container_adopted", container=name, workspace=deployment.spec.id)
+            found = await self._engine.look_at(listed.id)
+            if found is not None and found.running and found.image == image.id and self._is_wanted(run, found):
+                log.info("container_adopted", container=name, workspace=run.deployment.spec.id)
+                await self._write_down(run.deployment.key)
                 return found
             log.info("container_removed", container=name, reason="left by an earlier run, and not what is wanted")
-            await self._engine.remove(found.id)
+            await self._engine.remove(listed.id)
         return None
 
-    def _plan(self, deployment: Deployment, name: str, image: Image) -> ContainerPlan:
+    def _is_wanted(self, run: Run, found: ContainerState) -> bool:
+        deployment = run.deployment
+        if found.labels.get(LABEL_SPECIFICATION) != self._specification_mark(deployment):
+            return False
+        uuids = tuple(filter(None, found.labels.get(LABEL_GPUS, "").split(",")))
+        if any(self.reason_against(uuid) for uuid in uuids):
+            return False
+        need = self._need(deployment.spec)
+        return self._room.hold(deployment.key, Grant(need.memory_bytes, need.cpus, uuids))
+
+    async def _plan(self, deployment: Deployment, name: str, image: Image, grant: Grant) -> ContainerPlan:
         spec, settings = deployment.spec, self._settings
-        held = self._held.get(deployment, ())
+        place = await self._networks.place(egress=spec.egress)
+        secrets = self.secrets_of(deployment)
+        if missing := [name for name in spec.secret_env if name not in secrets.env]:
+            raise DeploymentImpossible(f"the bootstrap sent no value of the secret variable {missing[0]}")
+        owner = {LABEL_NODE: self._node, LABEL_SERVICE: deployment.service, LABEL_WORKSPACE: spec.id}
+        volumes = {}
+        for volume in spec.volumes:
+            volumes[volume.path] = self._volume_name(deployment, volume.name)
+            await self._engine.ensure_volume(volumes[volume.path], {**owner, LABEL_VOLUME: volume.name}, image=image.id)
         return ContainerPlan(
             name=name,
             image=image.id,
             command=tuple(spec.command),
-            env=spec.env,
+            env={**spec.env, **{name: secrets.env[name] for name in spec.secret_env}},
             ports=tuple(spec.ports),
             labels={
-                LABEL_NODE: self._node,
-                LABEL_SERVICE: deployment.service,
-                LABEL_WORKSPACE: spec.id,
+                **owner,
                 LABEL_REVISION: str(spec.revision),
-                LABEL_SPECIFICATION: specification_mark(spec),
-                LABEL_GPUS: ",".join(held),
+                LABEL_SPECIFICATION: self._specification_mark(deployment),
+                LABEL_GPUS: ",".join(grant.gpus),
             },
-            memory_bytes=spec.memory_bytes or settings.memory_bytes,
-            cpus=spec.cpus or settings.cpus,
+            memory_bytes=grant.memory_bytes,
+            cpus=grant.cpus,
             pids=settings.pids,
-            network=self._network,
-            gpu_uuids=held,
+            network=place.network,
+            name_servers=place.name_servers,
+            gpu_uuids=grant.gpus,
+            shm_bytes=spec.shm_bytes,
+            volumes=volumes,
+            log_bytes=settings.log_bytes,
         )
 
-    def _name(self, deployment: Deployment) -> str:
-        service = hashlib.sha256(deployment.service.encode()).hexdigest()[:8]
-        return f"ngpu-{self._mark}-{service}-{deployment.spec.id}-{deployment.spec.revision}"
+    def secrets_of(self, deployment: Deployment) -> WorkspaceSecrets:
+        """Return what was confided to this node for *deployment*.
 
-    def _upstreams(self, deployment: Deployment, container: ContainerState) -> dict[int, Upstream]:
+        Raises:
+            DeploymentImpossible: it cannot be read.
+        """
+        if not deployment.sealed:
+            return NO_SECRETS
+        try:
+            return WorkspaceSecrets.decode(
+                open_sealed(
+                    deployment.sealed,
+                    self._account,
+                    workspace=deployment.spec.id,
+                    revision=deployment.spec.revision,
+                )
+            )
+        except MalformedError as error:
+            raise DeploymentImpossible(f"the workspace's secrets cannot be read here: {error}") from error
+
+    def _places(self, deployment: Deployment, container: ContainerState) -> dict[int, tuple[str, int]]:
         places: dict[int, tuple[str, int]] = {}
         for port in deployment.spec.ports:
             if container.published.get(port):
                 places[port] = ("127.0.0.1", container.published[port])
-            elif container.address is not None and self._network is not None:
+            elif container.address is not None and self._networks.is_internal:
                 places[port] = (container.address, port)
-            else:
-                raise Died("the container has no address")
-        connections = deployment.concurrency + 2
-        return {port: Upstream(*place, max_connections=connections) for port, place in places.items()}
+        return places
 
-    # -- up and down ---------------------------------------------------------------------------------------------------
+    async def take_away(self, run: Run) -> None:
+        """Remove the container of *run*, and then what it held.
 
-    async def _wait_ready(self, deployment: Deployment, container: ContainerState, upstream: Upstream) -> None:
-        deadline_s = trio.current_time() + self._settings.start_timeout_s
-        wait_s = READINESS_INTERVAL_S
-        while True:
-            problem = await probe(upstream.host, upstream.port, deployment.spec.readiness_path)
-            if problem is None:
-                self._deployments.set_phase(deployment, DeploymentPhase.READY)
-                return
-            await self._raise_if_dead(container)
-            if trio.current_time() >= deadline_s:
-                raise Died(f"not ready within {self._settings.start_timeout_s:g} s: {problem}")
-            self._deployments.set_phase(deployment, DeploymentPhase.STARTING, f"waiting for an answer: {problem}")
-            await trio.sleep(wait_s)
-            wait_s = min(wait_s * 1.5, READINESS_INTERVAL_MAX_S)
+        Raises:
+            EngineUnavailable, EngineFailed: it may be there still.
+        """
+        deployment = run.deployment
+        if run.container is not None:
+            await self._engine.remove(run.container.id)
+            run.container = None
+        elif deployment.key in self._room:
+            # a start that was cut off: whatever there is has our name
+            name = self._name(deployment)
+            for listed in await self._engine.listed():
+                if listed.name == name:
+                    await self._engine.remove(listed.id)
+        deployment.gpus = ()
+        await self._give_back(deployment.key)
 
-    async def _watch(self, deployment: Deployment, container: ContainerState) -> None:
-        """Ask for an HTTP answer now and then; the engine is only asked when there is none. Raises `Died`."""
-        doubts = self._doubts[deployment]
-        upstream = deployment.upstream(deployment.spec.ports[0])
-        assert upstream is not None
-        last_answer_s = trio.current_time()
-        while True:
-            seen = doubts.count
-            with trio.move_on_after(HEALTH_INTERVAL_S):
-                await doubts.beyond(seen)
-            self._raise_if_sick(deployment)
-            problem = await probe(upstream.host, upstream.port, deployment.spec.readiness_path)
-            if problem is None:
-                last_answer_s = trio.current_time()
-                self._deployments.set_phase(deployment, DeploymentPhase.READY)
-                continue
-            self._deployments.set_phase(deployment, DeploymentPhase.UNHEALTHY, problem)
-            await self._raise_if_dead(container)
-            if trio.current_time() - last_answer_s >= UNHEALTHY_LIMIT_S:
-                raise Died(f"no answer for {UNHEALTHY_LIMIT_S:g} s: {problem}")
+    # -- books ---------------------------------------------------------------------------------------------------------
 
-    async def _raise_if_dead(self, container: ContainerState) -> None:
-        now = await self._engine.look_at(container.id)
-        if now is None:
-            raise Died("the container was removed by someone else")
-        if not now.running:
-            words = await self._engine.last_words(container.id)
-            how = "out of memory" if now.oom_killed else f"exit code {now.exit_code}"
-            raise Died(f"the container ended ({how})" + (f"; it last said: {words}" if words else ""))
+    def _need(self, spec: WorkspaceSpec) -> Need:
+        return Need(
+            memory_bytes=spec.memory_bytes or self._settings.memory_bytes,
+            cpus=spec.cpus or self._settings.cpus,
+            gpu_count=spec.gpu_count,
+            gpu_types=tuple(spec.gpu_types),
+            gpu_memory_bytes=spec.min_gpu_memory_bytes,
+        )
 
-    async def _down(self, deployment: Deployment) -> None:
-        """Take the container away, and with it what it held."""
-        deployment_upstreams = [u for p in deployment.spec.ports if (u := deployment.upstream(p)) is not None]
-        deployment.upstream = lambda port: None
-        for upstream in deployment_upstreams:
-            await upstream.aclose()
-        container_id = self._containers.pop(deployment, None)
-        try:
-            if container_id is not None:
-                await self._engine.remove(container_id)
-        except (EngineUnavailable, EngineFailed) as error:
-            # It carries our label: this daemon's sweep, or the next daemon's, removes it.
-            log.warning("container_not_removed", workspace=deployment.spec.id, reason=str(error))
-        finally:
-            self._held.pop(deployment, None)
-            deployment.gpus = ()
+    async def _write_down(self, holder: str) -> None:
+        if self._books is not None:
+            await self._books.keep_holding(holder, self._room.of(holder))
+
+    async def _give_back(self, holder: str) -> None:
+        if self._room.give_back(holder):
+            await self._write_down(holder)
+            self._post_to_all(RoomChanged())
+
+    # -- names ---------------------------------------------------------------------------------------------------------
+
+    def _name(self, deployment: Deployment) -> str:
+        return f"{self._prefix(deployment)}-{deployment.spec.revision}"
+
+    def _volume_name(self, deployment: Deployment, volume: str) -> str:
+        return f"{self._prefix(deployment)}-{volume}"
+
+    def _prefix(self, deployment: Deployment) -> str:
+        service = hashlib.sha256(deployment.service.encode()).hexdigest()[:8]
+        return f"ngpu-{self._mark}-{service}-{deployment.spec.id}"
+
+    def _specification_mark(self, deployment: Deployment) -> str:
+        """Return what tells whether a running container is what is wanted: a hash of all that goes into making it."""
+        settings = self._settings
+        owners = [settings.memory_bytes, settings.cpus, settings.pids, settings.log_bytes, settings.name_servers]
+        secrets = hashlib.sha256(json.dumps(self.secrets_of(deployment).env, sort_keys=True).encode()).hexdigest()
+        # A hash of short secrets could be guessed from the label: keyed with what nobody else has.
+        key = hashlib.sha256(b"specification mark" + self._account.key_bytes).digest()
+        material = [PLAN_VERSION, specification_material(deployment.spec), owners, secrets]
+        return hashlib.blake2b(json.dumps(material, sort_keys=True).encode(), key=key, digest_size=32).hexdigest()
 
 
-def _waiting_phase(deployment: Deployment) -> DeploymentPhase:
-    if deployment.phase in (DeploymentPhase.READY, DeploymentPhase.UNHEALTHY):
-        return DeploymentPhase.UNHEALTHY
-    return DeploymentPhase.STARTING
+def specification_material(spec: WorkspaceSpec) -> dict[str, object]:
+    """Return what of *spec* goes into making its container."""
+    fields = {
+        "image", "image_url", "command", "env", "ports", "memory_bytes", "cpus", "gpu_count", "gpu_types",
+        "min_gpu_memory_bytes", "shm_bytes", "volumes", "egress", "secret_env",
+    }  # fmt: skip
+    return spec.model_dump(mode="json", include=fields)
 
 
-def specification_mark(spec: WorkspaceSpec) -> str:
-    """Return what tells whether a running container is what *spec* asks for: a hash of all that goes into making it."""
-    material = {
-        "plan": PLAN_VERSION,
-        "image": spec.image,
-        "command": spec.command,
-        "env": spec.env,
-        "ports": spec.ports,
-        "memory_bytes": spec.memory_bytes,
-        "cpus": spec.cpus,
-        "gpu_count": spec.gpu_count,
-        "gpu_types": spec.gpu_types,
-    }
-    return hashlib.sha256(json.dumps(material, sort_keys=True).encode()).hexdigest()
+def _last_lines(log_: bytes, lines: int) -> bytes:
+    """Return the last *lines* of *log_*."""
+    return b"".join(log_.splitlines(keepends=True)[-lines:]) if lines else b""

@@ -10,9 +10,13 @@ Foreign errors end here: what the caller sees is `EngineUnavailable`, `EngineFai
 
 from __future__ import annotations
 
+import contextlib
+import io
 import socket
+import tarfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -22,9 +26,10 @@ import structlog
 import trio
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from docker.models.containers import Container
+from docker.types import Mount
 from docker.utils import parse_repository_tag
 
-from ngpu_node.engine.confinement import LABEL_NODE, ContainerPlan, options
+from ngpu_node.engine.confinement import LABEL_NODE, WORKSPACE_UID, WORKSPACE_USER, ContainerPlan, options
 from ngpu_node.errors import DeploymentImpossible, EngineFailed, EngineUnavailable, ImageUnavailable
 
 log = structlog.get_logger(__name__)
@@ -33,6 +38,9 @@ THREADS = 32
 CALL_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 10
 LOG_TAIL_LINES = 10
+LOG_PIECE_BYTES = 64 * 1024
+EXEC_OUTPUT_BYTES = 16 * 1024
+EVENTS_HELD = 1000
 
 T = TypeVar("T")
 
@@ -63,6 +71,43 @@ class ContainerState:
     oom_killed: bool
     address: str | None
     published: Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A container in a list: what one call tells of all of them."""
+
+    id: str
+    name: str
+    labels: Mapping[str, str]
+    image: str
+    running: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """What an engine says about itself.
+
+    Attributes:
+        runtimes: names of the runtimes it can start containers with.
+        security: its security options, such as `rootless`, `userns`, `seccomp`.
+        cpus, memory_bytes: of the machine it runs on.
+    """
+
+    version: str = ""
+    product: str = "Docker"
+    runtimes: tuple[str, ...] = ()
+    security: tuple[str, ...] = ()
+    cpus: int = 0
+    memory_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerEvent:
+    """Something that happened to a container of ours; *action* is the engine's word: `die`, `oom`, `destroy`."""
+
+    id: str
+    action: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,13 +214,77 @@ class DockerEngine:
             raise ImageUnavailable(f"{reference} was pulled, but the engine does not have it")
         return image
 
+    async def facts(self) -> EngineFacts:
+        """Return what the engine says about itself; also shows that it answers."""
+
+        def ask() -> EngineFacts:
+            info, version = self._client.info(), self._client.version()
+            names = [str(one.get("Name", "")) for one in version.get("Components") or []]
+            options = [option for text in info.get("SecurityOptions") or [] for option in text.split(",")]
+            return EngineFacts(
+                version=str(version.get("Version", "unknown")),
+                product="Podman" if any("podman" in name.lower() for name in names) else "Docker",
+                runtimes=tuple(info.get("Runtimes") or {}),
+                security=tuple(option.removeprefix("name=") for option in options if option.startswith("name=")),
+                cpus=int(info.get("NCPU") or 0),
+                memory_bytes=int(info.get("MemTotal") or 0),
+            )
+
+        return await self._look(ask)
+
+    # -- what happens there --------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def events(self) -> AsyncIterator[trio.MemoryReceiveChannel[ContainerEvent]]:
+        """Yield a channel of what happens to our containers from now on; it ends when the engine does.
+
+        Raises:
+            EngineUnavailable: nobody answers.
+        """
+        filters = {"type": "container", "label": f"{LABEL_NODE}={self._node}", "event": ["die", "destroy"]}
+        token = trio.lowlevel.current_trio_token()
+        send, receive = trio.open_memory_channel[ContainerEvent](EVENTS_HELD)
+
+        def opened() -> Any:
+            return self._client.api.events(filters=filters, decode=True)
+
+        def tell(event: ContainerEvent) -> None:
+            # A reader that is so far behind starts afresh: it looks at everything then.
+            try:
+                send.send_nowait(event)
+            except trio.WouldBlock:
+                send.close()
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                return
+
+        def follow(stream: Any) -> None:
+            try:
+                for event in stream:
+                    token.run_sync_soon(tell, ContainerEvent(str(event.get("id")), str(event.get("Action"))))
+            except (DockerException, requests.RequestException, OSError, ValueError, AttributeError):
+                return  # closed under it, by the engine's end or by ours
+            finally:
+                with contextlib.suppress(trio.RunFinishedError):
+                    token.run_sync_soon(send.close)
+
+        stream = await self._look(opened)
+        thread = threading.Thread(target=follow, args=(stream,), name="engine events", daemon=True)
+        thread.start()
+        try:
+            yield receive
+        finally:
+            with contextlib.suppress(DockerException, OSError, ValueError, AttributeError):
+                stream.close()
+            receive.close()
+
     # -- networks ------------------------------------------------------------------------------------------------------
 
-    async def ensure_network(self, name: str, bridge: str) -> Network:
-        """Return the node's network, made if it is missing: internal, and without traffic between its containers.
+    async def ensure_network(self, name: str, bridge: str, *, internal: bool = True) -> Network:
+        """Return a network of this node, made if it is missing, without traffic between its containers.
 
         Args:
             bridge: name of the interface on the host, at most 15 characters.
+            internal: without a way out.
         """
 
         def ensure() -> Network:
@@ -186,7 +295,7 @@ class DockerEngine:
             network = self._client.networks.create(
                 name,
                 driver="bridge",
-                internal=True,
+                internal=internal,
                 labels={LABEL_NODE: self._node},
                 options={
                     "com.docker.network.bridge.name": bridge,
@@ -199,7 +308,7 @@ class DockerEngine:
         return await self._change(ensure)
 
     async def remove_network(self, name: str) -> None:
-        """Remove the node's network if it is there and nothing is on it."""
+        """Remove a network of this node if it is there and nothing is on it."""
 
         def remove() -> None:
             for network in self._client.networks.list(names=[name]):
@@ -208,10 +317,94 @@ class DockerEngine:
 
         await self._change(remove)
 
+    # -- volumes -------------------------------------------------------------------------------------------------------
+
+    async def volumes(self) -> dict[str, Mapping[str, str]]:
+        """Return the labels of every volume this node made, by name."""
+
+        def ours() -> dict[str, Mapping[str, str]]:
+            answer = self._client.api.volumes(filters={"label": f"{LABEL_NODE}={self._node}"})
+            return {str(one["Name"]): one.get("Labels") or {} for one in answer.get("Volumes") or []}
+
+        return await self._look(ours)
+
+    async def ensure_volume(self, name: str, labels: Mapping[str, str], *, image: str) -> None:
+        """Have a volume of this node that the workspace's user can write to.
+
+        A new volume belongs to root, and nothing in a confined container may change that. So a container that is
+        never started has it mounted, and the engine unpacks an empty folder of the right owner over it.
+
+        Args:
+            image: any image that is on the engine; nothing of it runs.
+
+        Raises:
+            EngineFailed: a volume of that name is somebody else's.
+        """
+
+        def ensure() -> None:
+            try:
+                found = self._client.api.inspect_volume(name)
+            except NotFound:
+                pass
+            else:
+                if (found.get("Labels") or {}).get(LABEL_NODE) != self._node:
+                    raise EngineFailed(f"the volume {name} is there and not this node's: rename or remove it")
+                return
+            helper = None
+            self._client.volumes.create(name, labels={LABEL_NODE: self._node, **labels})
+            try:
+                helper = self._client.containers.create(
+                    image,
+                    command=["none"],
+                    labels={LABEL_NODE: self._node},
+                    mounts=[Mount("/ngpu-volume/folder", name, type="volume", no_copy=True)],
+                    network_mode="none",
+                )
+                if not helper.put_archive("/ngpu-volume", _owned_folder("folder")):
+                    raise EngineFailed(f"the engine would not give the volume {name} its owner")
+            except BaseException:
+                # or it would be found next time, and be of no use
+                if helper is not None:
+                    helper.remove(force=True)
+                self._client.api.remove_volume(name)
+                raise
+            helper.remove(force=True)
+
+        await self._change(ensure)
+
+    async def remove_volume(self, name: str) -> None:
+        """Remove a volume of this node with all that is in it. One that is gone is fine."""
+
+        def remove() -> None:
+            try:
+                self._client.api.remove_volume(name)
+            except NotFound:
+                return
+
+        await self._change(remove)
+
     # -- containers ----------------------------------------------------------------------------------------------------
 
+    async def listed(self) -> list[Listed]:
+        """Return every container this node made, running or not, by one call."""
+
+        def ours() -> list[Listed]:
+            found = self._client.api.containers(all=True, filters={"label": f"{LABEL_NODE}={self._node}"})
+            return [
+                Listed(
+                    id=str(one["Id"]),
+                    name=str((one.get("Names") or ["?"])[0]).removeprefix("/"),
+                    labels=one.get("Labels") or {},
+                    image=str(one.get("ImageID", "")),
+                    running=one.get("State") == "running",
+                )
+                for one in found
+            ]
+
+        return await self._look(ours)
+
     async def containers(self) -> list[ContainerState]:
-        """Return every container this node made, running or not."""
+        """Return the state of every container this node made, by one call for each."""
 
         def ours() -> list[ContainerState]:
             found = self._client.containers.list(
@@ -270,6 +463,86 @@ class DockerEngine:
 
         return await self._look(inspect)
 
+    async def execute(self, container_id: str, command: Sequence[str], *, timeout_s: float) -> tuple[int, str]:
+        """Run a program inside a container; return its exit code and the beginning of what it said.
+
+        The exit code is -1 where the engine could not start it, or it did not end in time.
+        """
+
+        def execute() -> tuple[int, str]:
+            try:
+                found = self._client.containers.get(container_id).exec_run(list(command), user=WORKSPACE_USER)
+            except (NotFound, APIError) as error:
+                return -1, _first_line(error)
+            output = found.output if isinstance(found.output, bytes) else b""
+            exit_code = -1 if found.exit_code is None else int(found.exit_code)
+            return exit_code, output[:EXEC_OUTPUT_BYTES].decode(errors="replace")
+
+        with trio.move_on_after(timeout_s):
+            return await self._look(execute)
+        return -1, f"it did not end within {timeout_s:g} s"
+
+    async def log_tail(self, container_id: str, lines: int, max_bytes: int) -> bytes:
+        """Return the last *lines* of a container's log, of these the last *max_bytes*; empty when it is gone."""
+
+        def read() -> bytes:
+            kept = b""
+            try:
+                stream = self._client.api.logs(container_id, tail=lines, stream=True, follow=False)
+                for piece in stream:
+                    kept = bytes(kept + piece)[-max_bytes:]
+            except NotFound:
+                return b""
+            return kept
+
+        return await self._look(read)
+
+    @asynccontextmanager
+    async def log_stream(self, container_id: str, lines: int) -> AsyncIterator[trio.MemoryReceiveChannel[bytes]]:
+        """Yield a channel of a container's log, from its last *lines* on; it ends when the container does.
+
+        A reader that is slow holds the engine back, and nothing is kept for it here.
+
+        Raises:
+            EngineFailed: there is no such container.
+        """
+        token = trio.lowlevel.current_trio_token()
+        send, receive = trio.open_memory_channel[bytes](0)
+
+        def opened() -> Any:
+            return self._client.api.logs(container_id, tail=lines, stream=True, follow=True)
+
+        def follow(stream: Any) -> None:
+            try:
+                for piece in stream:
+                    for start in range(0, len(piece), LOG_PIECE_BYTES):
+                        trio.from_thread.run(send.send, piece[start : start + LOG_PIECE_BYTES], trio_token=token)
+            except (
+                trio.BrokenResourceError,
+                trio.ClosedResourceError,
+                trio.Cancelled,
+                trio.RunFinishedError,
+                DockerException,
+                requests.RequestException,
+                OSError,
+                ValueError,
+                AttributeError,
+            ):
+                return  # the reader left, or the engine did
+            finally:
+                with contextlib.suppress(trio.RunFinishedError):
+                    token.run_sync_soon(send.close)
+
+        stream = await self._look(opened)
+        thread = threading.Thread(target=follow, args=(stream,), name="container log", daemon=True)
+        thread.start()
+        try:
+            yield receive
+        finally:
+            receive.close()
+            with contextlib.suppress(DockerException, OSError, ValueError, AttributeError):
+                stream.close()
+
     async def last_words(self, container_id: str) -> str:
         """Return the end of a container's log, for a reason a person can act on."""
 
@@ -313,6 +586,17 @@ class DockerEngine:
             raise EngineFailed(f"the container engine says: {_first_line(error.explanation or error)}") from error
         except (DockerException, requests.RequestException, OSError) as error:
             raise EngineUnavailable(f"the container engine does not answer: {_first_line(error)}") from error
+
+
+def _owned_folder(name: str) -> bytes:
+    """Return a tar file with one empty folder, which belongs to the workspaces' user."""
+    folder = tarfile.TarInfo(name)
+    folder.type, folder.mode = tarfile.DIRTYPE, 0o700
+    folder.uid = folder.gid = WORKSPACE_UID
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        tar.addfile(folder)
+    return archive.getvalue()
 
 
 def _image(attrs: Mapping[str, Any], reference: str) -> Image:

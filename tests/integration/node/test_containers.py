@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -16,11 +16,14 @@ import trio
 from ngpu_node.changes import Changes
 from ngpu_node.config import ContainerSettings
 from ngpu_node.deployments import Deployment, Deployments
-from ngpu_node.engine import containers as containers_module
 from ngpu_node.engine.backend import NoEngine
 from ngpu_node.engine.confinement import LABEL_NODE
 from ngpu_node.engine.containers import Containers
 from ngpu_node.engine.docker_engine import DockerEngine
+from ngpu_node.engine.lifecycle import Policy
+from ngpu_node.engine.run import Run
+from ngpu_node.gpus.choice import UsableGpu
+from ngpu_node.state import NodeState
 from ngpu_node.trust import Trust, TrustedBootstrap
 from ngpu_protocol.acknowledgements import VerdictKind
 from ngpu_protocol.control import DeploymentPhase
@@ -60,11 +63,7 @@ def account() -> Iterator[Account]:
     client.close()
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(containers_module, "RESTART_WAITS_S", (0.1, 0.2))
-    monkeypatch.setattr(containers_module, "HEALTH_INTERVAL_S", 0.2)
-    monkeypatch.setattr(containers_module, "MAX_RESTARTS", 2)
+QUICK = Policy(health_interval_s=0.2, doubt_interval_s=0.2, restart_waits_s=(0.1, 0.2), max_deaths=2, stop_grace_s=2.0)
 
 
 class Place:
@@ -83,6 +82,9 @@ class Place:
         (deployment,) = self.deployments.of_service("acme")
         return deployment
 
+    def revision(self, number: int) -> Deployment:
+        return self.deployments.revisions("acme", "7")[number]
+
     async def until(self, phase: DeploymentPhase, timeout_s: float = 15) -> Deployment:
         deployment = self.only()
         try:
@@ -93,21 +95,39 @@ class Place:
 
 
 @asynccontextmanager
-async def a_place(account: Account, **chosen: Any) -> AsyncIterator[Place]:
+async def a_place(
+    account: Account, *, state: NodeState | None = None, gpus: Sequence[UsableGpu] = (), **chosen: Any
+) -> AsyncIterator[Place]:
     engine = await DockerEngine.connect(account.address)
     deployments = Deployments(Changes())
     containers = Containers(
-        engine, ContainerSettings(**chosen), deployments, node=account.address, trust=TRUST, gpus=lambda: ()
+        engine,
+        ContainerSettings(**chosen),
+        deployments,
+        account=account,
+        trust=TRUST,
+        gpus=lambda: gpus,
+        books=state,
+        policy=QUICK,
     )
     await containers.prepare()
     place = Place(deployments, containers, engine)
     async with trio.open_nursery() as nursery:
-        await nursery.start(partial(deployments.run, images=containers, models=NoEngine(deployments, "")))
+        await nursery.start(partial(deployments.run, images=containers, models=NoEngine(deployments, ""), keeper=state))
         nursery.start_soon(containers.run)
         with trio.fail_after(60):
             yield place
         nursery.cancel_scope.cancel()
     await engine.aclose()
+
+
+def forget_all(place: Place) -> None:
+    """Leave what a crash leaves: the containers, and nobody who takes them down."""
+
+    async def leave(run: Run) -> None:
+        run.container = None
+
+    place.containers.take_away = leave  # type: ignore[method-assign]
 
 
 async def eventually_only(place: Place, *ids: str) -> None:
@@ -188,13 +208,66 @@ def test_a_container_that_dies_is_started_again_and_one_that_keeps_dying_is_give
             await place.until(DeploymentPhase.READY)
             (after,) = await place.engine.containers()
             assert after.id != before.id
-            place.wish(spec(image, revision=2, command=["exit"]))
-            table = place.deployments
-            await eventually(lambda: [d.spec.revision for d in table.of_service("acme")] == [2], timeout_s=15)
+            place.wish(spec(image, id="8", command=["exit"]))
+            await eventually(lambda: [d.spec.id for d in place.deployments.of_service("acme")] == ["8"], timeout_s=15)
             failed = await place.until(DeploymentPhase.FAILED)
+            assert failed.reason == "exited"
             assert "exit code 3" in failed.detail
             assert "I would rather not" in failed.detail
             assert await place.engine.containers() == []
+
+    trio.run(main)
+
+
+def test_a_new_revision_takes_over_when_it_is_ready_and_one_that_fails_leaves_the_old_one_serving(
+    account: Account, image: str
+) -> None:
+    async def main() -> None:
+        async with a_place(account) as place:
+            place.wish(spec(image))
+            first = await place.until(DeploymentPhase.READY)
+            place.wish(spec(image, revision=2, command=["exit"]))
+            second = place.revision(2)
+            await eventually(lambda: second.phase is DeploymentPhase.FAILED, timeout_s=15)
+            assert first.is_ready
+            assert await get(first, "/") == b"ok hello"
+            place.wish(spec(image, revision=3, env={"WORD": "new"}))
+            third = place.revision(3)
+            while not third.is_ready:
+                assert first.is_ready
+                await trio.sleep(0.01)
+            await eventually(lambda: [d.spec.revision for d in place.deployments] == [3], timeout_s=15)
+            assert (first.phase, second.phase) == (DeploymentPhase.GONE, DeploymentPhase.GONE)
+            assert await get(third, "/") == b"ok new"
+            assert len(await place.engine.containers()) == 1
+
+    trio.run(main)
+
+
+def test_where_two_revisions_do_not_fit_the_old_one_makes_room_and_comes_back_if_the_new_one_fails(
+    account: Account, image: str
+) -> None:
+    async def main() -> None:
+        async with a_place(account, total_cpus=1.5) as place:
+            place.wish(spec(image, cpus=1.0))
+            first = await place.until(DeploymentPhase.READY)
+            place.wish(spec(image, cpus=1.0, revision=2, command=["exit"]))
+            second = place.revision(2)
+            await eventually(lambda: second.phase is DeploymentPhase.STARTING, timeout_s=15)
+            assert (first.phase, first.reason) == (DeploymentPhase.QUEUED, "made_room")
+            await eventually(lambda: second.phase is DeploymentPhase.FAILED, timeout_s=15)
+            await eventually(lambda: first.is_ready, timeout_s=15)
+            place.wish(spec(image, cpus=1.0, revision=3))
+            third = place.revision(3)
+            await eventually(lambda: third.is_ready, timeout_s=15)
+            await eventually(lambda: [d.spec.revision for d in place.deployments] == [3], timeout_s=15)
+            place.wish(spec(image, cpus=1.0, revision=3), spec(image, cpus=1.0, id="8"))
+            (_, other) = place.deployments.of_service("acme")
+            await eventually(lambda: other.reason == "no_room", timeout_s=15)
+            assert other.phase is DeploymentPhase.QUEUED
+            assert other.detail == "needs 1 CPUs; free of the 1.5 this node's owner allows: 0.5"
+            place.wish(spec(image, cpus=1.0, id="8"))
+            await eventually(lambda: other.is_ready, timeout_s=15)
 
     trio.run(main)
 
@@ -241,14 +314,13 @@ def test_a_crashed_daemons_container_is_adopted_and_one_nobody_wants_removed(acc
             place.wish(spec(image), spec(image, id="8"))
             await eventually(lambda: all(d.is_ready for d in place.deployments.of_service("acme")), timeout_s=15)
             before = {state.name: state.id for state in await place.engine.containers()}
-            # what a crash leaves: the containers, and nobody who takes them down
-            place.containers._containers.clear()
+            forget_all(place)
         async with a_place(account) as place:
             place.wish(spec(image))
             await place.until(DeploymentPhase.READY)
             (kept,) = [s for s in await place.engine.containers() if s.name.endswith("-7-1")]
             assert before[kept.name] == kept.id
-            await place.containers._sweep()
+            await place.containers.sweep()
             await eventually_only(place, kept.id)
 
     trio.run(main)
@@ -260,7 +332,7 @@ def test_a_crashed_daemons_container_of_another_specification_is_replaced(accoun
             place.wish(spec(image))
             await place.until(DeploymentPhase.READY)
             (before,) = await place.engine.containers()
-            place.containers._containers.clear()
+            forget_all(place)
         async with a_place(account) as place:
             place.wish(spec(image, env={"WORD": "changed"}))
             deployment = await place.until(DeploymentPhase.READY)
@@ -276,12 +348,12 @@ def test_before_a_service_has_said_what_it_wants_nothing_of_its_is_removed(accou
         async with a_place(account) as place:
             place.wish(spec(image))
             await place.until(DeploymentPhase.READY)
-            place.containers._containers.clear()
+            forget_all(place)
         async with a_place(account) as place:
-            await place.containers._sweep()
+            await place.containers.sweep()
             assert len(await place.engine.containers()) == 1
             place.wish()
-            await place.containers._sweep()
+            await place.containers.sweep()
             await eventually_only(place)
 
     trio.run(main)
@@ -298,7 +370,7 @@ def test_what_is_not_this_nodes_is_not_touched(account: Account, image: str) -> 
         async with a_place(account) as place:
             place.wish(spec(image))
             await place.until(DeploymentPhase.READY)
-            await place.containers._sweep()
+            await place.containers.sweep()
             place.wish()
             await eventually(lambda: place.deployments.of_service("acme") == [], timeout_s=15)
 

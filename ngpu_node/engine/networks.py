@@ -1,0 +1,189 @@
+"""The networks workspaces are on: how the node reaches them, and what they reach.
+
+Owns the choice between two ways, made at start:
+
+    internal   two bridges of the node's own, without traffic between their containers. One has no way out; the other,
+               for workspaces whose specification says `egress`, leads outside but not to this machine or the owner's
+               network (`firewall`). The node talks to containers' own addresses
+    published  where the engine's bridges are not on this machine (a virtual machine, rootless, a remote engine): the
+               engine publishes ports on loopback, and what containers reach is the engine's business
+
+The network with egress is made when the first workspace asks for it. What is weaker here than it should be is said in
+`findings`, each with what to do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+import trio
+
+from ngpu_node.config import ContainerSettings
+from ngpu_node.engine.docker_engine import DockerEngine
+from ngpu_node.engine.firewall import Firewall, FirewallUnavailable
+from ngpu_node.engine.outlook import Finding
+from ngpu_node.errors import DeploymentImpossible, EngineFailed, EngineUnavailable
+
+log = structlog.get_logger(__name__)
+
+_BRIDGE_FILTER = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a container goes: the network's name, None to publish its ports; whom it asks for names."""
+
+    network: str | None
+    name_servers: tuple[str, ...] = ()
+
+
+class Networks:
+    """The networks of one node."""
+
+    def __init__(self, engine: DockerEngine, settings: ContainerSettings, mark: str) -> None:
+        """Nothing is made before `prepare`.
+
+        Args:
+            mark: eight characters that tell this node from others on the engine.
+        """
+        self._engine = engine
+        self._settings = settings
+        self._closed, self._open = f"ngpu-{mark}", f"ngpu-{mark}-out"
+        self._closed_bridge, self._open_bridge = f"ngpu{mark}", f"ngpu{mark}o"
+        self._firewall = Firewall(mark)
+        self._is_internal = False
+        self._has_open = False
+        self._problem = ""
+        self._opening = trio.Lock()
+
+    @property
+    def is_internal(self) -> bool:
+        """Whether containers are talked to at their own addresses."""
+        return self._is_internal
+
+    @property
+    def offers_egress(self) -> bool:
+        """Whether a workspace that wants egress can have it here."""
+        return self._settings.egress and (not self._is_internal or not self._problem)
+
+    async def prepare(self) -> None:
+        """Choose the way, and make the network that takes.
+
+        Raises:
+            EngineUnavailable, EngineFailed: the engine does not do it.
+            DeploymentImpossible: the owner wants the internal network and it cannot be reached from here.
+        """
+        if self._settings.network == "published":
+            return
+        network = await self._engine.ensure_network(self._closed, self._closed_bridge)
+        if network.routable:
+            self._is_internal = True
+            await self._close(with_open=False)
+        elif self._settings.network == "internal":
+            raise DeploymentImpossible(
+                "the internal network's containers cannot be reached from here (the engine is on another machine or in "
+                'a namespace of its own): set network = "published" under [containers]'
+            )
+        else:
+            log.warning("containers_published", hint="containers reach the outside: the engine's networks are not here")
+            await self._engine.remove_network(network.name)
+
+    async def restore(self) -> None:
+        """Have the networks and rules again, after the engine was away: it may have made its own rules anew."""
+        if self._is_internal:
+            await self._engine.ensure_network(self._closed, self._closed_bridge)
+            if self._has_open:
+                await self._engine.ensure_network(self._open, self._open_bridge, internal=False)
+            await self._close(with_open=self._has_open)
+
+    async def _close(self, *, with_open: bool) -> None:
+        try:
+            await self._firewall.apply(self._closed_bridge, self._open_bridge if with_open else None)
+        except FirewallUnavailable as error:
+            self._problem = str(error)
+            log.warning("firewall_not_set", reason=self._problem, hint="workspaces reach services of this machine")
+        else:
+            self._problem = ""
+
+    async def place(self, *, egress: bool) -> Place:
+        """Return where a container goes that may reach the outside, or may not.
+
+        Raises:
+            DeploymentImpossible: it cannot be had here, with the reason.
+            EngineUnavailable, EngineFailed: the engine does not do it.
+        """
+        if egress and not self._settings.egress:
+            raise DeploymentImpossible("the workspace wants egress, which this node's owner does not allow")
+        if not self._is_internal:
+            return Place(None)
+        if not egress:
+            return Place(self._closed)
+        async with self._opening:
+            if not self._has_open:
+                await self._engine.ensure_network(self._open, self._open_bridge, internal=False)
+                await self._close(with_open=True)
+                self._has_open = True
+        if self._problem:
+            raise DeploymentImpossible(
+                "the workspace wants egress, and this node cannot keep it out of its owner's network: "
+                f"{self._problem}; `ngpu-node doctor` says what to do"
+            )
+        return Place(self._open, tuple(self._settings.name_servers))
+
+    async def finish(self) -> None:
+        """Take the networks away, unless a container is still on them, and the rules with them."""
+        if not self._is_internal:
+            return
+        names = [self._closed, self._open] if self._has_open else [self._closed]
+        for name in names:
+            try:
+                await self._engine.remove_network(name)
+            except (EngineUnavailable, EngineFailed) as error:
+                # A container is on it that could not be removed: the rules must stay as long as it may run.
+                log.info("network_kept", network=name, reason=str(error))
+                return
+        await self._firewall.remove()
+
+    def findings(self) -> list[Finding]:
+        """Return how well workspaces are kept apart here."""
+        if not self._is_internal:
+            return [
+                Finding(
+                    "network",
+                    "workspaces' ports are published on loopback, and workspaces reach whatever the engine lets them",
+                    "let the engine run on this machine, so that the node's own internal network can be used",
+                )
+            ]
+        found = [
+            Finding("network", f"workspaces are on a network of their own ({self._closed_bridge}), with no way out")
+        ]
+        if self._problem:
+            found.append(
+                Finding(
+                    "firewall",
+                    f"workspaces may reach services of this machine: {self._problem}",
+                    "run the node as root or with CAP_NET_ADMIN (systemd: AmbientCapabilities=CAP_NET_ADMIN), or "
+                    f"yourself: iptables -I INPUT -i {self._closed_bridge} -m conntrack --ctstate NEW -j REJECT, "
+                    "and the same with ip6tables",
+                )
+            )
+        else:
+            found.append(Finding("firewall", "workspaces cannot reach services of this machine"))
+        if _bridge_filter_is_off():
+            found.append(
+                Finding(
+                    "bridge filter",
+                    "containers on one network reach each other: the kernel does not filter bridged packets",
+                    "modprobe br_netfilter; sysctl -w net.bridge.bridge-nf-call-iptables=1",
+                )
+            )
+        return found
+
+
+def _bridge_filter_is_off() -> bool:
+    try:
+        return _BRIDGE_FILTER.read_text().strip() == "0"
+    except OSError:
+        return True

@@ -1,0 +1,35 @@
+"""What a backend of images shows of itself to the rest of the node: findings for the owner, the machine, logs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import trio
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing about this machine an owner should know; *advice* is empty where all is well."""
+
+    subject: str
+    text: str
+    advice: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What the machine has for workspaces, as the engine tells and the owner limits; 0 where that is not known."""
+
+    runs_images: bool
+    cpus: float = 0.0
+    memory_bytes: int = 0
+    gives_gpus: bool = False
+    gives_egress: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """The end of a container's log, and what it says from there on; *more* is None where it says no more."""
+
+    end: bytes
+    more: trio.MemoryReceiveChannel[bytes] | None
