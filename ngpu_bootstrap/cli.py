@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ngpu_bootstrap.config import DEFAULT_DATA_DIR, ENV_PREFIX, BootstrapSettings
+from ngpu_bootstrap.credentials import reveal
+from ngpu_bootstrap.operator_keys import Scope
 from ngpu_daemon.entry import run_main
 from ngpu_daemon.errors import OperatorError
 from ngpu_daemon.init_command import init_command
@@ -28,14 +31,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 workspace_app = typer.Typer(help="Workspaces: a client's image or model server, and its token.", no_args_is_help=True)
-operator_app = typer.Typer(help="Keys for managing workspaces over HTTP.", no_args_is_help=True)
+token_app = typer.Typer(help="The tokens of a workspace.", no_args_is_help=True)
+key_app = typer.Typer(help="Operators' keys for managing this bootstrap over HTTP.", no_args_is_help=True)
 app.add_typer(workspace_app, name="workspace")
-app.add_typer(operator_app, name="operator-key")
+workspace_app.add_typer(token_app, name="token")
+app.add_typer(key_app, name="key")
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file; `sample-config` prints one.")]
 DataDirOption = Annotated[Path | None, typer.Option(help=f"Where it keeps its state (default {DEFAULT_DATA_DIR}).")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
+_DURATION = re.compile(r"(?P<count>[0-9]{1,9})(?P<unit>[smhd]?)")
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _API = re.compile(r"(?P<name>[^:=]+)=(?P<mode>sync|async):(?P<port>[0-9]+)(?P<path>/.*)")
 
 app.command("init")(init_command(DEFAULT_DATA_DIR.expanduser()))
@@ -210,9 +217,38 @@ def workspace_remove(
     run_main(main)
 
 
-@operator_app.command("add")
-def operator_key_add(
+@token_app.command("rotate")
+def workspace_token_rotate(
+    workspace_id: Annotated[str, typer.Argument(help="The number before the token's hyphen.")],
+    overlap: Annotated[
+        str, typer.Option(help="How long the tokens before go on: 90s, 30m, 24h, 7d; 0 ends them at once.")
+    ] = "24h",
+    config: ConfigOption = None,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Give a workspace a new token, which is shown this once. Those before go on for a while, so that no call fails."""
+
+    def main() -> None:
+        made = _management(config, data_dir).rotate_token(workspace_id, duration_s("--overlap", overlap))
+        if as_json:
+            typer.echo(made.model_dump_json())
+            return
+        typer.echo(
+            f"token  {made.token}\n\n"
+            f"It is shown this once. The tokens before it end at {_moment(made.others_end_at_ms)}."
+        )
+
+    run_main(main)
+
+
+@key_app.command("add")
+def key_add(
     name: Annotated[str, typer.Argument(help="Who or what uses it.")],
+    scope: Annotated[
+        list[str] | None, typer.Option(help=f"What it may do: {', '.join(Scope)}; repeat for more. Default: all.")
+    ] = None,
+    expires: Annotated[str | None, typer.Option(help="How long it lives: 12h, 90d. Default: until removed.")] = None,
     config: ConfigOption = None,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
@@ -220,9 +256,14 @@ def operator_key_add(
     """Make an operator key and print it, which is shown this once. It counts at once, also in a running daemon."""
 
     def main() -> None:
-        from ngpu_bootstrap.credentials import reveal
-
-        key = reveal(_operator_keys(config, data_dir).add(name))
+        unknown = [one for one in scope or () if one not in set(Scope)]
+        if unknown:
+            raise ArgumentError(f"--scope {unknown[0]}: there are {', '.join(Scope)}")
+        lives_s = None if expires is None else duration_s("--expires", expires)
+        made = _operator_keys(config, data_dir).add(
+            name, scopes=[Scope(one) for one in scope] if scope else [Scope.ALL], expires_in_s=lives_s
+        )
+        key = reveal(made)
         if as_json:
             typer.echo(json.dumps({"name": name, "key": key}))
         else:
@@ -232,26 +273,35 @@ def operator_key_add(
     run_main(main)
 
 
-@operator_app.command("list")
-def operator_key_list(config: ConfigOption = None, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
-    """Show the names of the operator keys."""
+@key_app.command("list")
+def key_list(config: ConfigOption = None, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
+    """Show the operator keys: what each may do, and until when."""
 
     def main() -> None:
         keys = _operator_keys(config, data_dir).all()
         if as_json:
-            shown = [{"name": key.name, "created_at_ms": key.created_at_ms} for key in keys]
+            shown = [
+                {
+                    "name": key.name,
+                    "scopes": sorted(key.scopes),
+                    "created_at_ms": key.created_at_ms,
+                    "expires_at_ms": key.expires_at_ms,
+                }
+                for key in keys
+            ]
             typer.echo(json.dumps({"keys": shown}))
         elif not keys:
-            typer.echo("There is no operator key yet: `ngpu-bootstrap operator-key add NAME` makes one.")
+            typer.echo("There is no operator key yet: `ngpu-bootstrap key add NAME` makes one.")
         for key in () if as_json else keys:
-            typer.echo(key.name)
+            until = "" if key.expires_at_ms is None else f"  until {_moment(key.expires_at_ms)}"
+            typer.echo(f"{key.name}  {','.join(sorted(key.scopes))}{until}")
 
     run_main(main)
 
 
-@operator_app.command("remove")
-def operator_key_remove(
-    name: Annotated[str, typer.Argument(help="As `operator-key list` shows it.")],
+@key_app.command("remove")
+def key_remove(
+    name: Annotated[str, typer.Argument(help="As `key list` shows it.")],
     config: ConfigOption = None,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
@@ -263,6 +313,22 @@ def operator_key_remove(
         typer.echo(json.dumps({"removed": name}) if as_json else f"removed {name}")
 
     run_main(main)
+
+
+def duration_s(option: str, text: str) -> float:
+    """Return the seconds in `90s`, `30m`, `24h`, `7d` or a bare number of seconds.
+
+    Raises:
+        ArgumentError: it is none of these.
+    """
+    found = _DURATION.fullmatch(text)
+    if found is None:
+        raise ArgumentError(f"{option} {text[:32]}: write 90s, 30m, 24h or 7d")
+    return int(found["count"]) * _UNITS[found["unit"]]
+
+
+def _moment(at_ms: int) -> str:
+    return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def _settings(config: Path | None, **flags: Any) -> BootstrapSettings:

@@ -16,7 +16,7 @@ import trio
 from pydantic import ValidationError
 
 from ngpu_bootstrap.admin_socket import ask_daemon, daemon_is_running
-from ngpu_bootstrap.api.models import CreatedWorkspaceView, WorkspaceView, workspace_view
+from ngpu_bootstrap.api.models import CreatedWorkspaceView, NewTokenView, WorkspaceView, workspace_view
 from ngpu_bootstrap.config import BootstrapSettings
 from ngpu_bootstrap.credentials import reveal
 from ngpu_bootstrap.errors import Refusal
@@ -98,12 +98,23 @@ class Management:
         listed: list[WorkspaceView] = self._on_store(work)
         return listed
 
+    def rotate_token(self, workspace_id: str, overlap_s: float) -> NewTokenView:
+        """Give a workspace a new token, shown this once."""
+        _check_id(workspace_id)
+        if daemon_is_running(self._directory):
+            target = f"/api/v1/workspaces/{workspace_id}/tokens"
+            return NewTokenView.model_validate(self._ask("POST", target, {"overlap_s": overlap_s}))
+
+        async def work(workspaces: Workspaces) -> NewTokenView:
+            token, record, ends_at_ms = await workspaces.rotate_token(workspace_id, overlap_s)
+            return NewTokenView(token=reveal(token), label=record.label, others_end_at_ms=ends_at_ms)
+
+        made: NewTokenView = self._on_store(work)
+        return made
+
     def remove(self, workspace_id: str) -> WorkspaceView:
         """Remove a workspace and return what it was."""
-        if not (workspace_id.isascii() and workspace_id.isdigit()):
-            raise WorkspaceError(
-                f"{workspace_id[:64]!r} is no workspace id: it is the number before the token's hyphen"
-            )
+        _check_id(workspace_id)
         if daemon_is_running(self._directory):
             return WorkspaceView.model_validate(self._ask("DELETE", f"/api/v1/workspaces/{workspace_id}"))
 
@@ -150,6 +161,11 @@ class Management:
                 return trio.run(main)
         except (StoreError, Refusal) as error:
             raise WorkspaceError(str(error)) from None
+
+
+def _check_id(workspace_id: str) -> None:
+    if not (workspace_id.isascii() and workspace_id.isdigit()):
+        raise WorkspaceError(f"{workspace_id[:64]!r} is no workspace id: it is the number before the token's hyphen")
 
 
 def _now_ms() -> int:

@@ -120,6 +120,9 @@ class LimitsSection(Section):
     queue_wait_s: float = Field(30.0, ge=0, description="Seconds a call may wait for a slot before it gets 429.")
     async_tasks: int = Field(10_000, ge=1, description="Asynchronous tasks of one workspace that may be unfinished.")
     attempts: int = Field(5, ge=1, le=32, description="Orders signed for one task at most, refused ones included.")
+    token_calls_per_s: float = Field(0.0, ge=0, description="Calls a second of one token; 0 sets no limit.")
+    token_burst: int = Field(50, ge=1, description="Calls one token may make at once after a pause.")
+    token_calls_at_once: int = Field(0, ge=0, description="Calls of one token running at once; 0 sets no limit.")
     streams_per_node: int = Field(256, ge=1, description="HTTP streams to one node open at once.")
 
 

@@ -234,6 +234,8 @@ class _Bootstrap:
             status=self._status,
             chain_id=self.network.chain_id,
             open_metrics=settings.has_private_listener,
+            now_ms=now_ms,
+            answer_failed_try=front.answer_failed_try,
         )
         scheme = "https" if self.tls is not None else "http"
         front.application = AsgiHandler(build_app(parts), scheme=scheme)

@@ -1,4 +1,4 @@
-"""Keys of operators: who may manage workspaces over HTTP.
+"""Keys of operators: who may manage what over HTTP, and until when.
 
 Kept beside the database in `operator_keys.json` of the data directory, names and hashes alone: a key is shown once,
 when it is made. The file is small and read again when it changed, so that a key made on the command line counts at
@@ -12,15 +12,38 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from ngpu_bootstrap.credentials import OPERATOR_PREFIX, SECRET_BYTES, Token, make_token, opens, stored_hash
 from ngpu_daemon.errors import OperatorError
 
 FILE_NAME = "operator_keys.json"
+
+
+class Scope(StrEnum):
+    """What a key may do; `ALL` does everything, any other its own."""
+
+    ALL = "all"
+    READ = "read"  # whatever shows and changes nothing
+    WORKSPACES = "workspaces"  # workspaces and their tokens
+    NODES = "nodes"  # nodes: admit, drain
+    ACCOUNTS = "accounts"  # users and products of existing NGPU clients
+
+
+class Standing(StrEnum):
+    """What comes of a key that is shown."""
+
+    ALLOWED = "allowed"
+    UNKNOWN = "unknown"
+    EXPIRED = "expired"
+    OUT_OF_SCOPE = "out_of_scope"
+
+
 _NAME = re.compile(r"[A-Za-z0-9_.]{1,64}")
+_NOBODY = bytes(32)
 
 
 class OperatorKeysError(OperatorError):
@@ -34,6 +57,8 @@ class OperatorKey:
     name: str
     hash: bytes
     created_at_ms: int
+    scopes: frozenset[Scope] = frozenset({Scope.ALL})
+    expires_at_ms: int | None = None
 
 
 class OperatorKeys:
@@ -49,13 +74,19 @@ class OperatorKeys:
         self._refresh()
         return sorted(self._keys.values(), key=lambda key: key.created_at_ms)
 
-    def opens(self, token: Token) -> bool:
-        """Return whether *token* is one of the keys."""
+    def judge(self, token: Token, scope: Scope, now_ms: int) -> Standing:
+        """Return whether *token* is a key that may do *scope* now. How long it takes tells nothing of any secret."""
         self._refresh()
         known = self._keys.get(token.subject.removeprefix(OPERATOR_PREFIX))
-        return known is not None and token.is_operator_key and opens(token, known.hash)
+        if not opens(token, known.hash if known is not None else _NOBODY) or known is None or not token.is_operator_key:
+            return Standing.UNKNOWN
+        if known.expires_at_ms is not None and now_ms >= known.expires_at_ms:
+            return Standing.EXPIRED
+        if Scope.ALL in known.scopes or scope in known.scopes:
+            return Standing.ALLOWED
+        return Standing.OUT_OF_SCOPE
 
-    def add(self, name: str) -> Token:
+    def add(self, name: str, *, scopes: Iterable[Scope] = (Scope.ALL,), expires_in_s: float | None = None) -> Token:
         """Make a key called *name* and return it; it is not to be had again.
 
         Raises:
@@ -67,7 +98,9 @@ class OperatorKeys:
         if name in self._keys:
             raise OperatorKeysError(f"there is a key called {name} already: choose another name, or remove it first")
         token = make_token(OPERATOR_PREFIX + name, secrets.token_bytes(SECRET_BYTES))
-        self._keys[name] = OperatorKey(name, stored_hash(token), time.time_ns() // 1_000_000)
+        now_ms = time.time_ns() // 1_000_000
+        expires_at_ms = None if expires_in_s is None else now_ms + int(expires_in_s * 1000)
+        self._keys[name] = OperatorKey(name, stored_hash(token), now_ms, frozenset(scopes), expires_at_ms)
         self._write()
         return token
 
@@ -79,9 +112,7 @@ class OperatorKeys:
         """
         self._refresh()
         if self._keys.pop(name, None) is None:
-            raise OperatorKeysError(
-                f"there is no key called {name[:64]}; `ngpu-bootstrap operator-key list` shows them"
-            )
+            raise OperatorKeysError(f"there is no key called {name[:64]}; `ngpu-bootstrap key list` shows them")
         self._write()
 
     def _refresh(self) -> None:
@@ -96,7 +127,13 @@ class OperatorKeys:
         try:
             document = json.loads(self._path.read_bytes())
             self._keys = {
-                entry["name"]: OperatorKey(entry["name"], bytes.fromhex(entry["hash"]), entry["created_at_ms"])
+                entry["name"]: OperatorKey(
+                    entry["name"],
+                    bytes.fromhex(entry["hash"]),
+                    entry["created_at_ms"],
+                    frozenset(map(Scope, entry.get("scopes", [Scope.ALL]))),
+                    entry.get("expires_at_ms"),
+                )
                 for entry in document["keys"]
             }
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -107,7 +144,13 @@ class OperatorKeys:
 
     def _write(self) -> None:
         keys = [
-            {"name": key.name, "hash": key.hash.hex(), "created_at_ms": key.created_at_ms}
+            {
+                "name": key.name,
+                "hash": key.hash.hex(),
+                "created_at_ms": key.created_at_ms,
+                "scopes": sorted(key.scopes),
+                "expires_at_ms": key.expires_at_ms,
+            }
             for key in self._keys.values()
         ]
         new = self._path.with_suffix(".new")

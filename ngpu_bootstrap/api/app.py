@@ -6,10 +6,11 @@ daemon's own Unix socket the caller is the operator, by the file's permissions.
 """
 
 # Annotations are evaluated here: FastAPI reads them, and those of the calls name things local to build_app.
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+import structlog
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
@@ -19,7 +20,7 @@ from ngpu_bootstrap.api import models, page
 from ngpu_bootstrap.credentials import Token, reveal, take_credential
 from ngpu_bootstrap.errors import Forbidden, NotServed, Refusal, Unauthorized
 from ngpu_bootstrap.metrics import Metrics
-from ngpu_bootstrap.operator_keys import OperatorKeys
+from ngpu_bootstrap.operator_keys import OperatorKeys, OperatorKeysError, Scope, Standing
 from ngpu_bootstrap.registry.nodes import Nodes
 from ngpu_bootstrap.registry.workspaces import NewWorkspace, Workspaces
 from ngpu_bootstrap.store.errors import StoreError, UnknownTask
@@ -27,6 +28,8 @@ from ngpu_bootstrap.store.records import TaskRecord
 from ngpu_bootstrap.store.store import Store
 from ngpu_daemon.metrics import CONTENT_TYPE, exposition, software_version
 from ngpu_protocol.errors import MalformedError
+
+log = structlog.get_logger(__name__)
 
 _DESCRIPTION = """\
 A bootstrap peer of the NGPU network: clients call workspaces here, nodes with GPUs run them, and every call leaves a \
@@ -56,6 +59,7 @@ class Parts:
         status: what the daemon says of itself to its operator.
         find_task: a task by its id, for whoever may see it.
         open_metrics: whether `/metrics` needs no operator key.
+        answer_failed_try: what a client gets for a refusal, by the address and fields of its request.
     """
 
     workspaces: Workspaces
@@ -67,6 +71,8 @@ class Parts:
     status: Callable[[], dict[str, Any]]
     chain_id: int
     open_metrics: bool
+    now_ms: Callable[[], int]
+    answer_failed_try: Callable[[str, Sequence[tuple[bytes, bytes]], Refusal], Refusal]
 
 
 def build_app(parts: Parts, *, is_operators_own: bool = False) -> FastAPI:
@@ -83,22 +89,44 @@ def build_app(parts: Parts, *, is_operators_own: bool = False) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    _answer_errors(app)
+    _answer_errors(app, parts)
 
     def presented(request: Request) -> Token | None:
         return take_credential(request.headers.raw, request.url.query or None).token
 
-    def operator(token: Annotated[Token | None, Depends(presented)]) -> None:
+    def check_operator(token: Token | None, scope: Scope) -> None:
+        """Return if the caller is an operator who may do *scope*."""
         if is_operators_own:
             return
         if token is None:
             raise Unauthorized("key_missing", "this call needs an operator key: send `Authorization: Bearer <key>`")
         if not token.is_operator_key:
             raise Forbidden("key_needed", "this call needs an operator key; a workspace token is not enough")
-        if not parts.operator_keys.opens(token):
-            raise Unauthorized("key_unknown", "this operator key is not known here")
+        match parts.operator_keys.judge(token, scope, parts.now_ms()):
+            case Standing.UNKNOWN:
+                raise Unauthorized("key_unknown", "this operator key is not known here")
+            case Standing.EXPIRED:
+                raise Unauthorized("key_expired", "this operator key has expired; have another made")
+            case Standing.OUT_OF_SCOPE:
+                raise Forbidden("key_scope", f"this operator key may not do this: it lacks the scope {scope.value}")
 
-    is_operator = [Depends(operator)]
+    def may(scope: Scope) -> Any:
+        """Return the dependency of a call that only an operator with *scope* may make."""
+
+        def check(token: Annotated[Token | None, Depends(presented)]) -> None:
+            check_operator(token, scope)
+
+        return Depends(check)
+
+    def owner(token: Token | None, workspace_id: str, scope: Scope) -> None:
+        """Return if the caller holds the workspace's own token, or is an operator with *scope*."""
+        if token is None or token.is_operator_key or is_operators_own:
+            check_operator(token, scope)
+        elif parts.workspaces.authenticate(token)[0].id != workspace_id:
+            raise Forbidden("token_foreign", "this token is of another workspace")
+
+    is_operator = [may(Scope.WORKSPACES)]
+    may_read = [may(Scope.READ)]
 
     @app.get("/health", tags=["operation"])
     async def health() -> models.HealthView:
@@ -124,7 +152,7 @@ def build_app(parts: Parts, *, is_operators_own: bool = False) -> FastAPI:
     async def metrics(token: Annotated[Token | None, Depends(presented)]) -> Response:
         """Prometheus metrics; from outside this machine with an operator key."""
         if not parts.open_metrics:
-            operator(token)
+            check_operator(token, Scope.READ)
         return Response(exposition(parts.metrics.registry), media_type=CONTENT_TYPE)
 
     @app.post("/api/v1/workspaces", status_code=201, tags=["workspaces"], dependencies=is_operator, responses=_ERRORS)
@@ -134,7 +162,7 @@ def build_app(parts: Parts, *, is_operators_own: bool = False) -> FastAPI:
         view = models.workspace_view(workspace, parts.nodes)
         return models.CreatedWorkspaceView(workspace=view, token=reveal(token))
 
-    @app.get("/api/v1/workspaces", tags=["workspaces"], dependencies=is_operator, responses=_ERRORS)
+    @app.get("/api/v1/workspaces", tags=["workspaces"], dependencies=may_read, responses=_ERRORS)
     async def list_workspaces() -> models.WorkspaceListView:
         """Every workspace, with where it is deployed."""
         views = [models.workspace_view(workspace, parts.nodes) for workspace in parts.workspaces]
@@ -145,16 +173,24 @@ def build_app(parts: Parts, *, is_operators_own: bool = False) -> FastAPI:
         workspace_id: str, token: Annotated[Token | None, Depends(presented)]
     ) -> models.WorkspaceView:
         """One workspace, for its own token or an operator key."""
-        if token is None or token.is_operator_key or is_operators_own:
-            operator(token)
-        elif parts.workspaces.authenticate(token)[0].id != workspace_id:
-            raise Forbidden("token_foreign", "this token is of another workspace")
+        owner(token, workspace_id, Scope.READ)
         return models.workspace_view(parts.workspaces.require(workspace_id), parts.nodes)
 
     @app.delete("/api/v1/workspaces/{workspace_id}", tags=["workspaces"], dependencies=is_operator, responses=_ERRORS)
     async def remove_workspace(workspace_id: str) -> models.WorkspaceView:
         """Remove a workspace: its tokens open nothing any more, its deployments stop. Tasks and receipts stay."""
         return models.workspace_view(await parts.workspaces.remove(workspace_id), parts.nodes)
+
+    @app.post("/api/v1/workspaces/{workspace_id}/tokens", status_code=201, tags=["workspaces"], responses=_ERRORS)
+    async def rotate_token(
+        workspace_id: str, rotation: models.Rotation, token: Annotated[Token | None, Depends(presented)]
+    ) -> models.NewTokenView:
+        """Give a workspace a new token, shown this once; those before go on for `overlap_s` seconds and then end.
+
+        For the workspace's own token or an operator key."""
+        owner(token, workspace_id, Scope.WORKSPACES)
+        made, record, ends_at_ms = await parts.workspaces.rotate_token(workspace_id, rotation.overlap_s)
+        return models.NewTokenView(token=reveal(made), label=record.label, others_end_at_ms=ends_at_ms)
 
     @app.get("/api/v1/tasks/{task_id}", tags=["tasks"], responses=_ERRORS)
     async def get_task(task_id: str, token: Annotated[Token | None, Depends(presented)]) -> models.TaskView:
@@ -200,11 +236,13 @@ def build_app(parts: Parts, *, is_operators_own: bool = False) -> FastAPI:
     return app
 
 
-def _answer_errors(app: FastAPI) -> None:
+def _answer_errors(app: FastAPI, parts: Parts) -> None:
     """Give every error the shape of this API."""
 
     @app.exception_handler(Refusal)
     async def refused(request: Request, refusal: Refusal) -> JSONResponse:
+        host = request.client.host if request.client is not None else ""
+        refusal = parts.answer_failed_try(host, request.headers.raw, refusal)
         return _error(refusal.status, refusal.reason, refusal.message, refusal.headers)
 
     @app.exception_handler(UnknownTask)
@@ -215,6 +253,11 @@ def _answer_errors(app: FastAPI) -> None:
     async def store_failed(request: Request, error: StoreError) -> JSONResponse:
         refusal = NotServed(503, "store_unavailable", "the store cannot be used now; come again", retry_after_s=5)
         return _error(refusal.status, refusal.reason, refusal.message, refusal.headers)
+
+    @app.exception_handler(OperatorKeysError)
+    async def keys_damaged(request: Request, error: OperatorKeysError) -> JSONResponse:
+        log.error("operator_keys_unusable", reason=str(error))
+        return _error(503, "keys_unavailable", "operator keys cannot be checked now; the operator's log says why")
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:

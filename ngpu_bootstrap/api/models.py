@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from ngpu_bootstrap.registry.nodes import Nodes, NodeSession
 from ngpu_bootstrap.registry.workspaces import Workspace
@@ -65,6 +65,24 @@ class CreatedWorkspaceView(BaseModel):
 
     workspace: WorkspaceView
     token: str
+
+
+class Rotation(BaseModel):
+    """How a token is replaced."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    overlap_s: float = Field(
+        default=86_400.0, ge=0, le=30 * 86_400, description="how long the tokens before go on; 0 ends them at once"
+    )
+
+
+class NewTokenView(BaseModel):
+    """A token just made, shown this once."""
+
+    token: str
+    label: str = Field(description="its public name, the `userkey` of task details")
+    others_end_at_ms: int
 
 
 class WorkspaceListView(BaseModel):

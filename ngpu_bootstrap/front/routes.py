@@ -8,6 +8,7 @@ handled on the HTTP server itself, since a full web framework on the way would c
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
 
 import structlog
@@ -17,9 +18,10 @@ from ngpu_bootstrap.credentials import take_credential
 from ngpu_bootstrap.dispatch.calls import Body, Call, ClientFault, StreamedBody, WholeBody
 from ngpu_bootstrap.dispatch.detached import DetachedTasks
 from ngpu_bootstrap.dispatch.dispatcher import Dispatcher
-from ngpu_bootstrap.errors import NotServed, Refusal
+from ngpu_bootstrap.errors import NotServed, Refusal, Unauthorized
 from ngpu_bootstrap.front.answers import Answer, refusal_answer
 from ngpu_bootstrap.front.callers import Network, client_address, passed_on
+from ngpu_bootstrap.front.guards import FailedTries, TokenLimits
 from ngpu_bootstrap.front.paths import proxied_target, split_target, unslipped
 from ngpu_bootstrap.front.proxy import ProxySink
 from ngpu_bootstrap.front.reads_api import Wire
@@ -99,6 +101,13 @@ class Front:
         self._new_task_id = new_task_id
         self._now_ms = new_task_id.now_ms
         self._trusted = trusted
+        self.failed_tries = FailedTries()
+        # None where the operator sets no limit: then it costs a call nothing
+        self._token_limits = (
+            TokenLimits(per_s=limits.token_calls_per_s, burst=limits.token_burst, at_once=limits.token_calls_at_once)
+            if limits.token_calls_per_s or limits.token_calls_at_once
+            else None
+        )
         self.tasks_api = TasksApi(
             workspaces=workspaces,
             nodes=nodes,
@@ -142,7 +151,15 @@ class Front:
             raise Refusal(413, "body_too_large", f"at most {limit} bytes are taken")
         await self.application(exchange)
 
+    def answer_failed_try(self, peer: str, headers: Sequence[tuple[bytes, bytes]], refusal: Refusal) -> Refusal:
+        """Return what a client gets for *refusal*: 429 once its address has shown too many unknown credentials."""
+        if not isinstance(refusal, Unauthorized):
+            return refusal
+        address = client_address(peer, list(headers), self._trusted)
+        return self.failed_tries.answer(address, refusal, time.monotonic())
+
     async def _refuse(self, exchange: Exchange, refusal: Refusal, *, documented: bool) -> None:
+        refusal = self.answer_failed_try(exchange.remote.host, exchange.request.headers, refusal)
         self._metrics.refused(refusal.reason)
         log.info(
             "call_refused",
@@ -183,12 +200,22 @@ class Front:
             request_url=path if presented.query is None else f"{path}?{presented.query}",
             token_label=token.label,
         )
-        sink = ProxySink(exchange, task_id)
+        limits = self._token_limits
+        if limits is not None:
+            limits.enter(token.label, time.monotonic())
+        try:
+            await self._carry(exchange, call)
+        finally:
+            if limits is not None:
+                limits.leave(token.label)
+
+    async def _carry(self, exchange: Exchange, call: Call) -> None:
+        sink = ProxySink(exchange, call.task_id)
         result = await self._dispatcher.carry(call, sink)
         try:
             await sink.finish(result)
         except Refusal as refusal:
-            await respond(exchange, refusal_answer(refusal, documented=False, task_id=task_id))
+            await respond(exchange, refusal_answer(refusal, documented=False, task_id=call.task_id))
 
     async def _body(self, exchange: Exchange) -> Body:
         request, limit = exchange.request, self._limits.request_body_bytes
@@ -215,7 +242,16 @@ class Front:
             idempotency_key=idempotency_key(exchange),
             user_ip=client_address(exchange.remote.host, request.headers, self._trusted),
         )
-        await respond(exchange, await self.tasks_api.answer(asked, exchange.receive_all))
+        limits, label = self._token_limits, ""
+        if limits is not None and presented.token is not None:
+            label = self._workspaces.authenticate(presented.token)[1].label
+            limits.enter(label, time.monotonic())
+        try:
+            answer = await self.tasks_api.answer(asked, exchange.receive_all)
+        finally:
+            if limits is not None and label:
+                limits.leave(label)
+        await respond(exchange, answer)
 
 
 async def _nothing(exchange: Exchange) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, model_validator
@@ -149,6 +149,39 @@ class Workspaces:
             self._on_change()
             return workspace, token
 
+    async def rotate_token(self, workspace_id: str, overlap_s: float) -> tuple[Token, WorkspaceToken, int]:
+        """Give the workspace a new token; return it, its record, and when the tokens before end (UTC milliseconds).
+
+        Those that end sooner anyway stay as they are.
+
+        Raises:
+            Refusal: 404; 409 when another rotation was faster.
+        """
+        workspace = self.require(workspace_id)
+        now_ms = self._now_ms()
+        ends_at_ms = now_ms + int(overlap_s * 1000)
+        token = make_token(workspace_id, secrets.token_bytes(SECRET_BYTES))
+        number = 1 + max((_label_number(known.label) for known in workspace.tokens), default=0)
+        record = WorkspaceToken(f"{workspace_id}.{number}", stored_hash(token), now_ms)
+        shortened = [
+            known.label for known in workspace.tokens if known.expires_at_ms is None or known.expires_at_ms > ends_at_ms
+        ]
+        try:
+            await self._store.replace_token(workspace_id, record, expire=shortened, at_ms=ends_at_ms)
+        except WorkspaceConflict:
+            raise Refusal(
+                409, "token_conflict", "the token was rotated by somebody else at this moment; look, and try again"
+            ) from None
+        except UnknownWorkspace:
+            raise Refusal(404, "workspace_unknown", f"there is no workspace {workspace_id}") from None
+        tokens = tuple(
+            replace(known, expires_at_ms=ends_at_ms) if known.label in shortened else known
+            for known in workspace.tokens
+        )
+        # the newest first: it is looked at first
+        self._by_id[workspace_id] = replace(self._by_id.get(workspace_id, workspace), tokens=(record, *tokens))
+        return token, record, ends_at_ms
+
     async def remove(self, workspace_id: str) -> Workspace:
         """Remove the workspace: its token opens nothing any more and its deployments stop. Its tasks stay on record.
 
@@ -161,6 +194,11 @@ class Workspaces:
         self._by_id.pop(workspace_id, None)
         self._on_change()
         return workspace
+
+
+def _label_number(label: str) -> int:
+    number = label.rpartition(".")[2]
+    return int(number) if number.isascii() and number.isdigit() else 0
 
 
 def _workspace(row: WorkspaceRow) -> Workspace:

@@ -58,15 +58,19 @@ def test_people_are_shown_the_token_once_and_how_to_use_it(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("workspace", "add", "--name", "x", "--port", "1"), "exactly one of image and service"),
+        (("workspace", "add", "--name", "x", "--port", "1"), "exactly one of image"),
         ((*ADD, "--api", "nonsense"), "NAME=sync:PORT/PATH"),
         ((*ADD, "--env", "NOVALUE"), "NAME=VALUE"),
         ((*ADD, "--api", "queryTask=sync:8080/x"), "call of the gateway itself"),
         ((*ADD, "--file", "/nowhere/at.all"), "cannot read"),
         (("workspace", "remove", "123"), "no workspace 123"),
         (("workspace", "remove", "x"), "no workspace id"),
-        (("operator-key", "add", "a b"), "no name for a key"),
-        (("operator-key", "remove", "nobody"), "no key called"),
+        (("key", "add", "a b"), "no name for a key"),
+        (("key", "add", "ann", "--scope", "everything"), "there are all, read"),
+        (("key", "add", "ann", "--expires", "soon"), "write 90s, 30m"),
+        (("workspace", "token", "rotate", "123"), "no workspace 123"),
+        (("workspace", "token", "rotate", "123", "--overlap", "1w"), "write 90s, 30m"),
+        (("key", "remove", "nobody"), "no key called"),
         (("status",), "start it with"),
     ],
 )
@@ -86,12 +90,24 @@ def test_a_data_directory_in_use_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_operator_keys_come_and_go(tmp_path: Path) -> None:
-    key = said(command(tmp_path, "operator-key", "add", "alice", "--json"))["key"]
+    key = said(command(tmp_path, "key", "add", "alice", "--json"))["key"]
     assert key.startswith("op_alice-")
-    assert command(tmp_path, "operator-key", "list").stdout == "alice\n"
-    assert "Bearer <key>" in command(tmp_path, "operator-key", "add", "bob").stdout
-    command(tmp_path, "operator-key", "remove", "alice")
-    assert [one["name"] for one in said(command(tmp_path, "operator-key", "list", "--json"))["keys"]] == ["bob"]
+    assert command(tmp_path, "key", "list").stdout == "alice  all\n"
+    assert "Bearer <key>" in command(tmp_path, "key", "add", "bob").stdout
+    command(tmp_path, "key", "remove", "alice")
+    command(tmp_path, "key", "add", "carl", "--scope", "read", "--scope", "nodes", "--expires", "90d")
+    assert "carl  nodes,read  until 20" in command(tmp_path, "key", "list").stdout
+    command(tmp_path, "key", "remove", "carl")
+    assert [one["name"] for one in said(command(tmp_path, "key", "list", "--json"))["keys"]] == ["bob"]
+
+
+def test_a_token_is_rotated_on_a_store_that_no_daemon_uses(tmp_path: Path) -> None:
+    made = said(command(tmp_path, *ADD, "--json"))
+    rotated = said(command(tmp_path, "workspace", "token", "rotate", made["id"], "--overlap", "30m", "--json"))
+    assert rotated["token"].startswith(made["id"] + "-")
+    assert rotated["token"] != made["token"]
+    assert rotated["label"] == made["id"] + ".2"
+    assert "It is shown this once" in command(tmp_path, "workspace", "token", "rotate", made["id"]).stdout
 
 
 def test_an_unknown_key_in_the_configuration_names_the_nearest(tmp_path: Path) -> None:

@@ -7,17 +7,30 @@ from pathlib import Path
 import pytest
 
 from ngpu_bootstrap.credentials import make_token, reveal
-from ngpu_bootstrap.operator_keys import FILE_NAME, OperatorKeys, OperatorKeysError
+from ngpu_bootstrap.operator_keys import FILE_NAME, OperatorKeys, OperatorKeysError, Scope, Standing
 
 
 def test_a_key_opens_until_it_is_removed_in_every_process(tmp_path: Path) -> None:
     daemon, command = OperatorKeys(tmp_path), OperatorKeys(tmp_path)
     key = command.add("alice")
-    assert daemon.opens(key)
-    assert not daemon.opens(make_token("op_alice", bytes(24)))
-    assert not daemon.opens(make_token("op_bob", bytes(24)))
+    assert daemon.judge(key, Scope.NODES, 0) is Standing.ALLOWED
+    assert daemon.judge(make_token("op_alice", bytes(24)), Scope.NODES, 0) is Standing.UNKNOWN
+    assert daemon.judge(make_token("op_bob", bytes(24)), Scope.NODES, 0) is Standing.UNKNOWN
+    assert daemon.judge(make_token("alice", bytes.fromhex(key.secret)), Scope.NODES, 0) is Standing.UNKNOWN
     command.remove("alice")
-    assert not daemon.opens(key)
+    assert daemon.judge(key, Scope.NODES, 0) is Standing.UNKNOWN
+
+
+def test_a_key_does_what_its_scopes_say_until_it_expires(tmp_path: Path) -> None:
+    keys = OperatorKeys(tmp_path)
+    key = keys.add("watch", scopes=[Scope.READ, Scope.NODES], expires_in_s=60)
+    (made,) = OperatorKeys(tmp_path).all()
+    assert made.scopes == {Scope.READ, Scope.NODES}
+    now_ms = made.created_at_ms
+    assert keys.judge(key, Scope.READ, now_ms) is Standing.ALLOWED
+    assert keys.judge(key, Scope.WORKSPACES, now_ms) is Standing.OUT_OF_SCOPE
+    assert keys.judge(key, Scope.READ, now_ms + 59_999) is Standing.ALLOWED
+    assert keys.judge(key, Scope.READ, now_ms + 60_000) is Standing.EXPIRED
 
 
 def test_the_file_is_private_and_holds_no_key(tmp_path: Path) -> None:
