@@ -129,6 +129,7 @@ class DetachedTasks:
         Args:
             specs: the workspace a task is of; None when it was removed.
         """
+        await self._store.claim_own()
         tasks = await self._store.unfinished()
         for task in tasks:
             found = Unfinished.from_store(task)

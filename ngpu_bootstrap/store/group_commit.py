@@ -133,7 +133,9 @@ class GroupCommit:
                 _execute_quickly(cursor, steps)
             _execute_quickly(cursor, filings.heads())
             cursor.close()
-        self._chains.update(filings.chains)
+        own = self._operations.owner
+        # a sibling's chain may move on elsewhere: it is read anew each time
+        self._chains.update({key: chain for key, chain in filings.chains.items() if own in ("", key[0])})
 
     def _commit_singly(self, batch: Sequence[Operation]) -> None:
         connection = self._connect()

@@ -67,14 +67,20 @@ class Operation(Job):
 
 @dataclass(frozen=True, slots=True)
 class Operations:
-    """Makes operations; pure."""
+    """Makes operations; pure.
+
+    Attributes:
+        owner: the bootstrap that new tasks belong to.
+    """
 
     statements: Statements
+    owner: str = ""
 
     def accept(self, task: NewTask, start: AttemptStart | None = None) -> Operation:
         """A new task; with *start*, its first attempt in the same commit."""
         s = self.statements
         values = _task_values(task)
+        values["bootstrap"] = self.owner
         steps: list[Step] = []
         if start is None:
             values["state"] = 0
@@ -90,6 +96,14 @@ class Operations:
             steps.append(self._insert_attempt(start))
         if task.request is not None:
             steps.append(self._insert_body(task.task_id, Part.REQUEST, task.request))
+        if task.webhook:
+            webhook = {
+                "task_id": task.task_id,
+                "url": task.webhook,
+                "token_label": task.token_label,
+                "next_at_ms": task.accepted_at_ms,
+            }
+            steps.append((s.insert_webhook, s.insert_webhook.bind(webhook)))
         return Operation(task.task_id, steps, lambda c, error: _why_not_accepted(c, task, error))
 
     def begin_attempt(self, start: AttemptStart, previous: AttemptEnd | None = None) -> Operation:
@@ -114,6 +128,11 @@ class Operations:
         if requeue:
             steps.append((s.requeue_task, s.requeue_task.bind({"key": end.task_id})))
         return Operation(end.task_id, steps, _why_not(end.task_id, end.attempt))
+
+    def ask_cancel(self, task_id: str, at_ms: int) -> Operation:
+        """The client's wish that an unfinished task end."""
+        s = self.statements.ask_cancel
+        return Operation(task_id, [(s, s.bind({"key": task_id, "at_ms": at_ms}))], _why_not(task_id, 0))
 
     def run(self, task_id: str, attempt: int) -> Operation:
         """The node admitted the attempt's order."""

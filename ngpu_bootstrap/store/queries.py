@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -33,7 +33,7 @@ from ngpu_protocol.identity import Address
 MAX_PAGE: Final = 10_000
 
 _TASK_COLUMNS: Final = tuple(tables.tasks.columns)
-_RECEIPT_COLUMNS: Final = tuple(tables.receipts.columns)
+_RECEIPT_COLUMNS: Final = tuple(column for column in tables.receipts.columns if column.name != "signed_order")
 _request = tables.bodies.alias("request")
 _response = tables.bodies.alias("response")
 
@@ -90,7 +90,7 @@ def receipts(connection: sa.Connection, task_id: str, attempt: int | None = None
     r, a = tables.receipts, tables.attempts
     joined = r.outerjoin(a, sa.and_(a.c.task_id == r.c.task_id, a.c.attempt == r.c.attempt))
     query = (
-        sa.select(*_RECEIPT_COLUMNS, a.c.signed_order)
+        sa.select(*_RECEIPT_COLUMNS, sa.func.coalesce(a.c.signed_order, r.c.signed_order).label("signed_order"))
         .select_from(joined)
         .where(r.c.task_id == task_id)
         .order_by(r.c.attempt, r.c.sequence)
@@ -140,8 +140,10 @@ def page_query(wanted: TaskFilter, limit: int, columns: tuple[sa.Column[Any], ..
     return query
 
 
-def unfinished(connection: sa.Connection) -> list[OpenTask]:
-    """Return every task that is not final, oldest first, without bodies."""
+def unfinished(
+    connection: sa.Connection, owner: str | None = None, among: Collection[str] | None = None
+) -> list[OpenTask]:
+    """Return every task that is not final, oldest first, without bodies; of one bootstrap, of the ids *among*."""
     t, a, b = tables.tasks, tables.attempts, tables.bodies
     joined = t.outerjoin(a, sa.and_(a.c.task_id == t.c.task_id, a.c.attempt == t.c.attempts)).outerjoin(
         b, sa.and_(b.c.task_id == t.c.task_id, b.c.part == Part.REQUEST.value)
@@ -152,6 +154,10 @@ def unfinished(connection: sa.Connection) -> list[OpenTask]:
         .where(sa.text("tasks.state < 3"))
         .order_by(t.c.number)
     )
+    if owner is not None:
+        query = query.where(t.c.bootstrap == owner)
+    if among is not None:
+        query = query.where(t.c.task_id.in_(list(among)))
     width = len(_TASK_COLUMNS)
     return [
         OpenTask(_task(row[:width]), _attempt(row[width:-1]) if row[width] is not None else None, row[-1] is not None)

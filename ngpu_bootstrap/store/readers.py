@@ -1,7 +1,10 @@
-"""The reading threads: each owns a connection and answers what is queued in one snapshot.
+"""The threads beside the writer: each owns a connection and answers what is queued in one snapshot.
 
 Two lanes: ``lookups`` (one task by its id) never wait behind ``lists`` (a page of ten thousand). A lookup queued after
 a commit was acknowledged sees what it wrote, since its snapshot begins later.
+
+A third lane, ``chores``, writes: what is rare, touches many rows or locks some (leases, retention), and must not hold
+up the writer's batches. Each of its jobs is a transaction.
 """
 
 from __future__ import annotations
@@ -35,8 +38,9 @@ class Query(Job):
 class Reader:
     """One reading thread."""
 
-    def __init__(self, engine: sa.Engine, name: str, *, capacity: int) -> None:
+    def __init__(self, engine: sa.Engine, name: str, *, capacity: int, writes: bool = False) -> None:
         self._engine = engine
+        self._writes = writes
         self._handoff: Handoff[Query] = Handoff(capacity)
         self._thread = threading.Thread(target=self._run, name=f"store-{name}", daemon=True)
 
@@ -53,7 +57,7 @@ class Reader:
         self._thread.join()
 
     async def read(self, work: Callable[[sa.Connection], T]) -> T:
-        """Return what *work* reads. A cancelled caller's query is still run.
+        """Return what *work* reads (or does, where this lane writes). A cancelled caller's query is still run.
 
         Raises:
             StoreUnavailable: the database cannot be read.
@@ -64,10 +68,13 @@ class Reader:
 
     def _run(self) -> None:
         connection: sa.Connection | None = None
-        while (batch := self._handoff.take(_BATCH_LIMIT)) is not None:
+        limit = 1 if self._writes else _BATCH_LIMIT
+        while (batch := self._handoff.take(limit)) is not None:
             try:
                 if connection is None:
-                    connection = reading(self._engine.connect())
+                    connection = self._engine.connect()
+                    if not self._writes:
+                        connection = reading(connection)
                 with connection.begin():
                     for query in batch:
                         query.outcome = _answer(query, connection)

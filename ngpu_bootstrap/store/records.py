@@ -90,6 +90,7 @@ class NewTask:
         deadline_at_ms: Absolute; after it the task expires.
         idempotency_key: The client's own, unique in its workspace; None without one.
         request: The body to send (bytes, or a stored one made by ``Store.new_body``); None when it is not kept.
+        webhook: URL that is told of the task's end; empty for none.
     """
 
     task_id: str
@@ -111,6 +112,7 @@ class NewTask:
     idempotency_key: str | None = None
     priority: int = 0
     request: bytes | StoredBody | None = field(default=None, repr=False)
+    webhook: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +248,8 @@ class TaskRecord:
     """A task as stored. See NewTask and Finish for the fields they share with it.
 
     *number* counts tasks of this database (the documents' ``id``). *attempts* is how many were begun, *node* and
-    *node_ip* are those of the last one. *verdict* and *rule* are the last receipt's, empty while there is none.
+    *node_ip* are those of the last one. *bootstrap* brings it to its end. *verdict* and *rule* are the last receipt's,
+    empty while there is none.
     """
 
     number: int
@@ -282,6 +285,8 @@ class TaskRecord:
     encoding: str
     verdict: str
     rule: str
+    bootstrap: str = ""
+    cancel_asked_at_ms: int | None = None
     request: StoredBody | None = field(default=None, repr=False)
     response: StoredBody | None = field(default=None, repr=False)
 

@@ -42,6 +42,7 @@ ACCEPT_COLUMNS = (
     "priority",
     "accepted_at_ms",
     "deadline_at_ms",
+    "bootstrap",
 )
 
 _UNFINISHED = sa.text("state < 3")
@@ -81,6 +82,16 @@ class Statements:
             [*ACCEPT_COLUMNS, "state", "attempts", "node", "node_ip", "dispatched_at_ms"],
         )
         self.insert_body = self._prepare("insert_body", upsert(name, tables.bodies, _names(tables.bodies)), rows=1)
+        self.insert_webhook = self._insert(
+            "insert_webhook", tables.webhooks, ["task_id", "url", "token_label", "next_at_ms"]
+        )
+        self.ask_cancel = self._prepare(
+            "ask_cancel",
+            sa.update(t)
+            .where(t.c.task_id == sa.bindparam("key"), _UNFINISHED)
+            .values(cancel_asked_at_ms=sa.func.coalesce(t.c.cancel_asked_at_ms, sa.bindparam("at_ms"))),
+            rows=1,
+        )
         # a task goes back to the queue when its attempt ended without an answer and may run again
         self.requeue_task = self._prepare(
             "requeue_task",
@@ -134,7 +145,9 @@ class Statements:
             ),
             rows=1,
         )
-        self.insert_receipt = self._insert("insert_receipt", tables.receipts, _names(tables.receipts))
+        # the order is with its attempt, until retention removes that
+        receipt_columns = [name for name in _names(tables.receipts) if name != "signed_order"]
+        self.insert_receipt = self._insert("insert_receipt", tables.receipts, receipt_columns)
         # the verdict of the last attempt is the task's; an earlier attempt's late receipt does not replace it
         self.judge_task = self._prepare(
             "judge_task",

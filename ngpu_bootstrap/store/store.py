@@ -19,12 +19,13 @@ import outcome
 import sqlalchemy as sa
 import trio
 
-from ngpu_bootstrap.store import queries
+from ngpu_bootstrap.store import leases, queries, retention, webhook_rows
 from ngpu_bootstrap.store.bodies import BodyFiles, BodyLimits, BodyWriter
 from ngpu_bootstrap.store.database import database_url, open_engine
 from ngpu_bootstrap.store.errors import StoreClosed, StoreError, StoreUnavailable
 from ngpu_bootstrap.store.group_commit import CommitCounts, GroupCommit, load_chain
 from ngpu_bootstrap.store.handoff import Handoff
+from ngpu_bootstrap.store.leases import Sibling
 from ngpu_bootstrap.store.operations import Operation, Operations
 from ngpu_bootstrap.store.readers import Reader
 from ngpu_bootstrap.store.recent_links import RecentLinks
@@ -53,6 +54,7 @@ from ngpu_bootstrap.store.records import (
 )
 from ngpu_bootstrap.store.schema import prepare_schema
 from ngpu_bootstrap.store.statements import Statements
+from ngpu_bootstrap.store.webhook_rows import DueWebhook, ToldWebhook, WebhookRecord
 from ngpu_protocol.identity import Address
 from ngpu_protocol.receipts import ReceiptLink
 
@@ -94,6 +96,7 @@ class Store:
         self._files = files
         self._lookups = Reader(engine, "lookups", capacity=1024)
         self._lists = Reader(engine, "lists", capacity=64)
+        self._chores = Reader(engine, "chores", capacity=64, writes=True)
         self._links = RecentLinks()
 
     @classmethod
@@ -131,12 +134,13 @@ class Store:
             engine.dispose()
             raise
         writes: Handoff[Operation] = Handoff(options.queue_limit)
-        operations = Operations(Statements(engine.dialect))
+        operations = Operations(Statements(engine.dialect), bootstrap)
         commits = GroupCommit(engine, operations, writes, linger_s=options.linger_s)
         store = cls(engine, bootstrap, writes, commits, operations, files)
         commits.start()
         store._lookups.start()
         store._lists.start()
+        store._chores.start()
         return store
 
     async def aclose(self) -> None:
@@ -144,6 +148,7 @@ class Store:
         self._writes.close()
         self._lookups.close()
         self._lists.close()
+        self._chores.close()
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(self._shut)
             # the wake-ups of the last batch are in trio's queue before this returns to it
@@ -153,6 +158,7 @@ class Store:
         self._commits.join()
         self._lookups.join()
         self._lists.join()
+        self._chores.join()
         self._engine.dispose()
 
     @property
@@ -357,9 +363,99 @@ class Store:
         """
         return await self._lists.read(lambda connection: queries.task_ids(connection, wanted))
 
+    async def ask_cancel(self, task_id: str, at_ms: int) -> None:
+        """Commit the wish that a task end; whose it is carries it out, and after a crash whoever takes it up.
+
+        Raises:
+            UnknownTask, TaskIsFinal: there is nothing to end.
+        """
+        await self._writes.submit(self._operations.ask_cancel(task_id, at_ms))
+
+    async def cancels_asked(self) -> list[str]:
+        """Return the unfinished tasks of this bootstrap that were asked to end, wherever that was said."""
+        return await self._lookups.read(lambda connection: leases.cancels_asked(connection, self._bootstrap))
+
     async def unfinished(self) -> list[OpenTask]:
-        """Return every task that is not final, oldest first, without bodies: what a restart has to deal with."""
-        return await self._lists.read(queries.unfinished)
+        """Return every task of this bootstrap that is not final, oldest first, without bodies.
+
+        What a restart has to deal with; call ``claim_own`` before.
+        """
+        return await self._lists.read(lambda connection: queries.unfinished(connection, self._bootstrap))
+
+    # --- several bootstraps on one database
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other bootstraps may work on this database."""
+        return self._engine.dialect.name != "sqlite"
+
+    async def claim_own(self) -> int:
+        """Take over the unfinished tasks that no other bootstrap can own, and return how many those were.
+
+        On a SQLite file that is every one, since one process has it; elsewhere those of before there were several.
+        """
+        return await self._chores.read(lambda connection: leases.claim(connection, self._bootstrap, self.is_shared))
+
+    async def renew_lease(self, lease_ms: int, about: Mapping[str, Any], *, anew: bool = False) -> bool:
+        """Say that this bootstrap lives for *lease_ms* more; return False when its lease had ended before.
+
+        Args:
+            about: what siblings and operators may know of it.
+            anew: this run begins.
+        """
+        own = self._bootstrap
+        return await self._chores.read(lambda connection: leases.renew(connection, own, lease_ms, about, anew))
+
+    async def end_lease(self) -> None:
+        """Say that this bootstrap stops: its siblings need not wait for its lease to end."""
+        await self._chores.read(lambda connection: leases.end(connection, self._bootstrap))
+
+    async def siblings(self) -> list[Sibling]:
+        """Return every bootstrap that ever worked on this database, this one included."""
+        return await self._lists.read(leases.all_bootstraps)
+
+    async def take_over(self, limit: int = 500) -> list[OpenTask]:
+        """Make at most *limit* unfinished tasks of bootstraps whose lease has ended this one's, and return them."""
+        return await self._chores.read(lambda connection: leases.take_over(connection, self._bootstrap, limit))
+
+    async def owned(self) -> set[str]:
+        """Return the ids of the unfinished tasks of this bootstrap."""
+        return await self._lists.read(lambda connection: leases.owned(connection, self._bootstrap))
+
+    async def workspaces_mark(self) -> tuple[Any, ...]:
+        """Return a value that differs once any workspace or token has changed."""
+        return await self._lookups.read(leases.workspaces_mark)
+
+    # --- retention
+
+    async def remove_old(self, *, before_ms: int | None, bodies_bytes: int | None, limit: int = 500) -> int:
+        """Remove at most *limit* final tasks, oldest first, with their bodies and attempts; return how many.
+
+        Their receipts stay, each with the order it answers.
+
+        Args:
+            before_ms: those accepted before this.
+            bodies_bytes: and those beyond what all bodies together may take; None: no such bound.
+        """
+        removed, paths = await self._chores.read(
+            lambda connection: retention.remove(connection, before_ms, bodies_bytes, limit)
+        )
+        await self._files.remove(paths)
+        return removed
+
+    # --- webhooks
+
+    async def due_webhooks(self, now_ms: int, limit: int) -> list[DueWebhook]:
+        """Return calls to make now, their tasks being final, and keep them from siblings for a while."""
+        return await self._chores.read(lambda connection: webhook_rows.take_due(connection, now_ms, limit))
+
+    async def note_webhook(self, told: ToldWebhook) -> None:
+        """Commit what became of a call."""
+        await self._chores.read(lambda connection: webhook_rows.note(connection, told))
+
+    async def webhook(self, task_id: str) -> WebhookRecord | None:
+        """Return how the calling back of a task goes; None when nobody is to be called."""
+        return await self._lookups.read(lambda connection: webhook_rows.of_task(connection, task_id))
 
     async def read_body(self, task_id: str, part: Part, body: StoredBody) -> bytes:
         """Return a whole body as ``task`` named it.

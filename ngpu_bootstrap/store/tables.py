@@ -107,6 +107,9 @@ tasks = sa.Table(
     _text("encoding"),
     _text("verdict"),
     _text("rule"),
+    # whose it is to bring to an end, among several bootstraps on one database; empty: of before there were several
+    _text("bootstrap"),
+    sa.Column("cancel_asked_at_ms", _MS),
     # most tasks have no key: they cost this index nothing
     sa.Index(
         "uq_tasks_idempotency_key",
@@ -180,6 +183,8 @@ receipts = sa.Table(
     _count("reserved_gpu_ms"),
     _count("busy_gpu_ms"),
     sa.Column("received_at_ms", _MS, nullable=False),
+    # of an attempt whose task was removed: what the receipt answers
+    sa.Column("signed_order", sa.LargeBinary),
     sa.Index("ix_receipts_task", "task_id", "attempt"),
     sqlite_with_rowid=False,
 )
@@ -206,6 +211,36 @@ chain_faults = sa.Table(
     sa.Column("expected", sa.LargeBinary, nullable=False),
     sa.Column("actual", sa.LargeBinary, nullable=False),
     sa.Column("found_at_ms", _MS, nullable=False),
+)
+
+# who shares this database; one whose lease has ended is taken for dead
+bootstraps = sa.Table(
+    "bootstraps",
+    metadata,
+    sa.Column("address", sa.Text, primary_key=True),
+    sa.Column("lease_until_ms", _MS, nullable=False),
+    sa.Column("started_at_ms", _MS, nullable=False),
+    _text("about", "{}"),
+)
+
+# whom to tell of a task's end, and how that goes
+webhooks = sa.Table(
+    "webhooks",
+    metadata,
+    sa.Column("task_id", sa.Text, sa.ForeignKey("tasks.task_id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("url", sa.Text, nullable=False),
+    _text("token_label"),
+    sa.Column("tries", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("next_at_ms", _MS, nullable=False),
+    sa.Column("done_at_ms", _MS),
+    sa.Column("status", sa.Integer, nullable=False, server_default="0"),
+    _text("problem"),
+    sa.Index(
+        "ix_webhooks_due",
+        "next_at_ms",
+        sqlite_where=sa.text("done_at_ms IS NULL"),
+        postgresql_where=sa.text("done_at_ms IS NULL"),
+    ),
 )
 
 nodes = sa.Table(

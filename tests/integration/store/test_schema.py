@@ -25,8 +25,10 @@ from ngpu_bootstrap.store.records import Filing, NodeRow, TaskFilter
 from ngpu_bootstrap.store.store import Store
 from ngpu_daemon.errors import OperatorError
 from ngpu_protocol.receipts import ReceiptLink
+from tests.support.postgres import new_database
 from tests.unit.store.builders import (
     BOOTSTRAP,
+    DATABASE_FILE,
     NODE,
     WORKSPACE,
     a_finish,
@@ -72,7 +74,52 @@ def test_migrations_are_found_in_an_installed_package() -> None:
 async def test_a_database_of_every_schema_so_far_opens_with_its_data(dump: Path, tmp_path: Path) -> None:
     """Each dump was made by that version, see the last test of this file."""
     load(dump, tmp_path / "bootstrap.db")
-    async with a_store(tmp_path) as store:
+    await check_released(tmp_path)
+
+
+@pytest.mark.needs_postgres
+@pytest.mark.parametrize("dump", sorted(RELEASED.glob("*.sql")), ids=lambda path: path.stem)
+@trio_test
+async def test_a_postgresql_database_of_every_schema_so_far_is_upgraded_with_its_data(
+    dump: Path, tmp_path: Path
+) -> None:
+    """The rows are those of the dump; the schema is made by that version's own migrations."""
+    load(dump, tmp_path / "rows.db")
+    with new_database() as url:
+        (tmp_path / DATABASE_FILE).write_text(url)
+        engine = open_engine(url)
+        with engine.connect() as connection:
+            with connection.begin():
+                schema.upgrade(connection, dump.stem)
+                copy_rows(tmp_path / "rows.db", connection)
+            if dump.stem != schema.HEAD:
+                with pytest.raises(StoreMismatch, match="db upgrade"):
+                    await opening(tmp_path)
+            with connection.begin():
+                schema.upgrade(connection, schema.HEAD)
+        engine.dispose()
+        await check_released(tmp_path)
+
+
+def copy_rows(source: Path, connection: sa.Connection) -> None:
+    """Copy every row of a SQLite database into tables of the same names and columns."""
+    target = sa.MetaData()
+    target.reflect(connection)
+    with closing(sqlite3.connect(source)) as rows:
+        for table in target.sorted_tables:
+            if table.name == "alembic_version":
+                continue
+            cursor = rows.execute(f"SELECT * FROM {table.name}")
+            names = [column[0] for column in cursor.description]
+            values = [dict(zip(names, row, strict=True)) for row in cursor]
+            if values:
+                connection.execute(sa.insert(table), values)
+    connection.exec_driver_sql("SELECT setval('tasks_number_seq', (SELECT max(number) FROM tasks))")
+
+
+async def check_released(directory: Path) -> None:
+    async with a_store(directory) as store:
+        await store.claim_own()
         assert [row.id for row in await store.list_workspaces()] == [WORKSPACE]
         assert len(await store.list_workspaces(removed=True)) == 2
         detail = await store.detail(task_id(1))
@@ -88,7 +135,7 @@ async def test_a_database_of_every_schema_so_far_opens_with_its_data(dump: Path,
         await store.finish(a_finish(2))
         assert (await store.late_receipt(a_receipt(2))).filing is Filing.FILED
         assert await store.chain_head(NODE) == ReceiptLink(3, receipt_hash(3))
-    async with a_store(tmp_path) as store:
+    async with a_store(directory) as store:
         assert len((await store.tasks(TaskFilter())).tasks) == 3
 
 
@@ -126,7 +173,7 @@ async def test_an_outdated_schema_is_refused_where_migrating_is_the_operators(
 ) -> None:
     async with a_store(tmp_path):
         pass
-    monkeypatch.setattr(schema, "HEAD", "0002")
+    monkeypatch.setattr(schema, "HEAD", "0003")
     with pytest.raises(StoreMismatch, match="db upgrade"):
         await opening(tmp_path, migrate=False)
 

@@ -1,0 +1,70 @@
+"""What is kept for how long: final tasks go by age and by the room their bodies take, receipts stay.
+
+A task goes with its bodies, attempts and webhook; its receipts take over the order they answer, so that each can still
+be checked offline. Oldest first, a bounded number in each transaction, since others write meanwhile. Blocking; runs in
+the store's ``chores`` thread.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from ngpu_bootstrap.store import tables
+from ngpu_bootstrap.store.records import StoredBody
+
+_FINAL = sa.text("tasks.state >= 3")
+
+
+def remove(
+    connection: sa.Connection, before_ms: int | None, bodies_bytes: int | None, limit: int
+) -> tuple[int, list[StoredBody]]:
+    """Remove at most *limit* tasks; return how many, and the bodies whose files are no longer named."""
+    doomed = _too_old(connection, before_ms, limit)
+    if len(doomed) < limit and bodies_bytes is not None:
+        doomed += _too_large(connection, bodies_bytes, limit - len(doomed), set(doomed))
+    if not doomed:
+        return 0, []
+    t, a, b, r = tables.tasks, tables.attempts, tables.bodies, tables.receipts
+    on_disk = connection.execute(sa.select(b.c.size, b.c.path).where(b.c.task_id.in_(doomed), b.c.path != ""))
+    bodies = [StoredBody(row.size, path=row.path) for row in on_disk]
+    order = sa.select(a.c.signed_order).where(a.c.task_id == r.c.task_id, a.c.attempt == r.c.attempt).scalar_subquery()
+    connection.execute(sa.update(r).where(r.c.task_id.in_(doomed)).values(signed_order=order))
+    connection.execute(sa.delete(t).where(t.c.task_id.in_(doomed), _FINAL))
+    return len(doomed), bodies
+
+
+def bodies_size(connection: sa.Connection) -> int:
+    """Return how many bytes all bodies take, in rows and in files."""
+    return int(connection.execute(sa.select(sa.func.coalesce(sa.func.sum(tables.bodies.c.size), 0))).scalar_one())
+
+
+def _too_old(connection: sa.Connection, before_ms: int | None, limit: int) -> list[str]:
+    if before_ms is None:
+        return []
+    t = tables.tasks
+    # by number, which is about the order of acceptance: the primary key is walked from its old end
+    oldest = sa.select(t.c.task_id).where(_FINAL, t.c.accepted_at_ms < before_ms).order_by(t.c.number).limit(limit)
+    return list(connection.execute(oldest).scalars())
+
+
+def _too_large(connection: sa.Connection, bodies_bytes: int, limit: int, going: set[str]) -> list[str]:
+    excess = bodies_size(connection) - bodies_bytes
+    if excess <= 0:
+        return []
+    t, b = tables.tasks, tables.bodies
+    sizes = (
+        sa.select(t.c.task_id, sa.func.sum(b.c.size))
+        .select_from(t.join(b, b.c.task_id == t.c.task_id))
+        .where(_FINAL)
+        .group_by(t.c.number, t.c.task_id)
+        .order_by(t.c.number)
+        .limit(limit + len(going))
+    )
+    doomed: list[str] = []
+    for task_id, size in connection.execute(sizes):
+        if excess <= 0:
+            break
+        excess -= int(size)
+        if task_id not in going:
+            doomed.append(task_id)
+    return doomed
