@@ -3,33 +3,18 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import docker
 import pytest
 import trio
 
-from ngpu_node.changes import Changes
-from ngpu_node.config import ContainerSettings
-from ngpu_node.deployments import Deployment, Deployments
-from ngpu_node.engine.backend import NoEngine
 from ngpu_node.engine.confinement import LABEL_NODE
-from ngpu_node.engine.containers import Containers
-from ngpu_node.engine.docker_engine import DockerEngine
-from ngpu_node.engine.lifecycle import Policy
-from ngpu_node.engine.run import Run
-from ngpu_node.gpus.choice import UsableGpu
-from ngpu_node.state import NodeState
 from ngpu_node.trust import Trust, TrustedBootstrap
 from ngpu_protocol.acknowledgements import VerdictKind
 from ngpu_protocol.control import DeploymentPhase
 from ngpu_protocol.identity import Account
-from ngpu_protocol.workspaces import WorkspaceSpec
-from tests.integration.node import workspace_image
+from tests.integration.node.places import a_place, eventually_only, forget_all, get, spec
 from tests.integration.node.rig import eventually
 from tests.integration.node.scripted_bootstrap import a_bootstrap, a_node, settings
 from tests.unit.node.builders import BOOTSTRAP
@@ -37,116 +22,6 @@ from tests.unit.node.builders import BOOTSTRAP
 pytestmark = [pytest.mark.needs_docker, pytest.mark.needs_gcc]
 
 TRUST = Trust([TrustedBootstrap(BOOTSTRAP.address, ("/ip4/127.0.0.1/tcp/1",), "acme")])
-
-
-@pytest.fixture(scope="module")
-def image() -> Iterator[str]:
-    reference = f"ngpu-test-{secrets.token_hex(4)}:1"
-    workspace_image.build(reference)
-    yield reference
-    client = docker.from_env()
-    client.images.remove(reference, force=True)
-    client.close()
-
-
-@pytest.fixture
-def account() -> Iterator[Account]:
-    """A node of its own for each test; what it left on the engine goes with it."""
-    fresh = Account.from_key(secrets.token_bytes(32))
-    yield fresh
-    client = docker.from_env()
-    mine = {"label": f"{LABEL_NODE}={fresh.address}"}
-    for container in client.containers.list(all=True, filters=mine):
-        container.remove(force=True)
-    for network in client.networks.list(filters=mine):
-        network.remove()
-    client.close()
-
-
-QUICK = Policy(health_interval_s=0.2, doubt_interval_s=0.2, restart_waits_s=(0.1, 0.2), max_deaths=2, stop_grace_s=2.0)
-
-
-class Place:
-    """A table of deployments over a real engine."""
-
-    def __init__(self, deployments: Deployments, containers: Containers, engine: DockerEngine) -> None:
-        self.deployments = deployments
-        self.containers = containers
-        self.engine = engine
-        self.scope = trio.CancelScope()
-
-    def wish(self, *specs: WorkspaceSpec) -> None:
-        self.deployments.wish("acme", specs)
-
-    def only(self) -> Deployment:
-        (deployment,) = self.deployments.of_service("acme")
-        return deployment
-
-    def revision(self, number: int) -> Deployment:
-        return self.deployments.revisions("acme", "7")[number]
-
-    async def until(self, phase: DeploymentPhase, timeout_s: float = 15) -> Deployment:
-        deployment = self.only()
-        try:
-            await eventually(lambda: deployment.phase is phase, timeout_s=timeout_s)
-        except trio.TooSlowError:
-            raise AssertionError(f"{deployment} is not {phase}: {deployment.detail}") from None
-        return deployment
-
-
-@asynccontextmanager
-async def a_place(
-    account: Account, *, state: NodeState | None = None, gpus: Sequence[UsableGpu] = (), **chosen: Any
-) -> AsyncIterator[Place]:
-    engine = await DockerEngine.connect(account.address)
-    deployments = Deployments(Changes())
-    containers = Containers(
-        engine,
-        ContainerSettings(**chosen),
-        deployments,
-        account=account,
-        trust=TRUST,
-        gpus=lambda: gpus,
-        books=state,
-        policy=QUICK,
-    )
-    await containers.prepare()
-    place = Place(deployments, containers, engine)
-    async with trio.open_nursery() as nursery:
-        await nursery.start(partial(deployments.run, images=containers, models=NoEngine(deployments, ""), keeper=state))
-        nursery.start_soon(containers.run)
-        with trio.fail_after(60):
-            yield place
-        nursery.cancel_scope.cancel()
-    await engine.aclose()
-
-
-def forget_all(place: Place) -> None:
-    """Leave what a crash leaves: the containers, and nobody who takes them down."""
-
-    async def leave(run: Run) -> None:
-        run.container = None
-
-    place.containers.take_away = leave  # type: ignore[method-assign]
-
-
-async def eventually_only(place: Place, *ids: str) -> None:
-    """Wait until these containers are all there are: another sweep may be at the others too."""
-    with trio.fail_after(15):
-        while {state.id for state in await place.engine.containers()} != set(ids):  # noqa: ASYNC110
-            await trio.sleep(0.05)
-
-
-def spec(image: str, **changes: Any) -> WorkspaceSpec:
-    values: dict[str, Any] = {"id": "7", "name": "c", "image": image, "ports": [8080], "env": {"WORD": "hello"}}
-    return WorkspaceSpec(**{**values, **changes})
-
-
-async def get(deployment: Deployment, path: str) -> bytes:
-    upstream = deployment.upstream(8080)
-    assert upstream is not None
-    async with upstream.client.request("GET", path) as response:
-        return await response.read(10_000)
 
 
 @pytest.mark.parametrize("network", ["auto", "published"])

@@ -24,6 +24,7 @@ def build(reference: str) -> str:
         archive = io.BytesIO()
         with tarfile.open(fileobj=archive, mode="w") as tar:
             tar.add(program, "server")
+            tar.add(program, "usr/bin/nvidia-smi")
             entry = tarfile.TarInfo("tmp")
             entry.type, entry.mode = tarfile.DIRTYPE, 0o1777
             tar.addfile(entry)
