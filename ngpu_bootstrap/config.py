@@ -14,6 +14,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from ngpu_bootstrap.front.wire_times import parse_zone
+from ngpu_daemon.discovery import DiscoverySettings
 from ngpu_daemon.settings import DaemonSettings, Section
 from ngpu_protocol.errors import AddressError, NetworkNameError
 from ngpu_protocol.identity import parse_address
@@ -104,6 +105,15 @@ class AdmissionSection(Section):
     approved: tuple[NodeAddress, ...] = Field((), description="nodeAddr of each approved node.")
 
 
+class RelaySection(Section):
+    """Reaching nodes behind NAT through this bootstrap."""
+
+    enabled: bool = Field(True, description="Let admitted nodes that cannot be dialled be reached through here.")
+    reservations: int = Field(1024, ge=1, le=65536, description="Nodes that may have a place at once.")
+    circuit_bytes: int = Field(1 * MIB, ge=16_384, description="Bytes each way that one relayed connection may carry.")
+    circuit_s: int = Field(120, ge=5, le=3600, description="Seconds one relayed connection may last.")
+
+
 class LimitsSection(Section):
     """Bounds on what clients and nodes may take."""
 
@@ -171,6 +181,11 @@ class BootstrapSettings(DaemonSettings):
     tls: TlsSection = Field(TlsSection(), description="TLS of the clients' listener.")
     admission: AdmissionSection = Field(AdmissionSection(), description="Which nodes may serve this bootstrap.")
     limits: LimitsSection = Field(LimitsSection(), description="Bounds on what clients and nodes may take.")
+    region: str = Field("", max_length=64, description="Where this bootstrap is, in a word; stands in its record.")
+    discovery: DiscoverySettings = Field(
+        DiscoverySettings(), description="How this bootstrap is found, and finds others."
+    )
+    relay: RelaySection = Field(RelaySection(), description="Reaching nodes behind NAT through this bootstrap.")
 
     @model_validator(mode="after")
     def _listener_is_safe(self) -> Self:

@@ -43,15 +43,20 @@ from ngpu_bootstrap.store.errors import StoreMismatch, StoreUnavailable
 from ngpu_bootstrap.store.records import NodeRow, TaskRecord
 from ngpu_bootstrap.store.store import Store, open_store
 from ngpu_daemon.datadir import DataDirectory
+from ngpu_daemon.discovery import Discovery
 from ngpu_daemon.drain import Drain
 from ngpu_daemon.errors import OperatorError
 from ngpu_daemon.keystore import open_keystore, read_passphrase
+from ngpu_daemon.metrics import software_version
 from ngpu_daemon.notify import Notifier, run_watchdog
 from ngpu_protocol.control import CONTROL_PROTOCOL, RECEIPTS_PROTOCOL
+from ngpu_protocol.errors import AddressError
 from ngpu_protocol.http1 import AsgiHandler, BoundAddress, Client, Draining, Limits, serve_tcp
-from ngpu_protocol.identity import Account, Address
+from ngpu_protocol.identity import Account, Address, address_of_peer_id
 from ngpu_protocol.networks import network_named
+from ngpu_protocol.node_records import NodeRecord, Role
 from ngpu_protocol.p2p import Host, HostLimits, ListenError, P2PStream, open_host
+from ngpu_protocol.p2p.relay_messages import RelayLimits
 from ngpu_protocol.workspaces import WorkspaceSpec
 
 log = structlog.get_logger(__name__)
@@ -65,8 +70,9 @@ SETTLE_S = 10.0
 CLIENT_HEAD_BYTES = 40 * 1024
 RUNTIME_FILE = "bootstrap.json"
 GC_THRESHOLD = 20_000
-# A node opens two streams to its bootstrap; requests go out on streams opened here, which this does not count.
-PEER_LIMITS = HostLimits(streams_per_peer=16)
+# A node opens two streams to its bootstrap, and what its lookups in the DHT and a relayed guest need; requests go out
+# on streams opened here, which this does not count.
+PEER_LIMITS = HostLimits(streams_per_peer=64)
 
 
 class StartError(OperatorError):
@@ -149,6 +155,7 @@ class _Bootstrap:
         self.tls = tls
         self.network = network_named(settings.network)
         self.host: Host | None = None
+        self.discovery: Discovery | None = None
         self.where: dict[str, Any] = {}
         self.metrics = Metrics()
         self.draining = Draining()
@@ -268,6 +275,7 @@ class _Bootstrap:
             "running_attempts": sum(session.total_in_flight for session in self.nodes),
             "async_tasks": len(self.detached),
             "draining": self.drain.is_requested,
+            "discovery": self.discovery.status() if self.discovery is not None else {"enabled": False},
         }
 
     # -- nodes
@@ -298,6 +306,47 @@ class _Bootstrap:
             )
         )
 
+    # -- discovery
+
+    def _discovery_on(self, host: Host) -> Discovery:
+        settings = self.settings
+        relay = settings.relay
+        return Discovery(
+            self.account,
+            host,
+            settings.discovery,
+            self.directory.path,
+            describe=self._record,
+            changed=trio.sleep_forever,
+            is_bootstrap=True,
+            may_reserve=self._may_reserve if relay.enabled else None,
+            relay_limits=RelayLimits(
+                reservations=relay.reservations, circuit_bytes=relay.circuit_bytes, circuit_s=relay.circuit_s
+            ),
+        )
+
+    def _record(self) -> NodeRecord:
+        """Return what this bootstrap says of itself: that it is one. The rest is filled in where it is signed."""
+        return NodeRecord(
+            network=self.network.name,
+            node=self.account.address,
+            peer_id=self.account.peer_id,
+            sequence=0,
+            issued_at_ms=0,
+            expires_at_ms=0,
+            roles=(Role.BOOTSTRAP,),
+            region=self.settings.region,
+            software=f"ngpu-bootstrap/{software_version()}"[:64],
+        )
+
+    def _may_reserve(self, peer_id: str) -> bool:
+        """Whether others may reach this peer through here: a node that is admitted, and has greeted."""
+        try:
+            session = self.nodes.get(address_of_peer_id(peer_id))
+        except AddressError:
+            return False
+        return session is not None and session.admitted
+
     # -- the run
 
     async def run(self, task_status: trio.TaskStatus[dict[str, Any]]) -> None:
@@ -311,9 +360,11 @@ class _Bootstrap:
             nursery.start_soon(self.control.run)
             async with self._host() as host:
                 self.host = host
+                self.discovery = self._discovery_on(host)
                 taken_up = await self.detached.recover(self._spec_of)
                 addresses = await nursery.start(self._serve_clients)
                 self.where = self._describe(host, addresses)
+                await nursery.start(self.discovery.run)
                 await nursery.start(serve_admin_socket, self.directory, self.admin)
                 nursery.start_soon(run_watchdog, notifier)
                 with self._announced():
@@ -330,6 +381,7 @@ class _Bootstrap:
                     notifier.stopping("draining")
                     notifier.extend_timeout(self.settings.drain_s + SETTLE_S)
                     await self._drain()
+                    await self.discovery.withdraw()
                 nursery.cancel_scope.cancel()
         log.info("bootstrap_stopped")
 

@@ -1,10 +1,10 @@
 """Keeps a peer's record in the DHT true while it runs, and takes it back when it stops.
 
-The record is put again at half its lifetime, and at once when what the peer can be found by changes (a workspace gets
-ready, a GPU falls ill); in between, numbers that only drift, such as free slots, wait for the next. Every record has
-a higher sequence than all before it, also of earlier runs: the last is kept in a file, and the clock is its lower
-bound, so that a lost file does no harm. Capabilities are announced with the record when they are new, and all of them
-every ten minutes, which also covers the next epoch before it begins.
+The record is put again at half its lifetime, and at once when what matters about the peer changes (a workspace gets
+ready, a GPU falls ill, it is reached elsewhere); numbers that only drift, such as free slots, wait for the next.
+Every record has a higher sequence than all before it, also of earlier runs: the last is kept in a file, and the clock
+is its lower bound, so that a lost file does no harm. Capabilities are announced with the record when they are new, and
+all of them every ten minutes, which also covers the next epoch before it begins.
 
 What the record says is the daemon's: this asks *describe* for it.
 """
@@ -30,18 +30,21 @@ from ngpu_protocol.node_records import (
     SignedNodeRecord,
     sign_node_record,
 )
-from ngpu_protocol.p2p.dht import Dht, wall_ms
+from ngpu_protocol.p2p.dht import REPLICAS, Dht, wall_ms
 from ngpu_protocol.p2p.directory import Directory
 
-__all__ = ["Advertiser", "SequenceFile", "fitted"]
+__all__ = ["Advertiser", "SequenceFile", "fitted", "gist"]
 
 log = structlog.get_logger(__name__)
 
 ANNOUNCE_EVERY_MS = 10 * 60 * 1000
 ENOUGH_COPIES = 2
+#: After a record that too few peers took; doubled each time.
 AGAIN_S = 5.0
 #: Changes that come together, as at a start, make one record.
 SETTLE_S = 0.3
+#: Peers that join together are told together.
+JOINING_S = 4.0
 WITHDRAW_S = 3.0
 
 _SIGNATURE_BYTES = 65
@@ -84,6 +87,17 @@ def fitted(record: NodeRecord) -> NodeRecord:
     return record
 
 
+def gist(record: NodeRecord) -> tuple[object, ...]:
+    """Return what others must hear of at once when it changes; the rest waits for the next record."""
+    return (
+        capabilities_of(record),
+        record.addresses,
+        tuple((gpu.id, gpu.health) for gpu in record.gpus),
+        record.slots,
+        record.region,
+    )
+
+
 class Advertiser:
     """Advertises one peer; `run` does it until cancelled, `withdraw` ends it."""
 
@@ -115,25 +129,56 @@ class Advertiser:
         self._now_ms = now_ms
         self._announced: frozenset[Capability] = frozenset()
         self._announced_ms = 0
+        self._withdrawn = False
+        self._told_peers = 0
         self.latest: SignedNodeRecord | None = None
         self.copies = 0
 
     async def run(self) -> NoReturn:
         """Keep the record and the announcements in the DHT."""
         await self._dht.wait_seeded()
-        while True:
-            capabilities = await self._advertise()
+        again_s = AGAIN_S / 2
+        while not self._withdrawn:
+            told = gist(self._describe())
+            try:
+                await self._advertise()
+            except OSError as error:
+                # Without its sequence on the disk a record might be older than one of the run before.
+                self.copies = 0
+                log.error("sequence_not_kept", reason=error.strerror, hint="is the disk full?")
             half_s = self._lifetime_ms / 2000 * random.uniform(0.8, 1.0)
-            with trio.move_on_after(half_s if self.copies >= ENOUGH_COPIES else AGAIN_S):
-                while capabilities_of(self._describe()) == capabilities:
-                    await self._changed()
-                    await trio.sleep(SETTLE_S)
+            # On a network of one bootstrap and its nodes there is but one peer that can keep it.
+            short = self.copies < min(ENOUGH_COPIES, max(1, len(self._dht.table)))
+            again_s = min(again_s * 2, half_s) if short else AGAIN_S
+            with trio.move_on_after(again_s if short else half_s):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._wait_for_change, told, nursery.cancel_scope)
+                    nursery.start_soon(self._wait_for_peers, nursery.cancel_scope)
+        await trio.sleep_forever()
+        raise AssertionError("it sleeps for ever")
 
-    async def _advertise(self) -> frozenset[Capability]:
+    async def _wait_for_change(self, told: tuple[object, ...], waiting: trio.CancelScope) -> None:
+        while gist(self._describe()) == told:
+            await self._changed()
+            await trio.sleep(SETTLE_S)
+        waiting.cancel()
+
+    async def _wait_for_peers(self, waiting: trio.CancelScope) -> None:
+        """End the wait when there are more peers to tell, as long as fewer keep the record than should: who starts
+        before the others would else be known to one peer until the next round, and forgotten with it.
+        """
+        if self.copies < REPLICAS:
+            await self._dht.wait_beyond(self._told_peers)
+            await trio.sleep(JOINING_S * random.uniform(0.5, 1.0))
+            self._announced_ms = 0
+            waiting.cancel()
+
+    async def _advertise(self) -> None:
         now_ms = self._now_ms()
         signed = self._sign(self._describe(), now_ms)
         capabilities = capabilities_of(signed.record)
         self.latest = signed
+        self._told_peers = len(self._dht.table)
         try:
             self.copies = await self._dht.put(signed)
         except RecordRefused as error:
@@ -147,17 +192,21 @@ class Advertiser:
             self._announced = capabilities - failed
             self._announced_ms = now_ms if due else self._announced_ms
         log.debug("advertised", sequence=signed.record.sequence, copies=self.copies, announced=len(fresh))
-        return capabilities
 
     async def withdraw(self) -> None:
         """Tell the DHT that this peer has stopped, for at most 3 s. Nothing if it never advertised."""
+        self._withdrawn = True
         if self.latest is None:
             return
         mine = self.latest.record
         gone = NodeRecord(
             network=mine.network, node=mine.node, peer_id=mine.peer_id, sequence=0, issued_at_ms=0, expires_at_ms=0
         )
-        signed = self._sign(gone.model_copy(update={"withdrawn": True}), self._now_ms())
+        try:
+            signed = self._sign(gone.model_copy(update={"withdrawn": True}), self._now_ms())
+        except OSError as error:
+            log.warning("record_not_withdrawn", reason=error.strerror)  # it lapses by itself
+            return
         with trio.move_on_after(WITHDRAW_S, shield=True):
             await self._dht.put(signed, timeout_s=WITHDRAW_S)
         self.latest = None

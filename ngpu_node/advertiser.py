@@ -1,29 +1,33 @@
-"""What this node's record in the DHT says: the values its heartbeat is made of, and what the owner adds.
+"""What this node's record in the DHT says: its GPUs and what it serves, and what the owner adds.
 
 Pure. `ngpu_daemon.advertiser` signs it, puts it into the DHT and takes it back; this decides its words. Only what is
-ready is named, only GPUs the node offers are listed, and a workspace's id is public by design.
+ready is named, GPUs the owner withholds are not listed, and a workspace's id is public by design. A GPU that is sick is
+listed with a word for why, and nobody finds the node by it (`capabilities`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from ngpu_protocol.control import DeploymentPhase, DeploymentState, GpuOffer, ServiceOffer
+from ngpu_node.gpus.inventory import Inventory
+from ngpu_protocol.control import DeploymentPhase, DeploymentState, ServiceOffer
 from ngpu_protocol.gpu_models import canonical_gpu_model
-from ngpu_protocol.identity import Account
+from ngpu_protocol.identity import Account, Address, gpu_id
 from ngpu_protocol.networks import Network
 from ngpu_protocol.node_records import (
     MAX_ADDRESSES,
     MAX_GPUS,
     MAX_SERVED,
+    WELL,
+    MigSlice,
     NodeRecord,
     RecordGpu,
     RecordModel,
     Role,
 )
 
-__all__ = ["Machine", "describe"]
+__all__ = ["Machine", "describe", "record_gpus"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +49,40 @@ class Machine:
     terms: str = ""
 
 
+def record_gpus(
+    inventory: Inventory, node: Address, *, against: Callable[[str], str], held: Collection[str]
+) -> tuple[RecordGpu, ...]:
+    """Return the devices of *inventory* that the owner offers, by their public names.
+
+    Args:
+        against: returns one word for why the device with this UUID must not be used, empty where it may.
+        held: UUIDs of devices that a workspace has.
+    """
+    return tuple(
+        RecordGpu(
+            id=gpu_id(node, gpu.uuid),
+            model=canonical_gpu_model(gpu.reading.model, gpu.reading.memory_total_bytes)[:64],
+            name=gpu.reading.model[:256],
+            memory_bytes=gpu.offered_bytes,
+            compute_capability=gpu.reading.compute_capability[:64],
+            health=against(gpu.uuid)[:64] or WELL,
+            mig=None
+            if gpu.reading.mig is None
+            else MigSlice(profile=gpu.reading.mig.profile[:64], parent=gpu_id(node, gpu.reading.mig.parent_uuid)),
+            shares_free=0 if gpu.uuid in held else 1,
+        )
+        for gpu in inventory.gpus
+        if not gpu.withheld
+    )[:MAX_GPUS]
+
+
 def describe(
     account: Account,
     network: Network,
     machine: Machine,
     *,
     addresses: Sequence[str],
-    gpus: Sequence[GpuOffer],
+    gpus: Sequence[RecordGpu],
     deployments: Sequence[DeploymentState],
     services: Sequence[ServiceOffer],
     slots_free: int,
@@ -72,15 +103,7 @@ def describe(
         expires_at_ms=0,
         roles=(Role.NODE,),
         addresses=tuple(addresses[:MAX_ADDRESSES]),
-        gpus=tuple(
-            RecordGpu(
-                id=gpu.id,
-                model=canonical_gpu_model(gpu.model, gpu.memory_bytes),
-                name=gpu.model[:256],
-                memory_bytes=gpu.memory_bytes,
-            )
-            for gpu in gpus[:MAX_GPUS]
-        ),
+        gpus=tuple(gpus[:MAX_GPUS]),
         driver=machine.driver[:64],
         cuda=machine.cuda[:64],
         slots=machine.slots,

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from ngpu_daemon.discovery import DiscoverySettings
 from ngpu_daemon.logs import LogFormat
 from ngpu_daemon.settings import DaemonSettings, Section
 from ngpu_node.trust import Trust, TrustedBootstrap
@@ -214,6 +215,16 @@ class NodeSettings(DaemonSettings):
     bootstraps: list[BootstrapEntry] = Field(
         default=[], description="The bootstraps whose orders this node runs. It dials each and stays connected."
     )
+    region: Annotated[str, Field(max_length=64)] = Field(
+        default="",
+        description="Where this node is, in a word of the owner's; others can look for it.",
+        examples=["eu-central"],
+    )
+    terms: Annotated[str, Field(max_length=256)] = Field(
+        default="",
+        description="The owner's terms, or where to read them; they stand in the node's public record.",
+        examples=["https://gpu.example.org/terms"],
+    )
     slots: Annotated[int, Field(ge=1, le=4096)] = Field(
         default=256, description="Tasks this node runs at once, over all workspaces."
     )
@@ -247,6 +258,9 @@ class NodeSettings(DaemonSettings):
     gpus: GpuSettings = Field(default=GpuSettings(), description="Which of this machine's GPUs are offered.")
     containers: ContainerSettings = Field(
         default=ContainerSettings(), description="How workspaces run on the container engine."
+    )
+    discovery: DiscoverySettings = Field(
+        default=DiscoverySettings(), description="How this node is found by others than its bootstraps."
     )
 
     @field_validator("bootstraps")

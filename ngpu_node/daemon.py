@@ -16,7 +16,7 @@ import os
 import secrets
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,13 @@ import structlog
 import trio
 
 from ngpu_daemon.datadir import DataDirectory
+from ngpu_daemon.discovery import Discovery
 from ngpu_daemon.drain import Drain
 from ngpu_daemon.keystore import open_keystore
 from ngpu_daemon.metrics import new_registry, software_version
 from ngpu_daemon.notify import Notifier, run_watchdog
 from ngpu_node.admin import AdminApi, serve_admin_socket
+from ngpu_node.advertiser import Machine, describe, record_gpus
 from ngpu_node.changes import Changes
 from ngpu_node.config import NodeSettings, split_listen
 from ngpu_node.courier import Courier
@@ -41,6 +43,7 @@ from ngpu_node.execution.attempts import Attempts
 from ngpu_node.execution.executor import HTTP_PROTOCOL, Executor
 from ngpu_node.execution.spool import Spool, SpoolLimits
 from ngpu_node.gpus.inventory import Withheld
+from ngpu_node.gpus.machine import look_around
 from ngpu_node.gpus.nvml import NvmlDriver
 from ngpu_node.gpus.watch import GpuWatch, Surroundings
 from ngpu_node.ledger import Ledger, Totals
@@ -53,6 +56,7 @@ from ngpu_node.upstreams import Upstream
 from ngpu_protocol.http1 import BoundAddress, Draining, Handler, Limits, Remote, serve_stream, serve_tcp
 from ngpu_protocol.identity import Account, Address
 from ngpu_protocol.networks import network_named
+from ngpu_protocol.node_records import NodeRecord
 from ngpu_protocol.p2p import Host, ListenError, NoAccountError, P2PStream, StreamHandler, open_host
 
 log = structlog.get_logger(__name__)
@@ -106,6 +110,7 @@ class Node:
         )
         self._totals = Totals(0, 0)
         self._links: list[Link] = []
+        self._discovery: Discovery  # made with the host
         self._http_draining = Draining()
         self._deployments = Deployments(self._changes)
         self._servers = ModelServers(
@@ -206,6 +211,8 @@ class Node:
             await nursery.start(self._gpus.run)
             nursery.start_soon(self._tell_of_gpus, backend)
             nursery.start_soon(self._watch_totals, ledger)
+            self._discovery = await self._discovery_on(host, state, backend)
+            await nursery.start(self._discovery.run)
             admin = AdminApi(self._registry, partial(self._status, host, state, engine, ledger), self._gpus.status)
             await nursery.start(serve_admin_socket, self._directory.admin_socket, admin)
             models = ModelApi(self._servers, partial(_identity, host))
@@ -223,6 +230,7 @@ class Node:
                 courier=courier,
                 ledger=ledger,
                 metrics=self._metrics,
+                addresses_of=self._discovery.addresses_of,
             )
             self._links = [Link(bootstrap, parts) for bootstrap in self._trust]
             self._export(host)
@@ -288,8 +296,50 @@ class Node:
         with trio.move_on_after(LAST_BYTES_S):
             await self._http_draining.wait_finished()
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._discovery.withdraw)
             for link in self._links:
                 nursery.start_soon(link.say_goodbye, "this node is stopping")
+
+    # -- discovery -----------------------------------------------------------------------------------------------------
+
+    async def _discovery_on(self, host: Host, state: AdmissionState[Deployment], backend: ImageBackend) -> Discovery:
+        settings = self._settings
+        around = await trio.to_thread.run_sync(look_around, settings.data_dir)
+        own = Machine(
+            software=f"ngpu-node/{software_version()}",
+            slots=settings.slots,
+            cpus=around.cores,
+            memory_bytes=around.memory_bytes or 0,
+            region=settings.region,
+            terms=settings.terms,
+        )
+
+        def describe_now() -> NodeRecord:
+            inventory = self._gpus.inventory
+            return describe(
+                self._account,
+                self._network,
+                replace(own, driver=inventory.driver_version, cuda=inventory.cuda_version),
+                addresses=(),
+                gpus=record_gpus(
+                    inventory, self._account.address, against=self._gpus.word_against, held=set(backend.held())
+                ),
+                deployments=[deployment.state() for deployment in self._deployments],
+                services=self._servers.offers(),
+                slots_free=0 if state.draining else max(0, state.slots - state.running),
+                disk_free_bytes=_free_bytes(settings.data_dir),
+            )
+
+        return Discovery(
+            self._account,
+            host,
+            settings.discovery,
+            self._directory.path,
+            describe=describe_now,
+            changed=lambda: self._changes.beyond(self._changes.count),
+            trusted=[multiaddr for bootstrap in self._trust for multiaddr in bootstrap.multiaddrs],
+            helpers=lambda: [bootstrap.peer_id for bootstrap in self._trust],
+        )
 
     async def _end_with_ledger(self, ledger: Ledger) -> None:
         await ledger.failed.wait()
@@ -398,6 +448,7 @@ class Node:
             ],
             "gpu_problem": self._gpus.inventory.reason,
             "engine": asdict(engine),
+            "discovery": self._discovery.status(),
             "receipts": self._totals.receipts,
             "receipts_owed": self._totals.owed,
         }
@@ -430,6 +481,14 @@ async def _listen(nursery: trio.Nursery, handler: Handler, text: str, key: str) 
     except OSError as error:
         raise NodeConfigurationError(f"{key}: cannot listen on {text}: {error.strerror or error}") from None
     return bound
+
+
+def _free_bytes(path: Path) -> int:
+    try:
+        disk = os.statvfs(path)
+    except OSError:
+        return 0
+    return disk.f_frsize * disk.f_bavail
 
 
 def _identity(host: Host) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import structlog
@@ -49,7 +49,17 @@ from ngpu_protocol.control import (
     encode_message,
 )
 from ngpu_protocol.errors import MalformedError
-from ngpu_protocol.p2p import BackOff, DialError, FrameError, Host, P2PError, receive_frame, send_frame
+from ngpu_protocol.identity import Address
+from ngpu_protocol.p2p import (
+    BackOff,
+    BadMultiaddrError,
+    DialError,
+    FrameError,
+    Host,
+    P2PError,
+    receive_frame,
+    send_frame,
+)
 from ngpu_protocol.receipts import ReceiptLink
 
 log = structlog.get_logger(__name__)
@@ -95,7 +105,11 @@ class LinkStatus:
 
 @dataclass(slots=True)
 class LinkParts:
-    """What every link works with."""
+    """What every link works with.
+
+    Attributes:
+        addresses_of: returns where the network says a peer is, for a bootstrap that is not where it was configured.
+    """
 
     host: Host
     network: str
@@ -107,6 +121,7 @@ class LinkParts:
     courier: Courier
     ledger: Ledger
     metrics: NodeMetrics
+    addresses_of: Callable[[Address], Awaitable[list[str]]]
     back_off: BackOff = field(default_factory=BackOff)
     clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
 
@@ -119,6 +134,7 @@ class Link:
         self.status = LinkStatus(since_s=trio.current_time())
         self._parts = parts
         self._stream: trio.abc.Stream | None = None
+        self._moved_to = ""
         self._sending = trio.StrictFIFOLock()
 
     @property
@@ -209,16 +225,34 @@ class Link:
 
     async def _dial(self) -> str:
         failure: Exception | None = None
-        for multiaddr in self.bootstrap.multiaddrs:
+        tried = set()
+        # Where it was found last comes first: one that moved is not looked for again at every reconnect.
+        for multiaddr in dict.fromkeys((*filter(None, [self._moved_to]), *self.bootstrap.multiaddrs)):
+            tried.add(multiaddr)
             try:
-                peer_id = await self._parts.host.connect(multiaddr, timeout_s=DIAL_TIMEOUT_S)
+                return await self._dial_at(multiaddr)
             except DialError as error:
                 failure = error
+        # It may have moved: its own record says where to. The handshake still proves that it is the one trusted.
+        for multiaddr in await self._parts.addresses_of(self.bootstrap.address):
+            if multiaddr in tried:
                 continue
-            self.status.multiaddr = multiaddr
+            try:
+                peer_id = await self._dial_at(multiaddr)
+            except (DialError, BadMultiaddrError) as error:
+                log.info("bootstrap_not_at_its_record", bootstrap=self.bootstrap.address, reason=str(error))
+                continue
+            self._moved_to = multiaddr
+            log.info("bootstrap_moved", bootstrap=self.bootstrap.address, multiaddr=multiaddr)
             return peer_id
         assert failure is not None
         raise failure
+
+    async def _dial_at(self, multiaddr: str) -> str:
+        peer_id = await self._parts.host.connect(multiaddr, timeout_s=DIAL_TIMEOUT_S)
+        # Empty where the bootstrap came to us before, as a peer of the DHT: that connection serves as well.
+        self.status.multiaddr = multiaddr if self._parts.host.dialled_at(peer_id) is not None else ""
+        return peer_id
 
     async def _greet(self, stream: trio.abc.Stream) -> Welcome:
         parts = self._parts

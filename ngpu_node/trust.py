@@ -27,6 +27,11 @@ class TrustedBootstrap:
     multiaddrs: tuple[str, ...]
     service: str
 
+    @property
+    def peer_id(self) -> str:
+        """Its PeerId, as the multiaddrs end."""
+        return self.multiaddrs[0].rpartition("/p2p/")[2]
+
 
 class Trust:
     """Which bootstraps are trusted, and which of them belong together."""

@@ -23,7 +23,7 @@ from enum import StrEnum
 from ngpu_protocol.gpu_models import canonical_gpu_model, gpu_model_names
 from ngpu_protocol.identity import Address
 from ngpu_protocol.networks import Network
-from ngpu_protocol.node_records import NodeRecord
+from ngpu_protocol.node_records import WELL, NodeRecord
 
 __all__ = [
     "EPOCH_MS",
@@ -109,11 +109,14 @@ class Capability:
 
 
 def capabilities_of(record: NodeRecord) -> frozenset[Capability]:
-    """Return everything the peer of *record* can be found by; nothing for a withdrawn record."""
+    """Return everything the peer of *record* can be found by; nothing for a withdrawn record. A GPU that is not well
+    stands in the record, and nobody finds the peer by it.
+    """
     if record.withdrawn:
         return frozenset()
+    well = [gpu for gpu in record.gpus if gpu.health == WELL]
     named: list[tuple[CapabilityKind, Iterable[str]]] = [
-        (CapabilityKind.GPU, (name for gpu in record.gpus for name in gpu_model_names(gpu.model, gpu.memory_bytes))),
+        (CapabilityKind.GPU, (name for gpu in well for name in gpu_model_names(gpu.model, gpu.memory_bytes))),
         (CapabilityKind.WORKSPACE, record.workspaces),
         (CapabilityKind.MODEL, (f"{model.project}/{model.model}" for model in record.models)),
         (CapabilityKind.REGION, (record.region,)),

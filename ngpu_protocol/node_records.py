@@ -36,6 +36,7 @@ from ngpu_protocol.workspaces import describe_errors
 __all__ = [
     "DEFAULT_LIFETIME_MS",
     "MAX_RECORD_BYTES",
+    "WELL",
     "MigSlice",
     "NodeRecord",
     "RecordGpu",
@@ -57,6 +58,9 @@ DEFAULT_LIFETIME_MS = 10 * 60 * 1000
 MAX_LIFETIME_MS = 60 * 60 * 1000
 CLOCK_TOLERANCE_MS = 2 * 60 * 1000
 """How far ahead the clock of a record's node may be."""
+
+WELL = "ok"
+"""The health of a GPU that may be used."""
 
 MAX_ADDRESSES = 16
 MAX_GPUS = 64
@@ -146,7 +150,7 @@ class RecordGpu(_Part):
         compute_capability: such as ``8.9``; empty when not known.
         health: ``ok``, or one word for what is wrong with it.
         mig: set for a slice.
-        shares_free: how many more tasks may share it; None when that is not limited.
+        shares_free: how many more workspaces may be given it; None when the node does not say.
     """
 
     id: Id32
@@ -154,7 +158,7 @@ class RecordGpu(_Part):
     name: Text = ""
     memory_bytes: Number
     compute_capability: Word = ""
-    health: Word = "ok"
+    health: Word = WELL
     mig: MigSlice | None = None
     shares_free: Number | None = None
 

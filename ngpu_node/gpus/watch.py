@@ -25,7 +25,7 @@ from ngpu_node.changes import Changes
 from ngpu_node.gpus.calls import DriverCalls
 from ngpu_node.gpus.choice import UsableGpu
 from ngpu_node.gpus.driver import DeviceState, Driver, DriverFault, FaultKind, Look, Round, Vitals
-from ngpu_node.gpus.health import DeviceHealth, Phase, Policy
+from ngpu_node.gpus.health import ConditionKind, DeviceHealth, Phase, Policy
 from ngpu_node.gpus.inventory import NOT_LOOKED, Gpu, Inventory, InventoryState, Withheld, moves, of_fault, of_survey
 from ngpu_node.gpus.machine import Machine, look_around
 from ngpu_node.gpus.metering import Busy, BusyMeter, Metered, Method
@@ -170,6 +170,16 @@ class GpuWatch:
             if health is not None and not health.serves:
                 return health.reason
         return ""
+
+    def word_against(self, uuid: str) -> str:
+        """Return the same as one stable word (`health.ConditionKind`, or a phase), empty where it may be used."""
+        gpu = self.inventory.gpu(uuid)
+        parent = gpu.reading.mig.parent_uuid if gpu is not None and gpu.reading.mig else ""
+        for name in filter(None, [uuid, parent]):
+            health = self._health.get(name)
+            if health is not None and not health.serves:
+                return next((str(c.kind) for c in health.conditions if c.sick), str(health.phase))
+        return "" if gpu is not None else str(ConditionKind.GONE)
 
     def health(self, uuid: str) -> DeviceHealth | None:
         """Return what is known of the health of *uuid*."""

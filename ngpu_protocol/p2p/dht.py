@@ -56,7 +56,7 @@ from ngpu_protocol.p2p.kad_store import PROVIDERS_PER_KEY, KadStore
 from ngpu_protocol.p2p.kad_table import BUCKET_SIZE, Contact, KadTable
 from ngpu_protocol.p2p.kad_walk import CallFailed, walk
 
-__all__ = ["Dht", "DhtSettings", "Page", "open_dht", "wall_ms"]
+__all__ = ["REPLICAS", "Dht", "DhtSettings", "Page", "open_dht", "wall_ms"]
 
 _log = structlog.get_logger(__name__)
 
@@ -71,6 +71,7 @@ _ADMIT_AGAIN_S = 60.0
 _ADMIT_QUEUE = 256
 _FEW_CONTACTS = 4
 _LONELY_REFRESH_S = 5.0
+_MAX_MORE_SEEDS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ class DhtSettings:
     """How one peer takes part.
 
     Attributes:
-        server: others can dial this host, so it keeps and answers.
+        server: others can dial this host, so it keeps and answers; `Dht.become` changes that later.
         seeds: multiaddrs with ``/p2p/<PeerId>`` known from before, dialled only when no connected peer helps.
         refresh_s: how often the table is walked anew.
         limits: what others may ask.
@@ -115,6 +116,7 @@ class Dht:
         table: whom it knows.
         store: what it keeps for others.
         server: how it answers.
+        settings: how it was told to take part.
     """
 
     def __init__(
@@ -126,7 +128,7 @@ class Dht:
         now_ms: Callable[[], int],
     ) -> None:
         self._host = host
-        self._settings = settings
+        self.settings = settings
         self._addresses = addresses or (lambda: host.addresses)
         self._now_ms = now_ms
         self.network: Network = host.network
@@ -141,11 +143,26 @@ class Dht:
         self._admissions, self._to_admit = trio.open_memory_channel[str](_ADMIT_QUEUE)
         self._admitted_s: dict[str, float] = {}
         self._seeded = trio.Event()
+        self._grown = trio.Event()
+        self._more_seeds: tuple[str, ...] = ()
+        self._lonely = trio.Event()
+        self._is_server = False
 
     @property
     def is_server(self) -> bool:
         """Whether this peer keeps and answers."""
-        return self._settings.server
+        return self._is_server
+
+    def become(self, *, server: bool) -> None:
+        """Begin to keep and answer, or cease to: it turned out that others can dial this host, or cannot."""
+        if server == self._is_server:
+            return
+        self._is_server = server
+        if server:
+            self._host.handle(self.network.kad_protocol, self.server.serve)
+        else:
+            self._host.unhandle(self.network.kad_protocol)
+        _log.info("dht_role", server=server)
 
     def own(self) -> KadPeer:
         """Return this peer as it names itself to others."""
@@ -304,6 +321,12 @@ class Dht:
         addresses = found.addresses if found else ()
         return [f"{text}/p2p/{peer_id}" for text in map(multiaddr_text, addresses) if text]
 
+    def greet(self, multiaddrs: Sequence[str]) -> None:
+        """Take *multiaddrs* (with ``/p2p/<PeerId>``) as places to begin from, besides the settings' seeds."""
+        self._more_seeds = tuple(dict.fromkeys((*multiaddrs, *self._more_seeds)))[:_MAX_MORE_SEEDS]
+        if not len(self.table):
+            self._lonely.set()
+
     def seeds(self, count: int = 64) -> list[str]:
         """Return where known peers are, those heard of last first: to be given to the next run as its seeds."""
         newest = sorted(self.table.contacts(), key=_heard_s, reverse=True)[:count]
@@ -352,9 +375,18 @@ class Dht:
             self._heard(KadPeer(peer.id, (multiaddr_bytes(where),)))
         return answer
 
+    async def wait_beyond(self, peers: int) -> None:
+        """Return once the table has more than so many entries."""
+        while len(self.table) <= peers:
+            await self._grown.wait()
+
     def _heard(self, peer: KadPeer) -> None:
+        before = len(self.table)
         if self.table.heard(peer, trio.current_time()):
             self._seeded.set()
+            if len(self.table) > before:
+                self._grown.set()
+                self._grown = trio.Event()
 
     # Who is there.
 
@@ -441,7 +473,9 @@ class Dht:
             lonely = len(self.table) < _FEW_CONTACTS
             # Never all peers of a network at the same moment.
             spread = random.uniform(0.8, 1.2)
-            await trio.sleep((_LONELY_REFRESH_S if lonely else self._settings.refresh_s) * spread)
+            with trio.move_on_after((_LONELY_REFRESH_S if lonely else self.settings.refresh_s) * spread):
+                await self._lonely.wait()
+            self._lonely = trio.Event()
             self.store.expire(self._now_ms())
             if not len(self.table):
                 await self._sow()
@@ -456,7 +490,8 @@ class Dht:
                 await self._seeded.wait()
         if len(self.table):
             return
-        for seed in random.sample(self._settings.seeds, len(self._settings.seeds)):
+        seeds = list(dict.fromkeys((*self._more_seeds, *self.settings.seeds)))
+        for seed in random.sample(seeds, len(seeds)):
             head, _, peer_text = seed.rpartition("/p2p/")
             try:
                 await self._greet(KadPeer(peer_id_bytes(peer_text), (multiaddr_bytes(head),)))
@@ -472,7 +507,7 @@ class Dht:
             for _ in range(2):
                 await self.closest(random.randbytes(32))
         # The walk asks but a part of the table; entries not heard of for long are asked whether they are still there.
-        silent_s = trio.current_time() - 2 * self._settings.refresh_s
+        silent_s = trio.current_time() - 2 * self.settings.refresh_s
         for contact in [c for c in self.table.contacts() if c.heard_s < silent_s][:BUCKET_SIZE]:
             await self._greet(contact.peer)
 
@@ -502,15 +537,14 @@ async def open_dht(
     dht = Dht(host, settings or DhtSettings(), addresses=addresses, now_ms=now_ms)
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
-        if dht.is_server:
-            host.handle(host.network.kad_protocol, dht.server.serve)
+        dht.become(server=dht.settings.server)
         await nursery.start(dht.run)
         try:
             yield dht
         except Exception as error:
             failure = error  # raised below: the nursery would wrap what is the caller's own in a group
         finally:
-            host.unhandle(host.network.kad_protocol)
+            dht.become(server=False)
             nursery.cancel_scope.cancel()
     if failure is not None:
         raise failure

@@ -110,10 +110,14 @@ class Directory:
 
             async def take() -> None:
                 for node in remaining:
-                    signed = await self._recent(node)
+                    signed, is_fresh = await self._recent(node, capability)
+                    if signed is not None and check_alive and not await self.is_alive(signed):
+                        if is_fresh:
+                            continue
+                        signed = await self._read_anew(node)  # it may have moved, or come back elsewhere
+                        if signed is not None and not await self.is_alive(signed):
+                            continue
                     if signed is None or not capability.offered_by(signed.record):
-                        continue
-                    if check_alive and not await self.is_alive(signed):
                         continue
                     if len(found) < limit:
                         found.append(FoundNode(signed, True if check_alive else None))
@@ -123,18 +127,25 @@ class Directory:
             for _ in range(min(_READS_AT_ONCE, len(nodes))):
                 nursery.start_soon(take)
 
-    async def _recent(self, node: Address) -> SignedNodeRecord | None:
-        """Return *node*'s record, read from the network at most `FRESH_MS` ago."""
+    async def _recent(self, node: Address, capability: Capability) -> tuple[SignedNodeRecord | None, bool]:
+        """Return *node*'s record and whether it was read just now; one read up to `FRESH_MS` ago will do, but not to
+        find that a node offers nothing: it may have got ready, or come back, since.
+        """
         now_ms = self._now_ms()
         known = self._read.get(node)
         if known is not None and now_ms - known[1] < FRESH_MS and known[0].record.expires_at_ms > now_ms:
-            return known[0]
+            signed = known[0]
+            if capability.offered_by(signed.record):
+                return signed, False
+        return await self._read_anew(node), True
+
+    async def _read_anew(self, node: Address) -> SignedNodeRecord | None:
         # One peer's word will do: it is signed, and no older than its lifetime.
         signed = await self._dht.get(node, quorum=1)
         if signed is not None:
             if len(self._read) >= _MAX_CACHED:
                 self._read.clear()
-            self._read[node] = (signed, now_ms)
+            self._read[node] = (signed, self._now_ms())
         return signed
 
     async def is_alive(self, signed: SignedNodeRecord) -> bool:

@@ -7,14 +7,14 @@ no port is. What is safe about it is in the modules below: `noise` (who may conn
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import lru_cache
 from ipaddress import ip_address
 
 import structlog
 import trio
-from libp2p.abc import IHost, INetStream
+from libp2p.abc import IHost, INetStream, IRawConnection
 from libp2p.custom_types import TProtocol
 from libp2p.host.basic_host import BasicHost
 from libp2p.host.ping import ID as PING
@@ -40,6 +40,7 @@ from ngpu_protocol.p2p.limits import HostLimits
 from ngpu_protocol.p2p.listener import tcp_endpoint
 from ngpu_protocol.p2p.stream import P2PStream
 from ngpu_protocol.p2p.swarm import Connection, SafeSwarm, StreamHandler, address_or_none, first_text, innermost_reason
+from ngpu_protocol.p2p.yamux import Muxer
 
 __all__ = ["Host", "open_host", "parse_multiaddr"]
 
@@ -223,11 +224,27 @@ class Host:
         return bool(self._swarm.usable_connections(_parse_peer_id(peer_id)))
 
     def dialled_at(self, peer_id: str) -> str | None:
-        """Return the multiaddr, without ``/p2p``, at which this host dialled a connection to *peer_id* that stands."""
+        """Return the multiaddr, without ``/p2p``, at which this host dialled *peer_id* directly; None if it did not, or
+        that connection stands no more.
+        """
         for connection in self._swarm.usable_connections(_parse_peer_id(peer_id)):
-            if connection.muxed_conn.is_initiator:
+            if connection.muxed_conn.is_initiator and not connection.is_relayed:
                 return first_text(connection.muxed_conn.get_transport_addresses()) or None
         return None
+
+    def is_directly_connected(self, peer_id: str) -> bool:
+        """Return whether a connection to *peer_id* stands that goes through no relay."""
+        return any(not c.is_relayed for c in self._swarm.usable_connections(_parse_peer_id(peer_id)))
+
+    def dial_relayed_with(self, dialler: Callable[[str, ID], Awaitable[IRawConnection]]) -> None:
+        """Have multiaddrs with ``/p2p-circuit`` dialled by *dialler* (`circuits`)."""
+        self._swarm.relayed_dialler = dialler
+
+    async def upgrade_relayed(self, raw: IRawConnection) -> Muxer:
+        """Return the connection a peer makes with us over *raw*, once it has proven who it is."""
+        muxer = await self._swarm.upgrade_inbound_raw_conn(raw, Multiaddr("/p2p-circuit"))
+        assert isinstance(muxer, Muxer)
+        return muxer
 
     def stream_count(self, peer_id: str) -> int:
         """Return how many streams are open with *peer_id*, both directions."""
@@ -332,7 +349,9 @@ def parse_multiaddr(text: str) -> tuple[Multiaddr, ID]:
     """
     try:
         multiaddr = Multiaddr(text)
-        peer_text = multiaddr.value_for_protocol("p2p")
+        protocol, peer_text = list(multiaddr.items())[-1]  # a relayed address names the relay before
+        if protocol.name != "p2p":
+            raise ValueError("no PeerId at its end")
     except Exception as error:
         raise BadMultiaddrError(text, "expected such as /ip4/192.0.2.1/tcp/4001/p2p/16Uiu2HA…") from error
     return multiaddr, _parse_peer_id(str(peer_text))

@@ -25,6 +25,7 @@ from libp2p.peer.id import ID
 from multiaddr import Multiaddr
 
 from ngpu_protocol.errors import MalformedError
+from ngpu_protocol.p2p.delimited import delimited
 
 __all__ = [
     "KadKind",
@@ -101,7 +102,7 @@ def encode_message(message: KadMessage) -> bytes:
         for peer in peers:
             field.add(id=peer.id, addrs=peer.addresses, connection=Message.ConnectionType.CAN_CONNECT)
     body = wire.SerializeToString()
-    return _varint(len(body)) + body
+    return delimited(body)
 
 
 def decode_message(body: bytes, *, max_providers: int) -> KadMessage:
@@ -188,15 +189,6 @@ class MessageReader:
         data = await self._stream.receive_some(_READ_BYTES)
         self._data += data
         return bool(data)
-
-
-def _varint(number: int) -> bytes:
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
 
 
 @lru_cache(maxsize=16384)

@@ -17,6 +17,7 @@ from typing import Protocol
 
 import trio
 from libp2p.abc import IRawConnection
+from multiaddr import Multiaddr
 
 __all__ = ["Link", "LinkClosedError", "RawLink", "TcpLink"]
 
@@ -31,6 +32,7 @@ class Link(Protocol):
     """What a secured connection needs from below."""
 
     remote: tuple[str, int] | None
+    where: list[Multiaddr]
 
     def try_write(self, pieces: list[bytes]) -> list[bytes]:
         """Write what can be written without waiting and return the rest, in order."""
@@ -64,10 +66,14 @@ class TcpLink:
         self._fd = self._socket.fileno()
         self._fileno = self._socket.fileno  # -1 once closed, by whoever closed it
         self._drained = False
+        self.where: list[Multiaddr] = []
         try:
             self.remote: tuple[str, int] | None = tuple(stream.socket.getpeername()[:2])
         except OSError:
             self.remote = None  # the remote was gone before we looked
+        else:
+            host, port = self.remote
+            self.where.append(Multiaddr(f"/{'ip6' if ':' in host else 'ip4'}/{host}/tcp/{port}"))
 
     def try_write(self, pieces: list[bytes]) -> list[bytes]:
         while pieces:
@@ -137,6 +143,7 @@ class RawLink:
         self._nursery = nursery  # the library's close() wants to be awaited; ours must not wait
         self._open = True
         self.remote = raw.get_remote_address()
+        self.where = raw.get_transport_addresses()
 
     def try_write(self, pieces: list[bytes]) -> list[bytes]:
         if not self._open:

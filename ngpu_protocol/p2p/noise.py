@@ -175,10 +175,7 @@ class NoiseChannel(ISecureConn):
         return self.link.remote
 
     def get_transport_addresses(self) -> list[Multiaddr]:
-        if self.link.remote is None:
-            return []
-        host, port = self.link.remote
-        return [Multiaddr(f"/{'ip6' if ':' in host else 'ip4'}/{host}/tcp/{port}")]
+        return list(self.link.where)
 
     def get_connection_type(self) -> ConnectionType:
         return self._session.get_connection_type()

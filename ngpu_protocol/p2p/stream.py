@@ -111,6 +111,11 @@ class P2PStream(trio.abc.HalfCloseableStream):
         return str(endpoint[0]).partition("%")[0] if endpoint else ""
 
     @property
+    def remote_endpoint(self) -> tuple[str, int] | None:
+        """IP address and port the connection comes from or goes to; None for one that is relayed."""
+        return self._muxer.get_remote_address()
+
+    @property
     def buffered_bytes(self) -> int:
         """What has been received and not been read; never above the stream's window."""
         return self._buffered

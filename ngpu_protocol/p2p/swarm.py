@@ -21,7 +21,7 @@ from typing import Self
 
 import structlog
 import trio
-from libp2p.abc import IMuxedConn, IMuxedStream, INetConn, ISecureConn
+from libp2p.abc import IMuxedConn, IMuxedStream, INetConn, IRawConnection, ISecureConn
 from libp2p.crypto.secp256k1 import create_new_key_pair
 from libp2p.custom_types import StreamHandlerFn, TProtocol
 from libp2p.io.trio import TrioTCPStream
@@ -129,6 +129,11 @@ class Connection(SwarmConn):
         self.set_transport_info(muxer.get_transport_addresses(), muxer.get_connection_type())
         self.set_negotiated_protocols("/noise", str(YAMUX))
 
+    @property
+    def is_relayed(self) -> bool:
+        """Whether it goes through a relay, which bounds it in bytes and time."""
+        return self.muxed_conn.get_remote_address() is None
+
     async def start(self) -> None:
         await self.muxed_conn.event_closed.wait()
 
@@ -211,6 +216,7 @@ class SafeSwarm(Swarm):
         nursery: where connections and stream handlers run; `open_host` owns it.
         handlers: our protocols and who serves them.
         library_handlers: the same for the library's own (set by the host).
+        relayed_dialler: dials what is not plain TCP (`circuits`).
     """
 
     def __init__(
@@ -248,6 +254,7 @@ class SafeSwarm(Swarm):
         self._known = known
         self.handlers: dict[str, StreamHandler] = {}
         self.library_handlers: Mapping[TProtocol | None, StreamHandlerFn | None] = {}
+        self.relayed_dialler: Callable[[str, ID], Awaitable[IRawConnection]] | None = None
         self._events = events
         self._admission = Admission(limits)
         self._quotas: dict[ID, PeerQuota] = {}
@@ -297,8 +304,15 @@ class SafeSwarm(Swarm):
             OSError: the same, below the handshake.
         """
         endpoint = tcp_endpoint(multiaddr)
-        if endpoint is None:  # a relayed address, or a transport added later: the library knows how
-            connection = await super()._dial_addr_single_attempt(multiaddr, peer_id)
+        if endpoint is None:
+            raw = await self._relayed(multiaddr, peer_id)
+            done = False
+            try:
+                connection = await self.upgrade_outbound_raw_conn(raw, peer_id)
+                done = True
+            finally:
+                if not done:
+                    await _close_shielded(raw)
         else:
             stream = await trio.open_tcp_stream(*endpoint)
             done = False
@@ -323,13 +337,23 @@ class SafeSwarm(Swarm):
         """
         endpoint = tcp_endpoint(multiaddr)
         if endpoint is None:
-            raise SwarmException(f"{multiaddr} is no plain TCP address")
+            relayed = await self._relayed(multiaddr, peer_id)
+            try:
+                await self.upgrader.upgrade_security(relayed, True, peer_id)
+            finally:
+                await _close_shielded(relayed)
+            return
         stream = await trio.open_tcp_stream(*endpoint)
         try:
             raw = RawConnection(TrioTCPStream(stream), initiator=True)
             await self.upgrader.upgrade_security(raw, True, peer_id)
         finally:
             stream.socket.close()
+
+    async def _relayed(self, multiaddr: Multiaddr, peer_id: ID) -> IRawConnection:
+        if self.relayed_dialler is None:
+            raise SwarmException(f"{multiaddr} is no plain TCP address")
+        return await self.relayed_dialler(str(multiaddr), peer_id)
 
     async def _dial_addr_single_attempt(
         self, addr: Multiaddr, peer_id: ID, source: tuple[str, int] | None = None
@@ -382,7 +406,9 @@ class SafeSwarm(Swarm):
         if len(connections) == 1:
             self._events.publish(self.connected_event(connection))
         if len(connections) > self.limits.connections_per_peer:
-            await connections[0].close()
+            # A relayed one goes before a direct one, whoever came first.
+            oldest = next((c for c in connections if isinstance(c, Connection) and c.is_relayed), connections[0])
+            await oldest.close()
         # In a task: nothing above or here can be cancelled half-way, so a connection is either registered or not there.
         self.nursery.start_soon(self.notify_connected, connection)
         return connection
@@ -409,10 +435,13 @@ class SafeSwarm(Swarm):
         self._lost(swarm_conn)
 
     def usable_connections(self, peer_id: ID) -> list[Connection]:
-        """Return the peer's connections that take new streams, the newest first."""
-        return [
+        """Return the peer's connections that take new streams: direct before relayed, then the newest first."""
+        usable = [
             c for c in reversed(self.connections.get(peer_id, [])) if isinstance(c, Connection) and c.muxed_conn.usable
         ]
+        if len(usable) > 1:
+            usable.sort(key=lambda connection: connection.is_relayed)
+        return usable
 
     @staticmethod
     def connected_event(connection: Connection) -> PeerConnected:
@@ -450,6 +479,11 @@ class SafeSwarm(Swarm):
                 for connection in connections:
                     assert isinstance(connection, Connection)
                     nursery.start_soon(connection.muxed_conn.close_gracefully, "closed here", _GOODBYE_S)
+
+
+async def _close_shielded(raw: IRawConnection) -> None:
+    with trio.move_on_after(_GOODBYE_S, shield=True):
+        await raw.close()
 
 
 def _is_lost_stream(error: Exception) -> bool:

@@ -387,7 +387,14 @@ async def test_events_begin_with_who_is_there_and_name_the_reason_somebody_went(
         await server.disconnect(client.peer_id)
         with trio.fail_after(5):
             went = await events.receive()
-        assert went == PeerDisconnected(server.peer_id, server.address, "closed by the peer")
+        assert isinstance(went, PeerDisconnected)
+        assert (went.peer_id, went.address) == (server.peer_id, server.address)
+        # The goodbye may be read first, or a sign of life of ours meet the closed socket.
+        assert went.reason in (
+            "closed by the peer",
+            "write failed: Broken pipe",
+            "read failed: Connection reset by peer",
+        )
 
 
 @trio_test

@@ -1,0 +1,272 @@
+"""A daemon's part in the network beyond its own links: the DHT, its advertisement there, and being reached by anybody.
+
+Built by both daemons; each says what its record holds (`describe`) and which peers it trusts to help. What others may
+do with this peer through it is bounded in `ngpu_protocol.p2p`. Nothing here is needed to serve: with every other peer
+gone, orders still come over the links.
+
+Peers that were met are remembered, so that a start finds the network with every peer it was configured with gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+import structlog
+import trio
+from pydantic import AfterValidator, Field
+
+from ngpu_daemon.advertiser import Advertiser, SequenceFile
+from ngpu_daemon.known_peers import KnownPeers
+from ngpu_daemon.reachability import Reachability
+from ngpu_daemon.settings import Section
+from ngpu_protocol.capabilities import Capability, CapabilityKind
+from ngpu_protocol.identity import Account, Address
+from ngpu_protocol.node_records import NodeRecord, Role
+from ngpu_protocol.p2p import BadMultiaddrError, Host, parse_multiaddr
+from ngpu_protocol.p2p.autonat import AUTONAT_PROTOCOL, DialBack
+from ngpu_protocol.p2p.circuits import CIRCUIT, attach_circuits
+from ngpu_protocol.p2p.dht import Dht, DhtSettings, open_dht
+from ngpu_protocol.p2p.directory import Directory, FoundNode
+from ngpu_protocol.p2p.relay import Relay
+from ngpu_protocol.p2p.relay_messages import HOP_PROTOCOL, RelayLimits
+
+__all__ = ["Discovery", "DiscoverySettings"]
+
+log = structlog.get_logger(__name__)
+
+REMEMBER_EVERY_S = 60.0
+LOOK_FOR_BOOTSTRAPS_S = 600.0
+BOOTSTRAPS = Capability.of(CapabilityKind.ROLE, Role.BOOTSTRAP)
+
+
+def _peer_multiaddr(text: str) -> str:
+    try:
+        parse_multiaddr(text)
+    except BadMultiaddrError as error:
+        raise ValueError(str(error)) from None
+    return text
+
+
+def _address(text: str) -> str:
+    parts = text.split("/")
+    if len(parts) < 5 or parts[0] or parts[3] != "tcp" or parts[1] not in ("ip4", "ip6", "dns", "dns4", "dns6"):
+        raise ValueError(
+            f"{text!r} is not a multiaddr such as /ip4/192.0.2.1/tcp/4911 or /dns4/gpu.example.org/tcp/4911"
+        )
+    return text
+
+
+class DiscoverySettings(Section):
+    """How this peer is found and finds others."""
+
+    enabled: bool = Field(
+        default=True,
+        description="Take part in the DHT. Off: only those this peer dials, or that dial it by configuration, know it.",
+    )
+    peers: tuple[Annotated[str, AfterValidator(_peer_multiaddr)], ...] = Field(
+        default=(),
+        description="Peers to find the network through, besides configured bootstraps and remembered peers.",
+        examples=[["/ip4/192.0.2.1/tcp/4910/p2p/16Uiu2HAm..."]],
+    )
+    announce: tuple[Annotated[str, AfterValidator(_address)], ...] = Field(
+        default=(),
+        max_length=8,
+        description="Where others reach this peer, when that is not where it listens: a forwarded port, a DNS name.\n"
+        "Believed as it is. Empty: found out by asking others to dial back.",
+        examples=[["/dns4/gpu.example.org/tcp/4911"]],
+    )
+    serve: Literal["auto", "always", "never"] = Field(
+        default="auto",
+        description="Keep part of the DHT for others. auto: when this peer can be dialled. A bootstrap always does,\n"
+        "unless never.",
+    )
+    relayed: bool = Field(
+        default=True, description="Be reached through relays (this peer's bootstraps) while it cannot be dialled."
+    )
+    record_lifetime_s: int = Field(
+        default=600, ge=30, le=3600, description="How long the others believe this peer's record without a newer one."
+    )
+    mdns: bool = Field(default=False, description="Find and be found on the local network by multicast DNS.")
+
+
+class Discovery:
+    """One daemon's part; `run` is its life, once the host is there.
+
+    Attributes:
+        directory: finds nodes and bootstraps; None while it does not run, or is turned off.
+        relay: the relay this host is, None if it is none.
+    """
+
+    def __init__(
+        self,
+        account: Account,
+        host: Host,
+        settings: DiscoverySettings,
+        data_dir: Path,
+        *,
+        describe: Callable[[], NodeRecord],
+        changed: Callable[[], Awaitable[object]],
+        trusted: Sequence[str] = (),
+        helpers: Callable[[], Sequence[str]] = lambda: (),
+        is_bootstrap: bool = False,
+        may_reserve: Callable[[str], bool] | None = None,
+        relay_limits: RelayLimits | None = None,
+    ) -> None:
+        """Tie the parts together; handlers are registered here, before anybody is dialled.
+
+        Args:
+            describe: what the peer offers now; addresses, identity, sequence and times are filled in.
+            changed: returns when *describe* may have something else to say.
+            trusted: multiaddrs of bootstraps from the configuration.
+            helpers: PeerIds asked to dial back and to relay; those connected are used.
+            is_bootstrap: it can be dialled, its operator says by running one.
+            may_reserve: be a relay for the peers it says so of.
+        """
+        self._account = account
+        self._host = host
+        self._settings = settings
+        self._describe = describe
+        self._changed_outside = changed
+        self._trusted = tuple(trusted)
+        self._known = KnownPeers(data_dir / "peers.json")
+        self._sequences = SequenceFile(data_dir / "record-sequence")
+        self._moved = trio.Event()
+        self._dht: Dht | None = None
+        self._advertiser: Advertiser | None = None
+        self.directory: Directory | None = None
+        self.relay: Relay | None = None
+        if not settings.enabled:
+            return
+        self._reach = Reachability(
+            host,
+            attach_circuits(host),
+            helpers=helpers,
+            announce=settings.announce,
+            serve="always" if is_bootstrap and settings.serve == "auto" else settings.serve,
+            relays=settings.relayed and not is_bootstrap,
+            changed=self._reach_changed,
+        )
+        host.handle(AUTONAT_PROTOCOL, DialBack(host).serve)
+        if may_reserve is not None:
+            self.relay = Relay(host, may_reserve=may_reserve, addresses=lambda: self._reach.direct, limits=relay_limits)
+            host.handle(HOP_PROTOCOL, self.relay.serve)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
+        """Take part until cancelled; nothing if it is turned off."""
+        if not self._settings.enabled:
+            task_status.started()
+            await trio.sleep_forever()
+        seeds = dict.fromkeys((*self._settings.peers, *self._trusted, *self._known.multiaddrs))
+        own_end = f"/p2p/{self._host.peer_id}"
+        settings = DhtSettings(
+            server=self._reach.is_server, seeds=tuple(seed for seed in seeds if not seed.endswith(own_end))
+        )
+        async with open_dht(self._host, settings, addresses=lambda: self._reach.direct) as dht:
+            self._dht = dht
+            self.directory = Directory(self._host, dht)
+            self._advertiser = Advertiser(
+                self._account,
+                dht,
+                self.directory,
+                self._sequences,
+                describe=self._describe_here,
+                changed=self._changed,
+                lifetime_ms=self._settings.record_lifetime_s * 1000,
+            )
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._advertiser.run)
+                nursery.start_soon(self._reach.run)
+                nursery.start_soon(self._remember)
+                nursery.start_soon(self._look_for_bootstraps)
+                task_status.started()
+        raise AssertionError("its tasks run for ever")
+
+    async def withdraw(self) -> None:
+        """Tell the network that this peer stops, for at most 3 s, and remember whom it knew."""
+        if self._dht is not None and self._advertiser is not None:
+            self._known.remember(self._dht.seeds())
+            await self._advertiser.withdraw()
+
+    # -- what the record says
+
+    def _describe_here(self) -> NodeRecord:
+        return self._describe().model_copy(update={"addresses": self._reach.addresses[:16]})
+
+    async def _changed(self) -> None:
+        async with trio.open_nursery() as nursery:
+
+            async def outside() -> None:
+                await self._changed_outside()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(outside)
+            await self._moved.wait()
+            self._moved = trio.Event()
+            nursery.cancel_scope.cancel()
+
+    def _reach_changed(self) -> None:
+        if self._dht is not None:
+            self._dht.become(server=self._reach.is_server)
+        self._moved.set()
+
+    # -- others
+
+    async def addresses_of(self, node: Address) -> list[str]:
+        """Return where *node* says it is, newest record first heard, direct before relayed; nothing if nobody knows."""
+        if self.directory is None:
+            return []
+        signed = await self.directory.record(node)
+        if signed is None:
+            return []
+        peer_end = f"/p2p/{signed.record.peer_id}"
+        return [text if text.endswith(peer_end) else text + peer_end for text in signed.record.addresses]
+
+    async def find(self, capability: Capability, *, check_alive: bool = False) -> list[FoundNode]:
+        """Return nodes that offer *capability*; none while discovery is off."""
+        if self.directory is None:
+            return []
+        return await self.directory.find(capability, check_alive=check_alive)
+
+    async def _remember(self) -> None:
+        assert self._dht is not None
+        while True:
+            await trio.sleep(REMEMBER_EVERY_S)
+            self._known.remember(self._dht.seeds())
+
+    async def _look_for_bootstraps(self) -> None:
+        """Know of bootstraps beyond those configured: they are dialled when nobody else is left."""
+        assert self._dht is not None
+        await self._dht.wait_seeded()
+        while True:
+            found = await self.find(BOOTSTRAPS)
+            addresses = [
+                f"{text.partition('/p2p/')[0]}/p2p/{one.signed.record.peer_id}"
+                for one in found
+                if one.node != self._account.address
+                for text in one.signed.record.addresses[:2]
+                if CIRCUIT not in text
+            ]
+            self._dht.greet(addresses)
+            self._known.remember([*addresses, *self._dht.seeds()])
+            await trio.sleep(LOOK_FOR_BOOTSTRAPS_S)
+
+    # -- what is shown
+
+    def status(self) -> dict[str, Any]:
+        """Return how it stands, for the owner."""
+        if self._dht is None or self._advertiser is None:
+            return {"enabled": self._settings.enabled}
+        latest = self._advertiser.latest
+        shown = {
+            "enabled": True,
+            "server": self._dht.is_server,
+            "peers_known": len(self._dht.table),
+            "record_sequence": None if latest is None else latest.record.sequence,
+            "record_copies": self._advertiser.copies,
+            **self._reach.describe(),
+        }
+        if self.relay is not None:
+            shown |= {"relay_reservations": self.relay.reservations, "relay_circuits": self.relay.circuits}
+        return shown
