@@ -302,7 +302,7 @@ class Node:
 
     # -- discovery -----------------------------------------------------------------------------------------------------
 
-    async def _discovery_on(self, host: Host, state: AdmissionState[Deployment], backend: ImageBackend) -> Discovery:
+    async def _discovery_on(self, host: Host, state: AdmissionState[Deployment], backend: EngineBackend) -> Discovery:
         settings = self._settings
         around = await trio.to_thread.run_sync(look_around, settings.data_dir)
         own = Machine(
