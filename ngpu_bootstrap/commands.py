@@ -16,17 +16,24 @@ import trio
 from pydantic import ValidationError
 
 from ngpu_bootstrap.admin_socket import ask_daemon, daemon_is_running
-from ngpu_bootstrap.api.models import CreatedWorkspaceView, NewTokenView, WorkspaceView, workspace_view
+from ngpu_bootstrap.api.models import (
+    CreatedWorkspaceView,
+    DeploymentsView,
+    NewTokenView,
+    WorkspaceView,
+    workspace_view,
+)
 from ngpu_bootstrap.config import BootstrapSettings
 from ngpu_bootstrap.credentials import reveal
 from ngpu_bootstrap.errors import Refusal
-from ngpu_bootstrap.registry.nodes import Nodes
+from ngpu_bootstrap.registry.confided import Confided
 from ngpu_bootstrap.registry.workspaces import NewWorkspace, Workspaces
 from ngpu_bootstrap.store.errors import StoreError
 from ngpu_bootstrap.store.store import open_store
 from ngpu_daemon.datadir import DataDirectory
 from ngpu_daemon.errors import OperatorError
-from ngpu_protocol.identity import Address
+from ngpu_daemon.keystore import open_keystore, read_passphrase
+from ngpu_protocol.identity import Account, Address
 from ngpu_protocol.workspaces import describe_errors
 
 _NOBODY = Address("0x" + 40 * "0")
@@ -76,8 +83,7 @@ class Management:
     def add(self, new: NewWorkspace) -> CreatedWorkspaceView:
         """Make a workspace; the answer holds its token, which is shown this once."""
         if daemon_is_running(self._directory):
-            document = new.model_dump(mode="json", exclude={"id", "revision"})
-            return CreatedWorkspaceView.model_validate(self._ask("POST", "/api/v1/workspaces", document))
+            return CreatedWorkspaceView.model_validate(self._ask("POST", "/api/v1/workspaces", new.document()))
 
         async def work(workspaces: Workspaces) -> CreatedWorkspaceView:
             workspace, token = await workspaces.add(new)
@@ -100,7 +106,7 @@ class Management:
 
     def rotate_token(self, workspace_id: str, overlap_s: float) -> NewTokenView:
         """Give a workspace a new token, shown this once."""
-        _check_id(workspace_id)
+        check_id(workspace_id)
         if daemon_is_running(self._directory):
             target = f"/api/v1/workspaces/{workspace_id}/tokens"
             return NewTokenView.model_validate(self._ask("POST", target, {"overlap_s": overlap_s}))
@@ -114,7 +120,7 @@ class Management:
 
     def remove(self, workspace_id: str) -> WorkspaceView:
         """Remove a workspace and return what it was."""
-        _check_id(workspace_id)
+        check_id(workspace_id)
         if daemon_is_running(self._directory):
             return WorkspaceView.model_validate(self._ask("DELETE", f"/api/v1/workspaces/{workspace_id}"))
 
@@ -125,6 +131,31 @@ class Management:
 
         removed: WorkspaceView = self._on_store(work)
         return removed
+
+    def update(self, workspace_id: str, changes: dict[str, Any], *, whole: bool, repin: bool) -> WorkspaceView:
+        """Change a workspace: by *changes* alone, or with *whole* to what they say and nothing else."""
+        check_id(workspace_id)
+        new = checked(changes) if whole else None
+        if daemon_is_running(self._directory):
+            document = new.document() if new is not None else changes
+            target = f"/api/v1/workspaces/{workspace_id}?repin={'true' if repin else 'false'}"
+            return WorkspaceView.model_validate(self._ask("PUT" if whole else "PATCH", target, document))
+
+        async def work(workspaces: Workspaces) -> WorkspaceView:
+            if new is not None:
+                await workspaces.update(workspace_id, new, repin=repin)
+            else:
+                await workspaces.patch(workspace_id, changes, repin=repin)
+            return _view(workspaces, workspace_id)
+
+        updated: WorkspaceView = self._on_store(work)
+        return updated
+
+    def deployments(self, workspace_id: str) -> DeploymentsView:
+        """Return how a workspace stands on each of its nodes, as the running daemon sees it."""
+        check_id(workspace_id)
+        self.status()
+        return DeploymentsView.model_validate(self._ask("GET", f"/api/v1/workspaces/{workspace_id}/deployments"))
 
     def status(self) -> dict[str, Any]:
         """Return what the running daemon says of itself.
@@ -152,7 +183,8 @@ class Management:
             location = self._settings.store or self._directory.path / "bootstrap.db"
             bodies = self._directory.path / "bodies"
             async with open_store(location, network=self._settings.network, bootstrap=_NOBODY, bodies=bodies) as store:
-                workspaces = Workspaces(store, now_ms=_now_ms, on_change=lambda: None)
+                confided = Confided(store, self._account)
+                workspaces = Workspaces(store, confided=confided, now_ms=_now_ms, on_change=lambda: None)
                 await workspaces.load()
                 return await work(workspaces)
 
@@ -162,10 +194,18 @@ class Management:
         except (StoreError, Refusal) as error:
             raise WorkspaceError(str(error)) from None
 
+    def _account(self) -> Account:
+        return open_keystore(self._directory.keystore, read_passphrase(self._settings.passphrase_file))
 
-def _check_id(workspace_id: str) -> None:
+
+def check_id(workspace_id: str) -> None:
+    """Return if *workspace_id* is a number.
+
+    Raises:
+        WorkspaceError: it is not; a whole token is not repeated.
+    """
     if not (workspace_id.isascii() and workspace_id.isdigit()):
-        raise WorkspaceError(f"{workspace_id[:64]!r} is no workspace id: it is the number before the token's hyphen")
+        raise WorkspaceError(f"{workspace_id[:18]!r} is no workspace id: it is the number before the token's hyphen")
 
 
 def _now_ms() -> int:
@@ -173,4 +213,4 @@ def _now_ms() -> int:
 
 
 def _view(workspaces: Workspaces, workspace_id: str) -> WorkspaceView:
-    return workspace_view(workspaces.require(workspace_id), Nodes(now_ms=_now_ms, queue_limit=0))
+    return workspace_view(workspaces.require(workspace_id), [])

@@ -175,6 +175,9 @@ class BootstrapSettings(DaemonSettings):
     clock_tolerance_s: float = Field(
         5.0, ge=0, description="How far a node's clock may be off before it counts as skew."
     )
+    replace_node_after_s: float = Field(
+        300.0, ge=0, description="Seconds a node that is away or draining keeps its workspaces before others get them."
+    )
     drain_s: float = Field(25.0, ge=0, description="Seconds running tasks may take to end after SIGTERM.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
     log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: JSON unless on a terminal.")

@@ -36,8 +36,10 @@ from ngpu_bootstrap.front.routes import Front, TaskIds
 from ngpu_bootstrap.front.wire_times import parse_zone
 from ngpu_bootstrap.metrics import Metrics
 from ngpu_bootstrap.operator_keys import OperatorKeys
+from ngpu_bootstrap.registry.confided import Confided
 from ngpu_bootstrap.registry.control import ControlDesk, Greeting
 from ngpu_bootstrap.registry.nodes import Nodes, NodeSession
+from ngpu_bootstrap.registry.placement import Placement
 from ngpu_bootstrap.registry.workspaces import Workspaces
 from ngpu_bootstrap.store.errors import StoreMismatch, StoreUnavailable
 from ngpu_bootstrap.store.records import NodeRow, TaskRecord
@@ -161,7 +163,15 @@ class _Bootstrap:
         self.draining = Draining()
         limits = settings.limits
         self.nodes = Nodes(now_ms=now_ms, queue_limit=limits.queued_calls)
-        self.workspaces = Workspaces(store, now_ms=now_ms, on_change=lambda: self.control.refresh())
+        confided = Confided(store, lambda: account)
+        self.workspaces = Workspaces(store, confided=confided, now_ms=now_ms, on_change=lambda: self.control.refresh())
+        self.placement = Placement(
+            workspaces=self.workspaces,
+            nodes=self.nodes,
+            store=store,
+            replace_after_s=settings.replace_node_after_s,
+            now_ms=now_ms,
+        )
         judge = Judge(
             account,
             self.network,
@@ -186,7 +196,8 @@ class _Bootstrap:
                 approved=None if approved is None else frozenset(Address(node) for node in approved),
             ),
             nodes=self.nodes,
-            workspaces=self.workspaces,
+            placement=self.placement,
+            confided=confided,
             open_requests=self._requests_to,
             chain_head=store.chain_head,
             met=self._met,
@@ -207,6 +218,7 @@ class _Bootstrap:
             dispatcher=self.dispatcher,
             store=store,
             nodes=self.nodes,
+            is_coming=self._is_coming,
             limit=limits.async_tasks,
             answer_bytes=limits.task_answer_bytes,
             attempts=limits.attempts,
@@ -226,7 +238,7 @@ class _Bootstrap:
             metrics=self.metrics,
             limits=settings.limits,
             async_deadline_s=settings.async_deadline_s,
-            nodes=self.nodes,
+            placement=self.placement,
             new_task_id=TaskIds(now_ms, zone_minutes),
             wire=Wire(zone_minutes, settings.submit_result_code, settings.show_node_ip),
             trusted=parse_networks(settings.trusted_proxies),
@@ -234,15 +246,18 @@ class _Bootstrap:
         parts = Parts(
             workspaces=self.workspaces,
             nodes=self.nodes,
+            placement=self.placement,
             store=self.store,
             metrics=self.metrics,
             operator_keys=OperatorKeys(self.directory.path),
             find_task=front.tasks_api.task,
+            waits_for=front.tasks_api.waits_for,
             status=self._status,
             chain_id=self.network.chain_id,
             open_metrics=settings.has_private_listener,
             now_ms=now_ms,
             answer_failed_try=front.answer_failed_try,
+            draining=lambda: self.drain.is_requested,
         )
         scheme = "https" if self.tls is not None else "http"
         front.application = AsgiHandler(build_app(parts), scheme=scheme)
@@ -352,6 +367,7 @@ class _Bootstrap:
     async def run(self, task_status: trio.TaskStatus[dict[str, Any]]) -> None:
         notifier = Notifier.from_environment()
         await self.workspaces.load()
+        await self.placement.load()
         async with trio.open_nursery() as nursery:
             await nursery.start(self.drain.run)
             await nursery.start(self.dispatcher.run)
@@ -447,6 +463,10 @@ class _Bootstrap:
     def _spec_of(self, task: TaskRecord) -> WorkspaceSpec | None:
         workspace = self.workspaces.get(task.workspace)
         return workspace.spec if workspace is not None else None
+
+    def _is_coming(self, workspace_id: str) -> bool:
+        workspace = self.workspaces.get(workspace_id)
+        return workspace is not None and bool(self.placement.on_the_way(workspace))
 
     async def _drain(self) -> None:
         """Let running requests end within the grace period, and commit their ends."""

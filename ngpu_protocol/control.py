@@ -36,6 +36,7 @@ from pydantic.dataclasses import dataclass
 
 from ngpu_protocol.errors import AddressError, MalformedError
 from ngpu_protocol.identity import Address, address_bytes, parse_address
+from ngpu_protocol.sealing import MAX_SEALED_BYTES
 from ngpu_protocol.typed_data import MAX_NUMBER, ZERO32, unpack_map
 from ngpu_protocol.workspaces import WorkspaceSpec, describe_errors
 
@@ -92,6 +93,7 @@ Flag = Annotated[bool, Field(strict=True)]
 Seconds = Annotated[float, Field(strict=True, gt=0, le=3600, allow_inf_nan=False)]
 NodeAddress = Annotated[Address, BeforeValidator(_address)]
 Packed = Annotated[bytes, Field(strict=True, max_length=64 * 1024)]
+Sealed = Annotated[bytes, Field(strict=True, max_length=MAX_SEALED_BYTES)]
 Percent = Annotated[int, Field(strict=True, ge=0, le=100)]
 Amount = Annotated[float, Field(strict=True, ge=0, le=1_000_000, allow_inf_nan=False)]
 
@@ -104,11 +106,13 @@ class GpuOffer:
         id: `identity.gpu_id` of it.
         model: as NVML spells it.
         memory_bytes: in total.
+        shares: deployments its owner lets hold it at once.
     """
 
     id: Hash32
     model: Text
     memory_bytes: Number
+    shares: Annotated[int, Field(strict=True, ge=1, le=64)] = 1
 
 
 @dataclass(frozen=True, slots=True, config=ConfigDict(extra="ignore"))
@@ -279,7 +283,7 @@ class Desired:
     """
 
     deployments: tuple[WorkspaceSpec, ...] = ()
-    sealed: dict[Text, Packed] = field(default_factory=dict)
+    sealed: dict[Text, Sealed] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, config=ConfigDict(extra="ignore"))

@@ -11,23 +11,26 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import structlog
-from fastapi import Depends, FastAPI, Request
+from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
 from ngpu_bootstrap.api import models, page
+from ngpu_bootstrap.api.live import EVENT_STREAM, LOG_LINES_MAX, Live
 from ngpu_bootstrap.credentials import Token, reveal, take_credential
 from ngpu_bootstrap.errors import Forbidden, NotServed, Refusal, Unauthorized
 from ngpu_bootstrap.metrics import Metrics
 from ngpu_bootstrap.operator_keys import OperatorKeys, OperatorKeysError, Scope, Standing
 from ngpu_bootstrap.registry.nodes import Nodes
-from ngpu_bootstrap.registry.workspaces import NewWorkspace, Workspaces
+from ngpu_bootstrap.registry.placement import Placement
+from ngpu_bootstrap.registry.workspaces import NewWorkspace, Workspace, Workspaces
 from ngpu_bootstrap.store.errors import StoreError, UnknownTask
 from ngpu_bootstrap.store.records import TaskRecord
 from ngpu_bootstrap.store.store import Store
 from ngpu_daemon.metrics import CONTENT_TYPE, exposition, software_version
-from ngpu_protocol.errors import MalformedError
+from ngpu_protocol.errors import AddressError, MalformedError
+from ngpu_protocol.identity import parse_address
 
 log = structlog.get_logger(__name__)
 
@@ -58,21 +61,26 @@ class Parts:
     Attributes:
         status: what the daemon says of itself to its operator.
         find_task: a task by its id, for whoever may see it.
+        waits_for: what a task waits for while no node serves its workspace yet, in words; else empty.
         open_metrics: whether `/metrics` needs no operator key.
         answer_failed_try: what a client gets for a refusal, by the address and fields of its request.
+        draining: whether the daemon is about to stop.
     """
 
     workspaces: Workspaces
     nodes: Nodes
+    placement: Placement
     store: Store
     metrics: Metrics
     operator_keys: OperatorKeys
     find_task: FindTask
+    waits_for: Callable[[TaskRecord], str]
     status: Callable[[], dict[str, Any]]
     chain_id: int
     open_metrics: bool
     now_ms: Callable[[], int]
     answer_failed_try: Callable[[str, Sequence[tuple[bytes, bytes]], Refusal], Refusal]
+    draining: Callable[[], bool]
 
 
 def build_app(parts: Parts, *, is_operators_own: bool = False) -> FastAPI:
@@ -127,6 +135,19 @@ def build_app(parts: Parts, *, is_operators_own: bool = False) -> FastAPI:
 
     is_operator = [may(Scope.WORKSPACES)]
     may_read = [may(Scope.READ)]
+    live = Live(parts.draining)
+
+    def owned(workspace_id: str, token: Annotated[Token | None, Depends(presented)]) -> Workspace:
+        """Return the workspace, for its own token or an operator key."""
+        owner(token, workspace_id, Scope.READ)
+        return parts.workspaces.require(workspace_id)
+
+    def shown(workspace: Workspace) -> models.WorkspaceView:
+        return models.workspace_view(workspace, models.deployments_of(workspace, parts.nodes, parts.placement))
+
+    def deployments_now(workspace_id: str) -> models.DeploymentsView | None:
+        workspace = parts.workspaces.get(workspace_id)
+        return None if workspace is None else models.deployments_view(workspace, parts.nodes, parts.placement)
 
     @app.get("/health", tags=["operation"])
     async def health() -> models.HealthView:
@@ -159,27 +180,68 @@ def build_app(parts: Parts, *, is_operators_own: bool = False) -> FastAPI:
     async def add_workspace(new: NewWorkspace) -> models.CreatedWorkspaceView:
         """Make a workspace. The answer holds its token, which is shown this once."""
         workspace, token = await parts.workspaces.add(new)
-        view = models.workspace_view(workspace, parts.nodes)
-        return models.CreatedWorkspaceView(workspace=view, token=reveal(token))
+        return models.CreatedWorkspaceView(workspace=shown(workspace), token=reveal(token))
 
     @app.get("/api/v1/workspaces", tags=["workspaces"], dependencies=may_read, responses=_ERRORS)
     async def list_workspaces() -> models.WorkspaceListView:
         """Every workspace, with where it is deployed."""
-        views = [models.workspace_view(workspace, parts.nodes) for workspace in parts.workspaces]
-        return models.WorkspaceListView(workspaces=views)
+        return models.WorkspaceListView(workspaces=[shown(workspace) for workspace in parts.workspaces])
 
     @app.get("/api/v1/workspaces/{workspace_id}", tags=["workspaces"], responses=_ERRORS)
-    async def get_workspace(
-        workspace_id: str, token: Annotated[Token | None, Depends(presented)]
-    ) -> models.WorkspaceView:
+    async def get_workspace(workspace: Annotated[Workspace, Depends(owned)]) -> models.WorkspaceView:
         """One workspace, for its own token or an operator key."""
-        owner(token, workspace_id, Scope.READ)
-        return models.workspace_view(parts.workspaces.require(workspace_id), parts.nodes)
+        return shown(workspace)
+
+    @app.put("/api/v1/workspaces/{workspace_id}", tags=["workspaces"], dependencies=is_operator, responses=_ERRORS)
+    async def update_workspace(workspace_id: str, new: NewWorkspace, repin: bool = False) -> models.WorkspaceView:
+        """Change a workspace to what the body says. Where what runs changes, that is a new revision, rolled out one
+        node at a time. Secrets that are named and not given again stay. `repin`: a new revision in any case."""
+        return shown(await parts.workspaces.update(workspace_id, new, repin=repin))
+
+    @app.patch("/api/v1/workspaces/{workspace_id}", tags=["workspaces"], dependencies=is_operator, responses=_ERRORS)
+    async def change_workspace(workspace_id: str, changes: dict[str, Any], repin: bool = False) -> models.WorkspaceView:
+        """Change the keys of the body and no others; null brings one back to its default. Else as PUT."""
+        return shown(await parts.workspaces.patch(workspace_id, changes, repin=repin))
+
+    @app.get(
+        "/api/v1/workspaces/{workspace_id}/deployments",
+        tags=["workspaces"],
+        responses={**_ERRORS, 200: {"content": {EVENT_STREAM: {}}}},
+        response_model=models.DeploymentsView,
+    )
+    async def get_deployments(workspace: Annotated[Workspace, Depends(owned)], request: Request) -> Any:
+        """How the workspace stands on each node, for its own token or an operator key. With `Accept:
+        text/event-stream` an event now and at each change."""
+        if EVENT_STREAM in request.headers.get("accept", ""):
+            return live.events(workspace.id, lambda: deployments_now(workspace.id))
+        return models.deployments_view(workspace, parts.nodes, parts.placement)
+
+    @app.get(
+        "/api/v1/workspaces/{workspace_id}/deployments/{node_addr}/logs",
+        tags=["workspaces"],
+        responses=_ERRORS,
+        response_class=PlainTextResponse,
+    )
+    async def get_logs(
+        workspace: Annotated[Workspace, Depends(owned)],
+        node_addr: str,
+        tail: Annotated[int, Query(ge=1, le=LOG_LINES_MAX)] = 200,
+        follow: bool = False,
+    ) -> Any:
+        """What the workspace's container wrote on a node: the last lines, and with `follow` those to come."""
+        try:
+            session = parts.nodes.get(parse_address(node_addr))
+        except AddressError as error:
+            raise Refusal(400, "bad_node", str(error)) from None
+        known = session is not None and any(state.workspace == workspace.id for state in session.reports)
+        if session is None or not known:
+            raise Refusal(404, "not_deployed", f"the workspace is not on a connected node {node_addr[:64]}")
+        return await live.logs(workspace.id, session, tail=tail, follow=follow)
 
     @app.delete("/api/v1/workspaces/{workspace_id}", tags=["workspaces"], dependencies=is_operator, responses=_ERRORS)
     async def remove_workspace(workspace_id: str) -> models.WorkspaceView:
         """Remove a workspace: its tokens open nothing any more, its deployments stop. Tasks and receipts stay."""
-        return models.workspace_view(await parts.workspaces.remove(workspace_id), parts.nodes)
+        return shown(await parts.workspaces.remove(workspace_id))
 
     @app.post("/api/v1/workspaces/{workspace_id}/tokens", status_code=201, tags=["workspaces"], responses=_ERRORS)
     async def rotate_token(
@@ -196,7 +258,8 @@ def build_app(parts: Parts, *, is_operators_own: bool = False) -> FastAPI:
     async def get_task(task_id: str, token: Annotated[Token | None, Depends(presented)]) -> models.TaskView:
         """A task with its attempts, receipts and verdicts."""
         await parts.find_task(task_id, None if is_operators_own else token)
-        return models.task_view(await parts.store.detail(task_id))
+        detail = await parts.store.detail(task_id)
+        return models.task_view(detail, parts.waits_for(detail.task))
 
     @app.get("/api/v1/tasks/{task_id}/receipt", tags=["tasks"], responses=_ERRORS)
     async def get_receipt(

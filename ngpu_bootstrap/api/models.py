@@ -7,9 +7,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from ngpu_bootstrap.registry.nodes import Nodes, NodeSession
+from ngpu_bootstrap.registry.placement import Placement
 from ngpu_bootstrap.registry.workspaces import Workspace
-from ngpu_bootstrap.store.records import NewReceipt, TaskDetail
+from ngpu_bootstrap.store.records import NewReceipt, RolloutRow, TaskDetail
 from ngpu_protocol.acknowledgements import SignedAcknowledgement
+from ngpu_protocol.control import DeploymentPhase
 from ngpu_protocol.orders import SignedOrder
 from ngpu_protocol.receipt_file import ReceiptFile
 from ngpu_protocol.receipts import SignedReceipt
@@ -38,15 +40,56 @@ class ReadyView(BaseModel):
 
 
 class DeploymentView(BaseModel):
-    """A workspace on a node."""
+    """A workspace on a node, one revision of it."""
 
     node: str
     workspace: str
     revision: int
-    state: str
-    detail: str
+    state: str = Field(description="queued, pulling, starting, ready, unhealthy, failed, stopping or gone")
+    detail: str = Field(description="for people; empty when all is well")
     slots_free: int
     image_digest: str
+    progress: int = Field(default=0, description="of getting the image, in percent")
+    bytes_done: int = 0
+    bytes_total: int = Field(default=0, description="0 while unknown")
+    seconds_left: int | None = None
+    reason: str = Field(default="", description="a stable word for what is not as it should be")
+    connected: bool = True
+
+
+class ShortageView(BaseModel):
+    """Fewer nodes fit than are wanted."""
+
+    wanted: int
+    placed: int
+    reason: str = Field(description="what most of the other nodes lack")
+    detail: str
+    lacks: dict[str, int] = Field(description="how many nodes lack what")
+
+
+class RolloutView(BaseModel):
+    """A new revision on its way to the nodes, or one that failed."""
+
+    state: str = Field(description="rolling or failed")
+    base: int = Field(description="the revision clients are served by")
+    target: int
+    began_at_ms: int
+    failed_at_ms: int | None = None
+    node: str = Field(default="", description="where it failed")
+    reason: str = ""
+    detail: str = ""
+
+
+class DeploymentsView(BaseModel):
+    """How a workspace stands on each of its nodes."""
+
+    workspace: str
+    revision: int = Field(description="the one clients are served by")
+    replicas: int | None
+    ready: int = Field(description="nodes where it is ready")
+    deployments: list[DeploymentView]
+    shortage: ShortageView | None = None
+    rollout: RolloutView | None = None
 
 
 class WorkspaceView(BaseModel):
@@ -58,6 +101,8 @@ class WorkspaceView(BaseModel):
     created_at_ms: int
     token_labels: list[str]
     deployments: list[DeploymentView]
+    target: WorkspaceSpec | None = None
+    rollout: RolloutView | None = None
 
 
 class CreatedWorkspaceView(BaseModel):
@@ -178,6 +223,7 @@ class TaskView(BaseModel):
     result_code: int
     reason: str
     message: str
+    waits_for: str = Field(default="", description="while no node serves the workspace yet: what for")
     status: int = Field(description="the workspace's own status, 0 while there is none")
     node_addr: str | None
     verdict: str
@@ -201,8 +247,13 @@ def deployment_views(session: NodeSession) -> list[DeploymentView]:
             detail=state.detail,
             slots_free=state.slots_free,
             image_digest="0x" + state.image_digest.hex(),
+            progress=100 if state.state == DeploymentPhase.READY else state.progress,
+            bytes_done=state.bytes_done,
+            bytes_total=state.bytes_total,
+            seconds_left=state.seconds_left,
+            reason=state.reason,
         )
-        for state in session.deployments.values()
+        for state in session.reports
     ]
 
 
@@ -228,20 +279,87 @@ def node_view(session: NodeSession) -> NodeView:
     )
 
 
-def workspace_view(workspace: Workspace, nodes: Nodes) -> WorkspaceView:
+def deployments_of(workspace: Workspace, nodes: Nodes, placement: Placement) -> list[DeploymentView]:
+    """Return how a workspace stands on each node that has it or is to have it."""
+    views = [view for session in nodes for view in deployment_views(session) if view.workspace == workspace.id]
+    reported = {(view.node, view.revision) for view in views}
+    for row in placement.rows(workspace.id):
+        session = nodes.get(row.node)
+        if session is None:
+            reason, detail = "node_away", "the node is not connected"
+        elif (row.node, row.revision) in reported:
+            continue
+        else:
+            reason, detail = "", "the node was told to run it"
+        views.append(
+            DeploymentView(
+                node=row.node,
+                workspace=row.workspace,
+                revision=row.revision,
+                state=DeploymentPhase.QUEUED if session is not None else DeploymentPhase.GONE,
+                detail=detail,
+                slots_free=0,
+                image_digest="0x" + bytes(32).hex(),
+                reason=reason,
+                connected=session is not None,
+            )
+        )
+    return sorted(views, key=lambda view: (view.node, view.revision))
+
+
+def deployments_view(workspace: Workspace, nodes: Nodes, placement: Placement) -> DeploymentsView:
+    """Return how a workspace stands altogether."""
+    views = deployments_of(workspace, nodes, placement)
+    short = placement.shortage(workspace.id)
+    return DeploymentsView(
+        workspace=workspace.id,
+        revision=workspace.spec.revision,
+        replicas=workspace.wanted.replicas,
+        ready=len({view.node for view in views if view.state == DeploymentPhase.READY}),
+        deployments=views,
+        shortage=None
+        if short is None
+        else ShortageView(
+            wanted=short.wanted,
+            placed=short.fitting,
+            reason=short.reason,
+            detail=short.detail,
+            lacks={str(lack): count for lack, count in short.lacks.items()},
+        ),
+        rollout=_rollout_view(workspace.rollout),
+    )
+
+
+def workspace_view(workspace: Workspace, deployments: list[DeploymentView]) -> WorkspaceView:
     """Return a workspace with where it is deployed."""
-    deployments = [view for session in nodes for view in deployment_views(session) if view.workspace == workspace.id]
     return WorkspaceView(
         spec=workspace.spec,
-        replicas=workspace.spec.replicas,
+        replicas=workspace.wanted.replicas,
         owner=workspace.owner,
         created_at_ms=workspace.created_at_ms,
         token_labels=[token.label for token in workspace.tokens],
         deployments=deployments,
+        target=workspace.target,
+        rollout=_rollout_view(workspace.rollout),
     )
 
 
-def task_view(detail: TaskDetail) -> TaskView:
+def _rollout_view(rollout: RolloutRow | None) -> RolloutView | None:
+    if rollout is None:
+        return None
+    return RolloutView(
+        state="rolling" if rollout.failed_at_ms is None else "failed",
+        base=rollout.base,
+        target=rollout.target,
+        began_at_ms=rollout.began_at_ms,
+        failed_at_ms=rollout.failed_at_ms,
+        node=rollout.node,
+        reason=rollout.reason,
+        detail=rollout.detail,
+    )
+
+
+def task_view(detail: TaskDetail, waits_for: str = "") -> TaskView:
     """Return everything known of a task but its bodies."""
     task = detail.task
     return TaskView(
@@ -257,6 +375,7 @@ def task_view(detail: TaskDetail) -> TaskView:
         result_code=task.result_code,
         reason=task.reason,
         message=task.message,
+        waits_for=waits_for,
         status=task.status,
         node_addr=task.node,
         verdict=task.verdict,

@@ -62,6 +62,7 @@ class DetachedTasks:
     """Every asynchronous task that is not final.
 
     Args:
+        is_coming: whether a node is about to serve a workspace that none serves yet: its tasks wait for that.
         limit: unfinished tasks of one workspace at most.
         answer_bytes: the largest answer kept.
         attempts: orders signed for one task at most.
@@ -73,6 +74,7 @@ class DetachedTasks:
         dispatcher: Dispatcher,
         store: Store,
         nodes: Nodes,
+        is_coming: Callable[[str], bool],
         limit: int,
         answer_bytes: int,
         attempts: int,
@@ -81,6 +83,7 @@ class DetachedTasks:
         self._dispatcher = dispatcher
         self._store = store
         self._nodes = nodes
+        self._is_coming = is_coming
         self._limit = limit
         self._answer_bytes = answer_bytes
         self._attempts = attempts
@@ -115,7 +118,8 @@ class DetachedTasks:
                 f"{waiting} asynchronous tasks of workspace {workspace} are unfinished; come again later",
                 retry_after_s=5,
             )
-        self._nodes.require_served(call.spec)
+        if not self._is_coming(workspace):
+            self._nodes.require_served(call.spec)
         await self._store.accept(call.new_task())
         if isinstance(call.body, WholeBody) and len(call.body.content) > KEEP_IN_MEMORY_BYTES:
             call = dataclasses.replace(call, body=KeptBody(functools.partial(self._read_request, call.task_id)))

@@ -89,11 +89,11 @@ def completed(task_id: str, answer: WorkspaceAnswer) -> Answer:
     return json_answer(status, document, {"Ngpu-Task-Id": task_id})
 
 
-def pending(task_id: str, state: int, state_name: str) -> Answer:
-    """Return the answer to a poll of a task that has no result yet."""
+def pending(task_id: str, state: int, state_name: str, waits_for: str = "") -> Answer:
+    """Return the answer to a poll of a task that has no result yet; *waits_for* says what it waits for, if known."""
     document = {
         "result_code": PENDING,
-        "msg": f"the task is {state_name}",
+        "msg": f"the task is {state_name}: {waits_for}" if waits_for else f"the task is {state_name}",
         "result_size": 0,
         "state": state,
         "data": "",

@@ -16,7 +16,7 @@ from ngpu_bootstrap.front.answers import Answer, json_answer
 from ngpu_bootstrap.front.details import task_info
 from ngpu_bootstrap.front.paths import parse_parameters
 from ngpu_bootstrap.front.wire_times import parse_range
-from ngpu_bootstrap.registry.nodes import Nodes
+from ngpu_bootstrap.registry.placement import Placement
 from ngpu_bootstrap.registry.workspaces import Workspaces
 from ngpu_bootstrap.store.errors import BodyMissing, RecordRefused
 from ngpu_bootstrap.store.records import Part, StoredBody, TaskFilter, TaskRecord
@@ -25,8 +25,9 @@ from ngpu_protocol.errors import AddressError
 from ngpu_protocol.identity import Address, parse_address
 
 MAX_LISTED = 10_000
-# The documents' own states of a distribution: 1 while the node serves the workspace, 0 otherwise.
-_SERVING, _NOT_SERVING = 1, 0
+# The documents' own states of a distribution; every other state of ours is none of them yet, or no longer.
+_NOT_SERVING = 0
+_STATUS = {"ready": 1, "failed": -1}
 
 _TASK_ID_SPELLINGS = ("taskID", "taskId", "task_id", "taskid")
 _NODE_SPELLINGS = ("nodeAddr", "nodeaddr", "node_addr")
@@ -62,13 +63,13 @@ class ReadsApi:
         self,
         *,
         workspaces: Workspaces,
-        nodes: Nodes,
+        placement: Placement,
         store: Store,
         find_task: FindTask,
         wire: Wire,
     ) -> None:
         self._workspaces = workspaces
-        self._nodes = nodes
+        self._placement = placement
         self._store = store
         self._find_task = find_task
         self._zone_minutes = wire.zone_minutes
@@ -102,20 +103,16 @@ class ReadsApi:
         workspace, _ = self._workspaces.authenticate(token)
         parameters = parse_parameters(query, _RANGE)
         since_ms, before_ms = parse_range(parameters.get("startTime"), parameters.get("endTime"), self._zone_minutes)
-        shown = []
-        for session in sorted(self._nodes, key=lambda session: session.node):
-            state = session.deployments.get(workspace.id) if workspace.id in session.assigned else None
-            if state is None or not since_ms <= session.connected_at_ms < before_ms:
-                continue
-            ready = state.state == "ready"
-            shown.append(
-                {
-                    "nodeAddr": session.node,
-                    "progress": 100 if ready else state.progress,
-                    "status": _SERVING if ready else _NOT_SERVING,
-                    "state": state.state,
-                }
-            )
+        shown = [
+            {
+                "nodeAddr": one.node,
+                "progress": 100 if one.state == "ready" else one.progress,
+                "status": _STATUS.get(one.state, _NOT_SERVING),
+                "state": one.state,
+            }
+            for one in self._placement.standing(workspace)
+            if since_ms <= one.since_ms < before_ms
+        ]
         return json_answer(200, {"result_code": 200, "msg": "success", "result_size": len(shown), "nodes": shown})
 
     async def detailed(self, query: str | None, token: Token | None, *, under: str = "taskInfo") -> Answer:

@@ -27,7 +27,7 @@ from ngpu_bootstrap.front.proxy import ProxySink
 from ngpu_bootstrap.front.reads_api import Wire
 from ngpu_bootstrap.front.tasks_api import TasksApi, UserRequest
 from ngpu_bootstrap.metrics import Metrics
-from ngpu_bootstrap.registry.nodes import Nodes
+from ngpu_bootstrap.registry.placement import Placement
 from ngpu_bootstrap.registry.workspaces import Workspaces
 from ngpu_bootstrap.store.errors import StoreError
 from ngpu_bootstrap.store.store import Store
@@ -82,7 +82,7 @@ class Front:
         self,
         *,
         workspaces: Workspaces,
-        nodes: Nodes,
+        placement: Placement,
         dispatcher: Dispatcher,
         detached: DetachedTasks,
         store: Store,
@@ -110,7 +110,7 @@ class Front:
         )
         self.tasks_api = TasksApi(
             workspaces=workspaces,
-            nodes=nodes,
+            placement=placement,
             dispatcher=dispatcher,
             detached=detached,
             store=store,

@@ -23,7 +23,7 @@ from ngpu_bootstrap.front.bodies import MAX_ADDRESS, unwrap
 from ngpu_bootstrap.front.callers import passed_on_wrapped
 from ngpu_bootstrap.front.paths import Target, parameter_target, parse_parameters, workspace_target
 from ngpu_bootstrap.front.reads_api import ReadsApi, Wire, task_id_in
-from ngpu_bootstrap.registry.nodes import Nodes
+from ngpu_bootstrap.registry.placement import Placement
 from ngpu_bootstrap.registry.workspaces import Workspace, Workspaces
 from ngpu_bootstrap.store.errors import BodyMissing, IdempotencyKeyUsed
 from ngpu_bootstrap.store.records import Part, TaskRecord, WorkspaceToken
@@ -75,7 +75,7 @@ class TasksApi:
         self,
         *,
         workspaces: Workspaces,
-        nodes: Nodes,
+        placement: Placement,
         dispatcher: Dispatcher,
         detached: DetachedTasks,
         store: Store,
@@ -86,6 +86,7 @@ class TasksApi:
         now_ms: Callable[[], int],
     ) -> None:
         self._workspaces = workspaces
+        self._placement = placement
         self._dispatcher = dispatcher
         self._detached = detached
         self._store = store
@@ -94,7 +95,7 @@ class TasksApi:
         self._new_task_id = new_task_id
         self._now_ms = now_ms
         self._submit_code = wire.submit_result_code
-        self.reads = ReadsApi(workspaces=workspaces, nodes=nodes, store=store, find_task=self.task, wire=wire)
+        self.reads = ReadsApi(workspaces=workspaces, placement=placement, store=store, find_task=self.task, wire=wire)
         self._reads: dict[str, Read] = {
             "queryTaskList": self.reads.task_list,
             "queryNodes": self.reads.nodes,
@@ -187,7 +188,7 @@ class TasksApi:
         task_id = task_id_in(query)
         record = await self.task(task_id, request.token)
         if not record.state.is_final:
-            return answers.pending(task_id, record.state, record.state.name.lower())
+            return answers.pending(task_id, record.state, record.state.name.lower(), self.waits_for(record))
         if record.state is TaskState.FINISHED:
             return answers.polled(task_id, record.state, await self._stored_answer(record))
         return answers.polled_failure(task_id, record.state, record.result_code, record.reason, record.message)
@@ -209,6 +210,11 @@ class TasksApi:
         if workspace is not None and workspace.id != record.workspace:
             raise Forbidden("token_foreign", "this token is of another workspace than the task")
         return record
+
+    def waits_for(self, record: TaskRecord) -> str:
+        """Return, in words, what a task waits for while no node serves its workspace yet, else an empty text."""
+        workspace = self._workspaces.get(record.workspace) if record.state is TaskState.ACCEPTED else None
+        return self._placement.on_the_way(workspace) if workspace is not None else ""
 
     async def _stored_answer(self, record: TaskRecord) -> WorkspaceAnswer:
         body = b""

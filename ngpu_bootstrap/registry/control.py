@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 import structlog
 import trio
 
-from ngpu_bootstrap.registry.assignment import Host, assign
+from ngpu_bootstrap.errors import Refusal
+from ngpu_bootstrap.registry.confided import Confided
 from ngpu_bootstrap.registry.nodes import Nodes, NodeSession
-from ngpu_bootstrap.registry.workspaces import Workspaces
+from ngpu_bootstrap.registry.placement import Placement
+from ngpu_bootstrap.store.errors import StoreError
 from ngpu_protocol.control import (
     MAX_MESSAGE_BYTES,
     PROTOCOL_VERSION_HIGH,
@@ -47,6 +49,8 @@ SEND_TIMEOUT_S = 10.0
 SILENT_FOR_GOOD_S = 60.0
 # Changes that come together (ten workspaces added in a loop) become one message.
 SETTLE_S = 0.02
+# What only time changes (a node is given up, a workspace ends) is looked at this often.
+TICK_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +104,8 @@ class ControlDesk:
         *,
         greeting: Greeting,
         nodes: Nodes,
-        workspaces: Workspaces,
+        placement: Placement,
+        confided: Confided,
         open_requests: Callable[[str], Client],
         chain_head: Callable[[Address], Awaitable[ReceiptLink | None]],
         met: Callable[[NodeSession], Awaitable[None]],
@@ -108,7 +113,8 @@ class ControlDesk:
     ) -> None:
         self._greeting = greeting
         self._nodes = nodes
-        self._workspaces = workspaces
+        self._placement = placement
+        self._confided = confided
         self._open_requests = open_requests
         self._chain_head = chain_head
         self._met = met
@@ -128,17 +134,29 @@ class ControlDesk:
     async def run(self) -> None:
         """Tell nodes what they should run, whenever it changes; for ever."""
         while True:
-            await self._stale.wait()
+            with trio.move_on_after(TICK_S):
+                await self._stale.wait()
             self._stale = trio.Event()
             await trio.sleep(SETTLE_S)
-            wanted = [workspace.spec for workspace in self._workspaces]
+            try:
+                await self._placement.work_out()
+            except StoreError as error:
+                log.error("placement_not_stored", reason=str(error))
+                await trio.sleep(1.0)
+                self._stale.set()
+                continue
             # A node that has not reported yet may run and offer anything: telling it to run nothing would stop that.
-            desired = assign(wanted, [_host(session) for session in self._nodes if session.reported])
             for conversation in self._conversations.values():
-                specs = desired.get(conversation.session.node)
-                if specs is not None and specs != conversation.desired:
+                session = conversation.session
+                specs = self._placement.desired.get(session.node)
+                if specs is None or self._nodes.get(session.node) is not session or not session.reported:
+                    continue
+                serving = self._placement.serving[session.node]
+                if serving != session.assigned:
+                    session.assign(serving)
+                    self._nodes.serve_waiting()
+                if specs != conversation.desired:
                     conversation.desired = specs
-                    conversation.session.assign({spec.id: (spec.revision,) for spec in specs})
                     conversation.changed.set()
 
     async def handle(self, stream: P2PStream) -> None:
@@ -240,8 +258,7 @@ class ControlDesk:
                 if not before and session.admitted:
                     joined, self._joined = self._joined, trio.Event()
                     joined.set()
-                # Only these bear on what nodes should run; slots change with every task.
-                now = (message.draining, message.services, frozenset(session.deployments))
+                now = _bearing(message)
                 if now != before:
                     before = now
                     self.refresh()
@@ -255,19 +272,37 @@ class ControlDesk:
         while True:
             await conversation.changed.wait()
             conversation.changed = trio.Event()
-            with trio.fail_after(SEND_TIMEOUT_S):
-                await _send(stream, Desired(tuple(conversation.desired or ())))
+            specs = tuple(conversation.desired or ())
+            message = Desired(specs, await self._sealed(specs, conversation.session))
+            try:
+                with trio.fail_after(SEND_TIMEOUT_S):
+                    await _send(stream, message)
+            except ValueError as error:  # it keeps what it has, and the operator hears of it
+                log.error("desired_not_sent", node=conversation.session.node, reason=str(error))
+
+    async def _sealed(self, specs: Sequence[WorkspaceSpec], session: NodeSession) -> dict[str, bytes]:
+        """Return what the node needs to know of *specs* and nobody else may; without it a node says what it lacks."""
+        sealed: dict[str, bytes] = {}
+        for spec in specs:
+            try:
+                box = await self._confided.for_node(spec, session.peer_id)
+            except (MalformedError, StoreError, Refusal) as error:
+                log.error("secrets_not_sent", workspace=spec.id, node=session.node, reason=str(error))
+                continue
+            if box is not None:
+                sealed[spec.id] = box
+        return sealed
 
 
-def _host(session: NodeSession) -> Host:
-    return Host(
-        node=session.node,
-        admitted=session.admitted,
-        draining=session.draining,
-        gpu_models=[gpu.model for gpu in session.gpus],
-        services={f"{offer.project}/{offer.model}" for offer in session.services if offer.copies > 0},
-        running=session.deployments.keys(),
+def _bearing(heartbeat: Heartbeat) -> tuple[object, ...]:
+    """Return what bears on what nodes should run; slots, progress and free disk change all the time."""
+    host = heartbeat.host
+    states = frozenset(
+        (state.workspace, state.revision, state.state, state.reason, state.image_digest)
+        for state in heartbeat.deployments
     )
+    machine = (host.engine, host.cpus, host.memory_bytes, host.area, host.egress) if host is not None else None
+    return heartbeat.draining, heartbeat.services, states, heartbeat.gpus, machine
 
 
 async def _receive(stream: P2PStream) -> ControlMessage | UnknownMessage | None:

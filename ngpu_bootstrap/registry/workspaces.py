@@ -1,8 +1,11 @@
 """The workspaces of clients: kept in the store, held in memory whole, looked up on every call.
 
-Owns making, finding and removing workspaces and the check of a token against them. What a specification may say is
-`ngpu_protocol.workspaces`; where a workspace runs is `assignment`. The store is written first and the memory after
-it, so that what a caller was told survives a crash.
+Owns making, finding, changing and removing workspaces and the check of a token against them. What a specification may
+say is `ngpu_protocol.workspaces`; where a workspace runs is `placement`. The store is written first and the memory
+after it, so that what a caller was told survives a crash.
+
+A change of what runs is a new revision. Until it is everywhere (`rollout`), clients are served by the one before,
+`Workspace.spec`; the new one is `Workspace.target`. One that failed stays on record as the target until the next.
 """
 
 from __future__ import annotations
@@ -13,23 +16,29 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, model_validator
+import trio
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from ngpu_bootstrap.credentials import SECRET_BYTES, Token, make_token, opens, stored_hash
 from ngpu_bootstrap.errors import Forbidden, Refusal, Unauthorized
+from ngpu_bootstrap.registry.confided import Confided, complete
+from ngpu_bootstrap.registry.rollout import Failure
 from ngpu_bootstrap.store.errors import UnknownWorkspace, WorkspaceConflict
-from ngpu_bootstrap.store.records import WorkspaceRow, WorkspaceToken
+from ngpu_bootstrap.store.records import RolloutRow, WorkspaceRow, WorkspaceToken
 from ngpu_bootstrap.store.store import Store
-from ngpu_protocol.workspaces import WorkspaceSpec
+from ngpu_protocol.errors import MalformedError
+from ngpu_protocol.workspace_secrets import NO_SECRETS, WorkspaceSecrets
+from ngpu_protocol.workspaces import WorkspaceSpec, describe_errors
 
 # Ids have 18 digits, as the documents' have: enough that two bootstraps do not meet, and exact in 64 bits.
 _ID_LOW, _ID_HIGH = 10**17, 10**18
 _NOBODY = bytes(32)
+_GIVEN = ("id", "revision", "image_digest")
 
 
 class NewWorkspace(WorkspaceSpec):
-    """A workspace to be made: a specification without id and revision, which the bootstrap gives it."""
+    """A workspace to be made or changed: a specification without what the bootstrap gives it, and its secrets."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -37,42 +46,104 @@ class NewWorkspace(WorkspaceSpec):
     revision: SkipJsonSchema[int] = 1
     image_digest: SkipJsonSchema[str | None] = None
     owner: Annotated[str, Field(max_length=128)] = Field(default="", description="who it belongs to, for the operator")
+    secrets: WorkspaceSecrets = Field(
+        default=NO_SECRETS,
+        repr=False,
+        description="registry credentials and secret environment variables; never shown again",
+    )
 
     @model_validator(mode="before")
     @classmethod
-    def _not_given(cls, document: Any) -> Any:
-        for key in ("id", "revision", "image_digest"):
-            if isinstance(document, dict) and key in document:
+    def _completed(cls, document: Any) -> Any:
+        """Refuse what the bootstrap gives, and name in the specification the secrets that come with it."""
+        if not isinstance(document, dict):
+            return document
+        for key in _GIVEN:
+            if key in document:
                 raise ValueError(f"{key} is given by the bootstrap; leave it out")
+        confided = document.get("secrets")
+        if isinstance(confided, WorkspaceSecrets):
+            confided = {"registry": confided.registry, "env": confided.env}
+        if not isinstance(confided, dict):
+            return document
+        document = dict(document)
+        env, named = confided.get("env"), document.get("secret_env", [])
+        if isinstance(env, dict) and isinstance(named, list):
+            document["secret_env"] = [*named, *(name for name in env if name not in named)]
+        if confided.get("registry") is not None:
+            document["has_registry_credentials"] = True
         return document
+
+    def fields(self) -> dict[str, Any]:
+        """Return the fields of the specification that it makes."""
+        return self.model_dump(exclude={*_GIVEN, "owner", "secrets"})
+
+    def document(self) -> dict[str, Any]:
+        """Return the JSON object that it was read from, secrets included."""
+        return self.model_dump(mode="json", exclude=set(_GIVEN))
 
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """A workspace as this bootstrap knows it. Its tokens are known by their hashes alone."""
+    """A workspace as this bootstrap knows it. Its tokens are known by their hashes alone.
+
+    Attributes:
+        spec: the revision that clients are served by.
+        target: the revision on its way to the nodes, or the last one that failed; None when there is neither.
+        rollout: how that stands.
+    """
 
     spec: WorkspaceSpec
     owner: str
     tokens: tuple[WorkspaceToken, ...]
     created_at_ms: int
+    target: WorkspaceSpec | None = None
+    rollout: RolloutRow | None = None
 
     @property
     def id(self) -> str:
         return self.spec.id
+
+    @property
+    def is_rolling(self) -> bool:
+        return self.rollout is not None and self.rollout.failed_at_ms is None
+
+    @property
+    def wanted(self) -> WorkspaceSpec:
+        """The specification nodes are to end up with."""
+        return self.target if self.target is not None and self.is_rolling else self.spec
+
+    @property
+    def newest(self) -> int:
+        """The highest revision there has been."""
+        return max(self.spec.revision, self.target.revision if self.target is not None else 0)
+
+    def of_revision(self, revision: int) -> WorkspaceSpec:
+        """Return the specification of a revision a node was told; the serving one's where that is none of ours."""
+        return self.target if self.target is not None and self.target.revision == revision else self.spec
+
+    def has_ended(self, now_ms: int) -> bool:
+        return self.spec.end_at is not None and now_ms >= self.spec.end_at
 
 
 class Workspaces:
     """Every workspace that is not removed.
 
     Args:
+        confided: keeps their secrets.
         on_change: called after each change, for whoever distributes workspaces.
     """
 
-    def __init__(self, store: Store, *, now_ms: Callable[[], int], on_change: Callable[[], None]) -> None:
+    def __init__(
+        self, store: Store, *, confided: Confided, now_ms: Callable[[], int], on_change: Callable[[], None]
+    ) -> None:
         self._store = store
+        self._confided = confided
         self._now_ms = now_ms
         self._on_change = on_change
         self._by_id: dict[str, Workspace] = {}
+        # one change at a time: each reads the memory, writes the store, and then the memory
+        self._changing = trio.Lock()
 
     def __iter__(self) -> Iterator[Workspace]:
         return iter(self._by_id.values())
@@ -82,7 +153,18 @@ class Workspaces:
 
     async def load(self) -> None:
         """Read every workspace from the store."""
-        self._by_id = {row.id: _workspace(row) for row in await self._store.list_workspaces()}
+        rollouts = {row.workspace: row for row in await self._store.rollouts()}
+        by_id: dict[str, Workspace] = {}
+        for row in await self._store.list_workspaces():
+            workspace = Workspace(_spec(row.id, row.revision, row.spec), row.owner, row.tokens, row.created_at_ms)
+            rollout = rollouts.get(row.id)
+            if rollout is not None and rollout.target == row.revision:
+                base = await self._store.workspace_spec(row.id, rollout.base)
+                if base is not None:
+                    spec = _spec(row.id, rollout.base, base)
+                    workspace = replace(workspace, spec=spec, target=workspace.spec, rollout=rollout)
+            by_id[row.id] = workspace
+        self._by_id = by_id
         self._on_change()
 
     def get(self, workspace_id: str) -> Workspace | None:
@@ -119,15 +201,21 @@ class Workspaces:
         else:
             for known in workspace.tokens:
                 if opens(token, known.hash) and (known.expires_at_ms is None or self._now_ms() < known.expires_at_ms):
+                    if workspace.has_ended(self._now_ms()):
+                        raise Refusal(410, "workspace_ended", f"workspace {workspace.id} has reached its end_at")
                     return workspace, known
         raise Unauthorized("token_unknown", "this workspace token is not known here; it may have been removed")
 
     async def add(self, new: NewWorkspace) -> tuple[Workspace, Token]:
-        """Make a workspace and return it with its token, which is shown this once."""
-        fields = new.model_dump(exclude={"id", "revision", "owner"})
+        """Make a workspace and return it with its token, which is shown this once.
+
+        Raises:
+            Refusal: its secrets are incomplete, or cannot be kept.
+        """
         while True:
             workspace_id = str(_ID_LOW + secrets.randbelow(_ID_HIGH - _ID_LOW))
-            spec = WorkspaceSpec(id=workspace_id, **fields)
+            spec = WorkspaceSpec(id=workspace_id, **new.fields())
+            sealed = self._confided.at_rest(complete(new.secrets, NO_SECRETS, spec), workspace_id, spec.revision)
             token = make_token(workspace_id, secrets.token_bytes(SECRET_BYTES))
             now_ms = self._now_ms()
             row = WorkspaceRow(
@@ -141,12 +229,11 @@ class Workspaces:
                 updated_at_ms=now_ms,
             )
             try:
-                await self._store.add_workspace(row)
+                await self._store.add_workspace(row, sealed=sealed)
             except WorkspaceConflict:  # the id is taken: one in 10**18 for each workspace there is
                 continue
-            workspace = _workspace(row)
-            self._by_id[workspace_id] = workspace
-            self._on_change()
+            workspace = Workspace(spec, row.owner, row.tokens, row.created_at_ms)
+            self._keep(workspace)
             return workspace, token
 
     async def rotate_token(self, workspace_id: str, overlap_s: float) -> tuple[Token, WorkspaceToken, int]:
@@ -157,30 +244,142 @@ class Workspaces:
         Raises:
             Refusal: 404; 409 when another rotation was faster.
         """
+        async with self._changing:
+            workspace = self.require(workspace_id)
+            now_ms = self._now_ms()
+            ends_at_ms = now_ms + int(overlap_s * 1000)
+            token = make_token(workspace_id, secrets.token_bytes(SECRET_BYTES))
+            number = 1 + max((_label_number(known.label) for known in workspace.tokens), default=0)
+            record = WorkspaceToken(f"{workspace_id}.{number}", stored_hash(token), now_ms)
+            shortened = [
+                known.label
+                for known in workspace.tokens
+                if known.expires_at_ms is None or known.expires_at_ms > ends_at_ms
+            ]
+            try:
+                await self._store.replace_token(workspace_id, record, expire=shortened, at_ms=ends_at_ms)
+            except WorkspaceConflict:
+                raise Refusal(
+                    409, "token_conflict", "the token was rotated by somebody else at this moment; look, and try again"
+                ) from None
+            except UnknownWorkspace:
+                raise Refusal(404, "workspace_unknown", f"there is no workspace {workspace_id}") from None
+            tokens = tuple(
+                replace(known, expires_at_ms=ends_at_ms) if known.label in shortened else known
+                for known in workspace.tokens
+            )
+            # the newest first: it is looked at first
+            self._by_id[workspace_id] = replace(self._by_id.get(workspace_id, workspace), tokens=(record, *tokens))
+            return token, record, ends_at_ms
+
+    async def update(self, workspace_id: str, new: NewWorkspace, *, repin: bool = False) -> Workspace:
+        """Change a workspace: within its revision where what runs stays as it is, else by a new one.
+
+        Args:
+            repin: make a new revision in any case, so that its image is resolved anew.
+
+        Raises:
+            Refusal: 404; 409 when it was changed by another at the same time; 422 when a secret is missing.
+        """
+        async with self._changing:
+            return await self._update(workspace_id, new, repin=repin)
+
+    async def _update(self, workspace_id: str, new: NewWorkspace, *, repin: bool) -> Workspace:
         workspace = self.require(workspace_id)
-        now_ms = self._now_ms()
-        ends_at_ms = now_ms + int(overlap_s * 1000)
-        token = make_token(workspace_id, secrets.token_bytes(SECRET_BYTES))
-        number = 1 + max((_label_number(known.label) for known in workspace.tokens), default=0)
-        record = WorkspaceToken(f"{workspace_id}.{number}", stored_hash(token), now_ms)
-        shortened = [
-            known.label for known in workspace.tokens if known.expires_at_ms is None or known.expires_at_ms > ends_at_ms
-        ]
+        before = workspace.wanted
+        spec = WorkspaceSpec(
+            **new.fields(), id=workspace_id, revision=before.revision, image_digest=before.image_digest
+        )
         try:
-            await self._store.replace_token(workspace_id, record, expire=shortened, at_ms=ends_at_ms)
-        except WorkspaceConflict:
-            raise Refusal(
-                409, "token_conflict", "the token was rotated by somebody else at this moment; look, and try again"
-            ) from None
+            kept = await self._confided.read(workspace_id, before.revision) if before.has_secrets else NO_SECRETS
+        except MalformedError as error:
+            if not new.secrets.is_empty or not spec.has_secrets:
+                kept = NO_SECRETS  # what cannot be read is replaced
+            else:
+                raise Refusal(409, "secrets_unreadable", f"{error}; give the secrets again") from None
+        confided = complete(new.secrets, kept, spec)
+        if spec.runs_like(before) and confided == kept and not repin:
+            return await self._amend(workspace, spec)
+        revision = workspace.newest + 1
+        spec = WorkspaceSpec(**new.fields(), id=workspace_id, revision=revision)
+        sealed = self._confided.at_rest(confided, workspace_id, revision)
+        rollout = None
+        if spec.is_image:
+            rollout = RolloutRow(workspace_id, workspace.spec.revision, revision, self._now_ms())
+        try:
+            await self._store.revise_workspace(
+                workspace_id,
+                revision,
+                name=spec.name,
+                spec=spec.to_wire(),
+                at_ms=self._now_ms(),
+                sealed=sealed,
+                rollout=rollout,
+            )
         except UnknownWorkspace:
             raise Refusal(404, "workspace_unknown", f"there is no workspace {workspace_id}") from None
-        tokens = tuple(
-            replace(known, expires_at_ms=ends_at_ms) if known.label in shortened else known
-            for known in workspace.tokens
-        )
-        # the newest first: it is looked at first
-        self._by_id[workspace_id] = replace(self._by_id.get(workspace_id, workspace), tokens=(record, *tokens))
-        return token, record, ends_at_ms
+        except WorkspaceConflict:
+            raise Refusal(409, "changed_meanwhile", "the workspace was changed meanwhile; read it again") from None
+        if rollout is None:
+            changed = replace(workspace, spec=spec, target=None, rollout=None)
+        else:
+            changed = replace(workspace, target=spec, rollout=rollout)
+        self._keep(changed)
+        return changed
+
+    async def patch(self, workspace_id: str, changes: dict[str, Any], *, repin: bool = False) -> Workspace:
+        """As `update`, with only the keys that change; null brings a key back to its default.
+
+        Raises:
+            Refusal: as `update`, and 422 naming each key that is wrong.
+        """
+        async with self._changing:
+            wanted = self.require(workspace_id).wanted
+            document = wanted.model_dump(mode="json", exclude=set(_GIVEN), exclude_defaults=True) | changes
+            # the one that was given takes the place of the one before
+            sources = {"image", "image_url", "service"}
+            if given := {key for key in sources & changes.keys() if changes[key] is not None}:
+                document = {key: value for key, value in document.items() if key not in sources - given}
+                for key, source in (("image_sha256", "image_url"), ("has_registry_credentials", "image")):
+                    if source not in given and key not in changes:
+                        document.pop(key, None)
+            try:
+                new = NewWorkspace.model_validate({key: value for key, value in document.items() if value is not None})
+            except ValidationError as error:
+                raise Refusal(422, "invalid", describe_errors(error)) from None
+            return await self._update(workspace_id, new, repin=repin)
+
+    async def pin(self, workspace_id: str, revision: int, *, digest: str | None = None, sha256: str = "") -> None:
+        """Fill in what a revision's image turned out to be: its digest, or the SHA-256 of its file."""
+        async with self._changing:
+            workspace = self._by_id.get(workspace_id)
+            if workspace is None or workspace.of_revision(revision).revision != revision:
+                return
+            changes = ({"image_digest": digest} if digest else {}) | ({"image_sha256": sha256} if sha256 else {})
+            await self._amend(workspace, workspace.of_revision(revision).model_copy(update=changes))
+
+    async def rolled_out(self, workspace: Workspace) -> None:
+        """Have clients served by the new revision from now on: it is everywhere."""
+        async with self._changing:
+            if workspace.rollout is None or workspace.target is None or self.get(workspace.id) != workspace:
+                return
+            await self._store.end_rollout(workspace.rollout)
+            self._keep(replace(workspace, spec=workspace.target, target=None, rollout=None))
+
+    async def roll_failed(self, workspace: Workspace, failure: Failure) -> None:
+        """Keep clients served by the revision before: the new one failed on a node."""
+        async with self._changing:
+            if workspace.rollout is None or self.get(workspace.id) != workspace:
+                return
+            rollout = replace(
+                workspace.rollout,
+                failed_at_ms=self._now_ms(),
+                node=failure.node,
+                reason=failure.reason,
+                detail=failure.detail,
+            )
+            await self._store.end_rollout(rollout)
+            self._keep(replace(workspace, rollout=rollout))
 
     async def remove(self, workspace_id: str) -> Workspace:
         """Remove the workspace: its token opens nothing any more and its deployments stop. Its tasks stay on record.
@@ -188,12 +387,29 @@ class Workspaces:
         Raises:
             Refusal: 404.
         """
-        workspace = self.require(workspace_id)
-        with contextlib.suppress(UnknownWorkspace):  # removed by another process on the same database
-            await self._store.remove_workspace(workspace_id, self._now_ms())
-        self._by_id.pop(workspace_id, None)
+        async with self._changing:
+            workspace = self.require(workspace_id)
+            with contextlib.suppress(UnknownWorkspace):  # removed by another process on the same database
+                await self._store.remove_workspace(workspace_id, self._now_ms())
+            self._by_id.pop(workspace_id, None)
+            self._on_change()
+            return workspace
+
+    async def _amend(self, workspace: Workspace, spec: WorkspaceSpec) -> Workspace:
+        try:
+            await self._store.amend_workspace(
+                workspace.id, spec.revision, name=spec.name, spec=spec.to_wire(), at_ms=self._now_ms()
+            )
+        except UnknownWorkspace:
+            raise Refusal(404, "workspace_unknown", f"there is no workspace {workspace.id}") from None
+        is_target = workspace.target is not None and workspace.target.revision == spec.revision
+        changed = replace(workspace, target=spec) if is_target else replace(workspace, spec=spec)
+        self._keep(changed)
+        return changed
+
+    def _keep(self, workspace: Workspace) -> None:
+        self._by_id[workspace.id] = workspace
         self._on_change()
-        return workspace
 
 
 def _label_number(label: str) -> int:
@@ -204,3 +420,7 @@ def _label_number(label: str) -> int:
 def _workspace(row: WorkspaceRow) -> Workspace:
     spec = WorkspaceSpec.from_wire({**row.spec, "id": row.id, "revision": row.revision})
     return Workspace(spec, row.owner, row.tokens, row.created_at_ms)
+
+
+def _spec(workspace_id: str, revision: int, document: Any) -> WorkspaceSpec:
+    return WorkspaceSpec.from_wire({**document, "id": workspace_id, "revision": revision})

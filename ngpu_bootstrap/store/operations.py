@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -29,11 +29,13 @@ from ngpu_bootstrap.store.handoff import Job
 from ngpu_bootstrap.store.records import (
     AttemptEnd,
     AttemptStart,
+    DeploymentRow,
     Finish,
     NewReceipt,
     NewTask,
     NodeRow,
     Part,
+    RolloutRow,
     StoredBody,
     WorkspaceRow,
     WorkspaceToken,
@@ -229,8 +231,8 @@ class Operations:
         s = self.statements.touch
         return Operation("about", [(s, s.bind({"key": "checked", "value": ""}))], _refused)
 
-    def add_workspace(self, row: WorkspaceRow) -> Operation:
-        """A new workspace at its first revision here, with its tokens."""
+    def add_workspace(self, row: WorkspaceRow, sealed: bytes | None) -> Operation:
+        """A new workspace at its first revision here, with its tokens and secrets."""
         s = self.statements
         values = {
             "id": row.id,
@@ -245,11 +247,22 @@ class Operations:
             (s.insert_workspace, s.insert_workspace.bind(values)),
             self._insert_revision(row.id, row.revision, row.spec, row.created_at_ms),
         ]
+        if sealed is not None:
+            steps.append(self._set_secrets(row.id, row.revision, sealed))
         steps.extend(self._insert_token(row.id, token) for token in row.tokens)
         message = f"workspace {row.id}, or one of its tokens, exists already"
         return Operation(f"workspace {row.id}", steps, _why_not_workspace(row.id, message))
 
-    def revise_workspace(self, id: str, revision: int, name: str, spec: Mapping[str, Any], at_ms: int) -> Operation:
+    def revise_workspace(
+        self,
+        id: str,
+        revision: int,
+        name: str,
+        spec: Mapping[str, Any],
+        at_ms: int,
+        sealed: bytes | None = None,
+        rollout: RolloutRow | None = None,
+    ) -> Operation:
         """The next revision of a workspace; *revision* must be one more than the stored one."""
         s = self.statements
         values = {
@@ -263,7 +276,35 @@ class Operations:
             (s.revise_workspace, s.revise_workspace.bind(values)),
             self._insert_revision(id, revision, spec, at_ms),
         ]
+        if sealed is not None:
+            steps.append(self._set_secrets(id, revision, sealed))
+        if rollout is not None:
+            steps.append((s.set_rollout, s.set_rollout.bind(asdict(rollout))))
         return Operation(f"workspace {id}", steps, _why_not_workspace(id, f"revision {revision} is not the next one"))
+
+    def amend_workspace(self, id: str, revision: int, name: str, spec: Mapping[str, Any], at_ms: int) -> Operation:
+        """The same revision of a workspace, where and how long it runs changed, or its image pinned."""
+        s = self.statements
+        steps = [
+            (s.amend_revision, s.amend_revision.bind({"key": id, "amended": revision, "spec": _spec_text(spec)})),
+            (s.amend_workspace, s.amend_workspace.bind({"key": id, "name": name, "updated_at_ms": at_ms})),
+        ]
+        return Operation(f"workspace {id}", steps, _why_not_workspace(id, f"there is no revision {revision}"))
+
+    def end_rollout(self, rollout: RolloutRow) -> Operation:
+        """The end of a roll: its row goes where it arrived everywhere, and says what happened where it failed."""
+        s, id = self.statements, rollout.workspace
+        values = {"key": id, "failed": rollout.target, "ended": rollout.target, **asdict(rollout)}
+        statement = s.end_rollout if rollout.failed_at_ms is None else s.fail_rollout
+        return Operation(f"workspace {id}", [(statement, statement.bind(values))], _refused)
+
+    def place(self, rows: Iterable[DeploymentRow], dropped: Iterable[tuple[str, str]]) -> Operation:
+        """Nodes that are to run a workspace, and (workspace, node) of those that are not any more."""
+        s = self.statements
+        steps = [(s.set_deployment, s.set_deployment.bind(asdict(row))) for row in rows]
+        for id, node in dropped:
+            steps.append((s.drop_deployment, s.drop_deployment.bind({"key": id, "dropped": node})))
+        return Operation("deployments", steps, _refused)
 
     def remove_workspace(self, id: str, at_ms: int) -> Operation:
         """The end of a workspace: its credentials are gone, its tasks and revisions stay."""
@@ -271,6 +312,7 @@ class Operations:
         steps = [
             (s.remove_workspace, s.remove_workspace.bind({"key": id, "at_ms": at_ms})),
             (s.drop_tokens, s.drop_tokens.bind({"key": id})),
+            *((drop, drop.bind({"key": id})) for drop in s.drop_of_workspace),
         ]
         return Operation(f"workspace {id}", steps, _why_not_workspace(id, f"workspace {id} is removed"))
 
@@ -324,8 +366,11 @@ class Operations:
 
     def _insert_revision(self, id: str, revision: int, spec: Mapping[str, Any], at_ms: int) -> Step:
         s = self.statements.insert_revision
-        text = json.dumps(dict(spec), ensure_ascii=False, separators=(",", ":"))
-        return s, s.bind({"workspace": id, "revision": revision, "spec": text, "created_at_ms": at_ms})
+        return s, s.bind({"workspace": id, "revision": revision, "spec": _spec_text(spec), "created_at_ms": at_ms})
+
+    def _set_secrets(self, id: str, revision: int, sealed: bytes) -> Step:
+        s = self.statements.set_secrets
+        return s, s.bind({"workspace": id, "revision": revision, "sealed": sealed})
 
     def _insert_token(self, id: str, token: WorkspaceToken) -> Step:
         s = self.statements.insert_token
@@ -337,6 +382,10 @@ class Operations:
             "expires_at_ms": token.expires_at_ms,
         }
         return s, s.bind(values)
+
+
+def _spec_text(spec: Mapping[str, Any]) -> str:
+    return json.dumps(dict(spec), ensure_ascii=False, separators=(",", ":"))
 
 
 def _check_sequence(receipt: NewReceipt | None) -> None:

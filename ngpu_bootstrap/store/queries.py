@@ -13,11 +13,13 @@ from ngpu_bootstrap.store.errors import RecordRefused, UnknownTask
 from ngpu_bootstrap.store.records import (
     AttemptRecord,
     ChainFault,
+    DeploymentRow,
     NewReceipt,
     NodeRow,
     OpenTask,
     Part,
     ReceiptRecord,
+    RolloutRow,
     StoredBody,
     TaskDetail,
     TaskFilter,
@@ -198,6 +200,27 @@ def workspace_spec(connection: sa.Connection, id: str, revision: int) -> dict[st
     text = connection.execute(sa.select(v.c.spec).where(v.c.workspace == id, v.c.revision == revision)).scalar()
     spec: dict[str, Any] | None = None if text is None else json.loads(text)
     return spec
+
+
+def sealed_secrets(connection: sa.Connection, id: str, revision: int) -> bytes | None:
+    """Return what was confided for one revision, sealed; None when nothing was."""
+    k = tables.workspace_secrets
+    found = connection.execute(sa.select(k.c.sealed).where(k.c.workspace == id, k.c.revision == revision)).scalar()
+    return None if found is None else bytes(found)
+
+
+def rollouts(connection: sa.Connection) -> list[RolloutRow]:
+    """Return every new revision that is on its way, or failed."""
+    return [RolloutRow(**row._mapping) for row in connection.execute(sa.select(tables.workspace_rollouts))]
+
+
+def deployments(connection: sa.Connection) -> list[DeploymentRow]:
+    """Return which nodes are to run what."""
+    d = tables.deployments
+    return [
+        DeploymentRow(row.workspace, Address(row.node), row.revision, row.assigned_at_ms)
+        for row in connection.execute(sa.select(d).order_by(d.c.workspace, d.c.node))
+    ]
 
 
 def nodes(connection: sa.Connection) -> list[NodeRow]:

@@ -76,6 +76,35 @@ class WorkspaceRow:
 
 
 @dataclass(frozen=True, slots=True)
+class RolloutRow:
+    """A new revision on its way to the nodes, or one that failed on its way.
+
+    Attributes:
+        base: the revision that serves until the new one is everywhere.
+        failed_at_ms: None while it is under way; else *node*, *reason* and *detail* say where and why it failed.
+    """
+
+    workspace: str
+    base: int
+    target: int
+    began_at_ms: int
+    failed_at_ms: int | None = None
+    node: str = ""
+    reason: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentRow:
+    """A node that is to run a workspace, and the revision it was told."""
+
+    workspace: str
+    node: Address
+    revision: int
+    assigned_at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class NewTask:
     """A task as the client asked for it, complete enough to dispatch it again after a restart.
 

@@ -189,6 +189,47 @@ class Statements:
         self.insert_revision = self._insert(
             "insert_revision", tables.workspace_revisions, _names(tables.workspace_revisions)
         )
+        v = tables.workspace_revisions
+        self.amend_revision = self._prepare(
+            "amend_revision",
+            sa.update(v)
+            .where(v.c.workspace == sa.bindparam("key"), v.c.revision == sa.bindparam("amended"))
+            .values(_binds("spec")),
+            rows=1,
+        )
+        self.amend_workspace = self._prepare(
+            "amend_workspace",
+            sa.update(w)
+            .where(w.c.id == sa.bindparam("key"), w.c.removed_at_ms.is_(None))
+            .values(_binds("name", "updated_at_ms")),
+            rows=1,
+        )
+        self.set_secrets = self._prepare(
+            "set_secrets", upsert(name, tables.workspace_secrets, _names(tables.workspace_secrets)), rows=1
+        )
+        self.set_rollout = self._prepare(
+            "set_rollout", upsert(name, tables.workspace_rollouts, _names(tables.workspace_rollouts)), rows=1
+        )
+        r, d = tables.workspace_rollouts, tables.deployments
+        self.fail_rollout = self._prepare(
+            "fail_rollout",
+            sa.update(r)
+            .where(r.c.workspace == sa.bindparam("key"), r.c.target == sa.bindparam("failed"))
+            .values(_binds("failed_at_ms", "node", "reason", "detail")),
+        )
+        self.end_rollout = self._prepare(
+            "end_rollout",
+            sa.delete(r).where(r.c.workspace == sa.bindparam("key"), r.c.target == sa.bindparam("ended")),
+        )
+        self.set_deployment = self._prepare("set_deployment", upsert(name, d, _names(d)), rows=1)
+        self.drop_deployment = self._prepare(
+            "drop_deployment",
+            sa.delete(d).where(d.c.workspace == sa.bindparam("key"), d.c.node == sa.bindparam("dropped")),
+        )
+        self.drop_of_workspace = [
+            self._prepare(f"drop_{table.name}", sa.delete(table).where(table.c.workspace == sa.bindparam("key")))
+            for table in (tables.workspace_secrets, tables.workspace_rollouts, tables.deployments)
+        ]
         k = tables.workspace_tokens
         self.expire_token = self._prepare(
             "expire_token",

@@ -34,6 +34,7 @@ from ngpu_bootstrap.store.records import (
     AttemptRecord,
     AttemptStart,
     ChainFault,
+    DeploymentRow,
     FiledReceipt,
     Finish,
     Gap,
@@ -43,6 +44,7 @@ from ngpu_bootstrap.store.records import (
     OpenTask,
     Part,
     ReceiptRecord,
+    RolloutRow,
     StoredBody,
     TaskDetail,
     TaskFilter,
@@ -184,24 +186,67 @@ class Store:
 
     # --- workspaces
 
-    async def add_workspace(self, row: WorkspaceRow) -> None:
-        """Store a new workspace with its tokens.
+    async def add_workspace(self, row: WorkspaceRow, *, sealed: bytes | None = None) -> None:
+        """Store a new workspace with its tokens, and with *sealed* what its client confided.
 
         Raises:
             WorkspaceConflict: the id, a token's label or its hash is taken.
         """
-        await self._writes.submit(self._operations.add_workspace(row))
+        await self._writes.submit(self._operations.add_workspace(row, sealed))
 
     async def revise_workspace(
-        self, workspace: str, revision: int, *, name: str, spec: Mapping[str, Any], at_ms: int
+        self,
+        workspace: str,
+        revision: int,
+        *,
+        name: str,
+        spec: Mapping[str, Any],
+        at_ms: int,
+        sealed: bytes | None = None,
+        rollout: RolloutRow | None = None,
     ) -> None:
         """Store the next revision of a workspace; earlier ones stay readable.
+
+        Args:
+            sealed: its secrets.
+            rollout: how it is on its way; replaces an earlier one.
 
         Raises:
             UnknownWorkspace: there is none.
             WorkspaceConflict: *revision* is not one more than the stored one.
         """
-        await self._writes.submit(self._operations.revise_workspace(workspace, revision, name, spec, at_ms))
+        operation = self._operations.revise_workspace(workspace, revision, name, spec, at_ms, sealed, rollout)
+        await self._writes.submit(operation)
+
+    async def amend_workspace(
+        self, workspace: str, revision: int, *, name: str, spec: Mapping[str, Any], at_ms: int
+    ) -> None:
+        """Store another specification under the same revision: one that runs alike.
+
+        Raises:
+            UnknownWorkspace: there is none, or no such revision.
+        """
+        await self._writes.submit(self._operations.amend_workspace(workspace, revision, name, spec, at_ms))
+
+    async def end_rollout(self, rollout: RolloutRow) -> None:
+        """Store that a new revision is everywhere, or with `failed_at_ms` that it failed."""
+        await self._writes.submit(self._operations.end_rollout(rollout))
+
+    async def rollouts(self) -> list[RolloutRow]:
+        """Return every new revision that is on its way, or failed."""
+        return await self._lists.read(queries.rollouts)
+
+    async def sealed_secrets(self, workspace: str, revision: int) -> bytes | None:
+        """Return what was confided for one revision, sealed to this bootstrap; None when nothing was."""
+        return await self._lookups.read(lambda connection: queries.sealed_secrets(connection, workspace, revision))
+
+    async def place(self, rows: Iterable[DeploymentRow], dropped: Iterable[tuple[str, str]]) -> None:
+        """Store that nodes are to run a workspace, and (workspace, node) of those that are not any more."""
+        await self._writes.submit(self._operations.place(rows, dropped))
+
+    async def deployments(self) -> list[DeploymentRow]:
+        """Return which nodes are to run what."""
+        return await self._lists.read(queries.deployments)
 
     async def remove_workspace(self, workspace: str, at_ms: int) -> None:
         """Remove a workspace and its tokens; its tasks, receipts and specifications stay on record.

@@ -71,6 +71,39 @@ workspace_tokens = sa.Table(
     sa.Column("expires_at_ms", _MS),
 )
 
+# what a client confided for one revision (ngpu_protocol.workspace_secrets), sealed to this bootstrap's key
+workspace_secrets = sa.Table(
+    "workspace_secrets",
+    metadata,
+    sa.Column("workspace", sa.Text, sa.ForeignKey("workspaces.id"), primary_key=True),
+    sa.Column("revision", sa.Integer, primary_key=True),
+    sa.Column("sealed", sa.LargeBinary, nullable=False),
+)
+
+# a new revision on its way to the nodes, or one that failed: until the row goes, clients are served by the base
+workspace_rollouts = sa.Table(
+    "workspace_rollouts",
+    metadata,
+    sa.Column("workspace", sa.Text, sa.ForeignKey("workspaces.id"), primary_key=True),
+    sa.Column("base", sa.Integer, nullable=False),
+    sa.Column("target", sa.Integer, nullable=False),
+    sa.Column("began_at_ms", _MS, nullable=False),
+    sa.Column("failed_at_ms", _MS),
+    _text("node"),
+    _text("reason"),
+    _text("detail"),
+)
+
+# which nodes are to run an image, and the revision each was told
+deployments = sa.Table(
+    "deployments",
+    metadata,
+    sa.Column("workspace", sa.Text, sa.ForeignKey("workspaces.id"), primary_key=True),
+    sa.Column("node", sa.Text, primary_key=True),
+    sa.Column("revision", sa.Integer, nullable=False),
+    sa.Column("assigned_at_ms", _MS, nullable=False),
+)
+
 tasks = sa.Table(
     "tasks",
     metadata,

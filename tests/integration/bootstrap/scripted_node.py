@@ -24,6 +24,7 @@ from ngpu_protocol.networks import network_named
 from ngpu_protocol.orders import SignedOrder
 from ngpu_protocol.p2p import Host, P2PStream, open_host, receive_frame, send_frame
 from ngpu_protocol.receipts import FIRST_PREVIOUS, SignedReceipt, TaskReceipt, sign_receipt
+from ngpu_protocol.workspaces import WorkspaceSpec
 
 NETWORK = network_named("local")
 
@@ -104,6 +105,12 @@ class Asked:
 
 
 Script = Callable[[Asked], Awaitable[None]]
+Deploy = Callable[[WorkspaceSpec], control.DeploymentState]
+
+
+def ready(spec: WorkspaceSpec, digest: bytes = bytes(32)) -> control.DeploymentState:
+    """The usual fate of a workspace: it is ready at once."""
+    return control.DeploymentState(spec.id, spec.revision, "ready", slots_free=spec.concurrency, image_digest=digest)
 
 
 async def echo(asked: Asked) -> None:
@@ -134,6 +141,13 @@ class ScriptedNode:
     _receipts: P2PStream | None = None
     heads: list[control.Head] = field(default_factory=list)
     draining: bool = False
+    deploy: Deploy = ready
+    host: control.HostOffer | None = None
+    gpus: tuple[control.GpuOffer, ...] = ()
+    told: tuple[WorkspaceSpec, ...] = ()
+    sealed: dict[str, bytes] = field(default_factory=dict)
+    logs: bytes | None = None
+    log_queries: list[str] = field(default_factory=list)
 
     async def serve(self, stream: P2PStream) -> None:
         await serve_stream(stream, self.handle, remote=Remote(peer=stream.remote_address), half_close=True)
@@ -147,6 +161,17 @@ class ScriptedNode:
                 return
             await script(Asked(self, exchange, self.orders[-1], now_ms()))
             return
+        if path.endswith("/logs"):
+            self.log_queries.append(exchange.request.target)
+            if self.logs is None:
+                await exchange.respond_json(404, {"reason": "no_container", "message": "nothing runs"})
+                return
+            await exchange.send_head(200, [(b"content-type", b"text/plain; charset=utf-8")], more=True)
+            await exchange.send(self.logs)
+            if "follow=1" in exchange.request.target:
+                await trio.sleep_forever()
+            await exchange.end([])
+            return
         signed = SignedOrder.decode(header(exchange.request.headers, b"ngpu-order") or b"")
         assert signed.signer(NETWORK.chain_id) == signed.order.bootstrap
         self.orders.append(signed)
@@ -159,6 +184,8 @@ class ScriptedNode:
             draining=self.draining,
             deployments=self.desired,
             services=self.services,
+            gpus=self.gpus,
+            host=self.host,
         )
 
     async def report(self) -> None:
@@ -179,6 +206,7 @@ class ScriptedNode:
             node=self.account.address,
             software="scripted 1",
             now_ms=now_ms(),
+            gpus=self.gpus,
             slots=self.slots,
         )
         await send_frame(stream, control.encode_message(hello))
@@ -189,14 +217,26 @@ class ScriptedNode:
                     self.welcome = message
                     nursery.start_soon(self._beat)
                 elif isinstance(message, control.Desired):
-                    self.desired = tuple(
-                        control.DeploymentState(spec.id, spec.revision, "ready", slots_free=spec.concurrency)
-                        for spec in message.deployments
-                    )
-                    await self.report()
+                    self.told, self.sealed = message.deployments, message.sealed
+                    await self.redeploy()
                 self.heard.set()
                 self.heard = trio.Event()
             nursery.cancel_scope.cancel()
+
+    async def redeploy(self) -> None:
+        """Deploy what was told as `deploy` has it; a revision that serves stays until the one told is ready."""
+        states: list[control.DeploymentState] = []
+        for spec in self.told:
+            state = self.deploy(spec)
+            states.append(state)
+            if state.state != "ready":
+                states += [
+                    old
+                    for old in self.desired
+                    if old.workspace == spec.id and old.revision != spec.revision and old.state == "ready"
+                ]
+        self.desired = tuple(states)
+        await self.report()
 
     async def _beat(self) -> None:
         while True:

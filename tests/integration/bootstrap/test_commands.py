@@ -58,7 +58,7 @@ def test_people_are_shown_the_token_once_and_how_to_use_it(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("workspace", "add", "--name", "x", "--port", "1"), "exactly one of image"),
+        (("workspace", "add", "--name", "x", "--port", "1"), "exactly one of image, image_url and service"),
         ((*ADD, "--api", "nonsense"), "NAME=sync:PORT/PATH"),
         ((*ADD, "--env", "NOVALUE"), "NAME=VALUE"),
         ((*ADD, "--api", "queryTask=sync:8080/x"), "call of the gateway itself"),
