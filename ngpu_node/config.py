@@ -18,6 +18,7 @@ from ngpu_daemon.settings import DaemonSettings, Section
 from ngpu_node.trust import Trust, TrustedBootstrap
 from ngpu_protocol.errors import AddressError, NetworkNameError
 from ngpu_protocol.identity import Address, address_of_peer_id, parse_address
+from ngpu_protocol.image_references import ImageReferenceError, parse_image_reference
 from ngpu_protocol.networks import network_named
 
 ENV_PREFIX = "NGPU_NODE_"
@@ -169,7 +170,75 @@ class ContainerSettings(Section):
     start_timeout_s: Seconds = Field(
         default=3600, description="Most a workspace may take until it answers HTTP, whatever it asks for itself."
     )
-    pull_timeout_s: Seconds = Field(default=3600, description="How long pulling an image may take.")
+
+
+class ImageSettings(Section):
+    """Which images are taken, from where, and how much of the disk they get."""
+
+    registries: list[str] = Field(
+        default=[],
+        description="Registries that images may come from, each as in a reference: docker.io, ghcr.io,\n"
+        "registry.example:5000. Empty: any at a public address. One that is listed may also be at an address of\n"
+        "this machine or its network.",
+        examples=[["docker.io", "registry.lan:5000"]],
+    )
+    tar_images: bool = Field(
+        default=True, description="Whether images may also come from URLs of files made by `docker save`."
+    )
+    private_addresses: bool = Field(
+        default=False,
+        description="Whether URLs and registries that are not listed may lead to addresses of this machine or its\n"
+        "network. Clients choose them: true lets clients reach into that network.",
+    )
+    local_images: bool = Field(
+        default=True,
+        description="Whether a workspace may use any image that is on the engine already, whoever put it there.",
+    )
+    max_image_bytes: Bytes | None = Field(
+        default=None,
+        description="Largest image that is fetched, as its registry holds it (compressed). Left out: any that fits.",
+        examples=[20_000_000_000],
+    )
+    total_bytes: Bytes | None = Field(
+        default=None,
+        description="What all images this node fetched may take together, unpacked. Left out: what fits.",
+        examples=[200_000_000_000],
+    )
+    disk_reserve_bytes: Annotated[int, Field(ge=0)] = Field(
+        default=10 * GIB,
+        description="What stays free on the engine's disk: no image is fetched that would not leave it, and images\n"
+        "nothing uses are removed when it is touched, least recently used first.",
+    )
+    keep: list[str] = Field(
+        default=[],
+        description="Images that are never removed once this node fetched them.",
+        examples=[["vllm/vllm-openai:v0.9.0"]],
+    )
+    stall_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = Field(
+        default=60, description="A pull that moves no byte for so long is broken off, and tried again."
+    )
+    timeout_s: Annotated[float, Field(gt=0, le=604_800)] = Field(
+        default=3600, description="How long getting an image may take in all, with every try."
+    )
+    parallel: Annotated[int, Field(ge=1, le=64)] = Field(
+        default=2, description="Images fetched at once; more wait their turn."
+    )
+
+    @field_validator("registries")
+    @classmethod
+    def _are_hosts(cls, values: list[str]) -> list[str]:
+        return [_registry(value) for value in values]
+
+
+def _registry(text: str) -> str:
+    name = text.lower() if text.lower() in ("docker.io", "index.docker.io") else text
+    try:
+        domain = parse_image_reference(f"{name}/a/b").domain
+    except ImageReferenceError as error:
+        raise ValueError(str(error)) from None
+    if domain not in (name, "docker.io") or (domain == "docker.io" and "docker.io" not in name):
+        raise ValueError(f"{text!r} is not the host of a registry, such as ghcr.io or registry.lan:5000")
+    return domain
 
 
 class GpuSettings(Section):
@@ -261,6 +330,9 @@ class NodeSettings(DaemonSettings):
     )
     discovery: DiscoverySettings = Field(
         default=DiscoverySettings(), description="How this node is found by others than its bootstraps."
+    )
+    images: ImageSettings = Field(
+        default=ImageSettings(), description="Which images are taken, from where, and how much disk they get."
     )
 
     @field_validator("bootstraps")

@@ -24,6 +24,7 @@ import structlog
 import trio
 
 from ngpu_node.changes import Changes
+from ngpu_node.images.progress import Progress
 from ngpu_node.revisions import MakeRoom, Standing, Stop, TakeBack, settle
 from ngpu_node.upstreams import Upstream
 from ngpu_protocol.control import DeploymentPhase, DeploymentState
@@ -57,16 +58,6 @@ class Keeper(Protocol):
 
     async def deployments(self) -> list[KeptDeployment]: ...
     async def keep_deployments(self, kept: Sequence[KeptDeployment]) -> None: ...
-
-
-@dataclass(slots=True)
-class Progress:
-    """How far getting the image is; see `control.DeploymentState`."""
-
-    percent: int = 0
-    bytes_done: int = 0
-    bytes_total: int = 0
-    seconds_left: int | None = None
 
 
 @dataclass(eq=False, slots=True)

@@ -41,9 +41,5 @@ class EngineFailed(NodeError):
     """The container engine answered with an error; the message has its words."""
 
 
-class ImageUnavailable(NodeError):
-    """The workspace's image is neither on the engine nor to be had from its registry; the message says why."""
-
-
 class DeploymentImpossible(NodeError):
     """This node cannot run what was asked for (GPUs, network, an option of the engine); the message names the lack."""

@@ -126,6 +126,7 @@ async def open_backend(
     # The docker SDK and what it brings are 15 MB that a node without an engine need not carry.
     from ngpu_node.engine.containers import Containers
     from ngpu_node.engine.docker_engine import DockerEngine
+    from ngpu_node.images.images import Images
 
     try:
         engine = await DockerEngine.connect(account.address)
@@ -135,12 +136,18 @@ async def open_backend(
         log.info("no_engine", reason=str(error))
         yield NoEngine(deployments, f"this node runs no images: {error}"), EngineStatus("none", problem=str(error))
         return
+    images = None
     try:
+        try:
+            images = await Images.open(settings.images, settings.data_dir / "images.json")
+        except (EngineUnavailable, EngineFailed) as error:
+            raise NodeConfigurationError(f"engine: {error}") from error
         containers = Containers(
             engine,
             settings.containers,
             deployments,
             account=account,
+            images=images,
             trust=settings.trust(),
             gpus=gpus,
             reason_against=reason_against,
@@ -159,3 +166,5 @@ async def open_backend(
     finally:
         with trio.move_on_after(5, shield=True):
             await engine.aclose()
+            if images is not None:
+                await images.aclose()

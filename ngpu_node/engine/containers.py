@@ -36,7 +36,7 @@ from ngpu_node.engine.confinement import (
     LABEL_WORKSPACE,
     ContainerPlan,
 )
-from ngpu_node.engine.docker_engine import ContainerState, DockerEngine, EngineFacts, Image
+from ngpu_node.engine.docker_engine import ContainerState, DockerEngine, EngineFacts
 from ngpu_node.engine.lifecycle import (
     Doubted,
     Ended,
@@ -52,10 +52,12 @@ from ngpu_node.engine.networks import Networks
 from ngpu_node.engine.outlook import Finding, Log, Machine
 from ngpu_node.engine.room import Grant, Lack, Limits, Need, Room
 from ngpu_node.engine.run import Run
-from ngpu_node.errors import DeploymentImpossible, EngineFailed, EngineUnavailable, ImageUnavailable
+from ngpu_node.errors import DeploymentImpossible, EngineFailed, EngineUnavailable
 from ngpu_node.gpus.choice import UsableGpu
 from ngpu_node.gpus.containers import COMMAND as GPU_COMMAND
 from ngpu_node.gpus.containers import lost_inside
+from ngpu_node.images.images import Images, ImageWish, LocalImage
+from ngpu_node.images.progress import Progress
 from ngpu_node.trust import Trust
 from ngpu_protocol.errors import MalformedError
 from ngpu_protocol.identity import Account, Address
@@ -65,7 +67,6 @@ from ngpu_protocol.workspaces import WorkspaceSpec
 
 log = structlog.get_logger(__name__)
 
-PROGRESS_INTERVAL_S = 0.5
 SWEEP_INTERVAL_S = 30.0
 ENGINE_WAITS_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 GPU_LOOK_INTERVAL_S = 60.0
@@ -96,6 +97,7 @@ class Containers:
         deployments: Deployments,
         *,
         account: Account,
+        images: Images,
         trust: Trust,
         gpus: Callable[[], Sequence[UsableGpu]],
         reason_against: Callable[[str], str] = lambda uuid: "",
@@ -110,6 +112,7 @@ class Containers:
         self.facts = EngineFacts()
         self.problem = ""
         self._engine = engine
+        self._images = images
         self._settings = settings
         self._account = account
         self._node: Address = account.address
@@ -147,6 +150,7 @@ class Containers:
     async def run(self) -> None:
         """Follow the engine's events and keep its shelves clean, until cancelled."""
         async with trio.open_nursery() as nursery:
+            await nursery.start(self._images.run)
             nursery.start_soon(self._follow, nursery)
             nursery.start_soon(self._keep_sweeping)
 
@@ -281,6 +285,7 @@ class Containers:
             await run.run()
         finally:
             del self._runs[deployment]
+            self._images.release(deployment.key, forget=bool(deployment.unwanted))
 
     def told(self, deployment: Deployment) -> None:
         """Look at what *deployment* shall do now."""
@@ -343,6 +348,7 @@ class Containers:
             # without the runtime a hook on the engine's own path may do: only a start would tell
             gives_gpus=facts.product != "Podman" and not self._gpu_problem,
             gives_egress=self._networks.offers_egress,
+            image_bytes_free=self._images.room(),
         )
 
     @asynccontextmanager
@@ -400,31 +406,21 @@ class Containers:
 
     # -- activities (`run`) --------------------------------------------------------------------------------------------
 
-    async def fetch(self, run: Run, say: Callable[[str], None]) -> Image:
-        """Have the image of a deployment on the engine.
+    async def fetch(self, run: Run, say: Callable[[str, str], None]) -> LocalImage:
+        """Have the image of a deployment on the engine, and keep it there until the deployment is gone.
 
         Raises:
-            ImageUnavailable: it cannot be had.
+            ImageProblem: it cannot be had.
         """
         deployment = run.deployment
-        reference = deployment.spec.image
-        assert reference is not None
-        image = await self._engine.find_image(reference)
-        if image is not None:
-            return image
-        say(f"pulling {reference}")
-        told_s = -PROGRESS_INTERVAL_S
 
-        def progress(here: int, known: int) -> None:
-            nonlocal told_s
-            now_s = trio.current_time()
-            if now_s - told_s >= PROGRESS_INTERVAL_S:
-                told_s = now_s
-                say(f"pulling {reference}: {here / 1e6:.0f} of {known / 1e6:.0f} MB")
+        def progress(now: Progress) -> None:
+            deployment.progress = now
+            if now.percent < 100:
+                say(now.sentence(str(wish)), now.reason)
 
-        with trio.move_on_after(self._settings.pull_timeout_s):
-            return await self._engine.pull(reference, progress)
-        raise ImageUnavailable(f"pulling {reference} took more than {self._settings.pull_timeout_s:g} s")
+        wish = ImageWish.of(deployment.service, deployment.spec, self.secrets_of(deployment))
+        return await self._images.ensure(wish, progress)
 
     async def put_in_place(self, run: Run) -> Event:
         """Adopt the container of an earlier run, or take room and start one."""
@@ -453,7 +449,7 @@ class Containers:
         run.reach(self._places(deployment, container))
         return Up(min(deployment.spec.readiness_timeout_s, self._settings.start_timeout_s))
 
-    async def _adopt(self, run: Run, name: str, image: Image) -> ContainerState | None:
+    async def _adopt(self, run: Run, name: str, image: LocalImage) -> ContainerState | None:
         """Return a container of an earlier run that is exactly what is wanted; remove one that is not."""
         for listed in await self._engine.listed():
             if listed.name != name:
@@ -477,7 +473,7 @@ class Containers:
         need = self._need(deployment.spec)
         return self._room.hold(deployment.key, Grant(need.memory_bytes, need.cpus, uuids))
 
-    async def _plan(self, deployment: Deployment, name: str, image: Image, grant: Grant) -> ContainerPlan:
+    async def _plan(self, deployment: Deployment, name: str, image: LocalImage, grant: Grant) -> ContainerPlan:
         spec, settings = deployment.spec, self._settings
         place = await self._networks.place(egress=spec.egress)
         secrets = self.secrets_of(deployment)

@@ -4,8 +4,10 @@ The SDK blocks, so each call runs in a thread (0.16 ms more), of which there are
 abandoned when cancelled; those that change something are awaited, so that nobody has to guess whether a container
 exists.
 
-Foreign errors end here: what the caller sees is `EngineUnavailable`, `EngineFailed`,
-`ImageUnavailable` and `DeploymentImpossible`, each with words for the owner.
+Images are asked for and fetched by `images.engine_images`, which needs no threads.
+
+Foreign errors end here: what the caller sees is `EngineUnavailable`, `EngineFailed` and `DeploymentImpossible`, each
+with words for the owner.
 """
 
 from __future__ import annotations
@@ -24,13 +26,12 @@ import docker
 import requests
 import structlog
 import trio
-from docker.errors import APIError, DockerException, ImageNotFound, NotFound
+from docker.errors import APIError, DockerException, NotFound
 from docker.models.containers import Container
 from docker.types import Mount
-from docker.utils import parse_repository_tag
 
 from ngpu_node.engine.confinement import LABEL_NODE, WORKSPACE_UID, WORKSPACE_USER, ContainerPlan, options
-from ngpu_node.errors import DeploymentImpossible, EngineFailed, EngineUnavailable, ImageUnavailable
+from ngpu_node.errors import DeploymentImpossible, EngineFailed, EngineUnavailable
 
 log = structlog.get_logger(__name__)
 
@@ -43,14 +44,6 @@ EXEC_OUTPUT_BYTES = 16 * 1024
 EVENTS_HELD = 1000
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Image:
-    """An image on the engine: its id there, and the digest that names it everywhere (32 bytes)."""
-
-    id: str
-    digest: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,62 +150,6 @@ class DockerEngine:
         """Return the engine's own version."""
         answer: dict[str, Any] = await self._look(self._client.version)
         return str(answer.get("Version", "unknown"))
-
-    # -- images --------------------------------------------------------------------------------------------------------
-
-    async def find_image(self, reference: str) -> Image | None:
-        """Return the image *reference* names if the engine has it."""
-
-        def find() -> Image | None:
-            try:
-                return _image(self._client.images.get(reference).attrs, reference)
-            except ImageNotFound:
-                return None
-
-        return await self._look(find)
-
-    async def pull(self, reference: str, progress: Callable[[int, int], None]) -> Image:
-        """Fetch *reference* from its registry and return it.
-
-        Args:
-            progress: told, on trio's side, the bytes that are here and the bytes known of so far.
-
-        Cancelled, the engine stops fetching at its next word.
-
-        Raises:
-            ImageUnavailable: the registry or the engine said no; the message has its words.
-        """
-        repository, tag = parse_repository_tag(reference)
-        stop = threading.Event()
-        token = trio.lowlevel.current_trio_token()
-
-        def fetch() -> None:
-            here: dict[str, int] = {}
-            known: dict[str, int] = {}
-            stream = self._client.api.pull(repository, tag=tag or "latest", stream=True, decode=True)
-            for event in stream:
-                if stop.is_set():
-                    stream.close()
-                    return
-                if "error" in event:
-                    raise ImageUnavailable(f"cannot pull {reference}: {event['error']}")
-                layer, detail = event.get("id"), event.get("progressDetail") or {}
-                if layer and event.get("status") == "Downloading" and detail.get("total"):
-                    here[layer], known[layer] = detail["current"], detail["total"]
-                    token.run_sync_soon(progress, sum(here.values()), sum(known.values()))
-                elif layer and event.get("status") == "Download complete" and layer in known:
-                    here[layer] = known[layer]
-
-        try:
-            await self._look(fetch)
-        except EngineFailed as error:
-            raise ImageUnavailable(f"cannot pull {reference}: {error}") from error
-        finally:
-            stop.set()
-        image = await self.find_image(reference)
-        if image is None:
-            raise ImageUnavailable(f"{reference} was pulled, but the engine does not have it")
-        return image
 
     async def facts(self) -> EngineFacts:
         """Return what the engine says about itself; also shows that it answers."""
@@ -597,17 +534,6 @@ def _owned_folder(name: str) -> bytes:
     with tarfile.open(fileobj=archive, mode="w") as tar:
         tar.addfile(folder)
     return archive.getvalue()
-
-
-def _image(attrs: Mapping[str, Any], reference: str) -> Image:
-    """Return the image; its digest is the registry's where it came from one, else the engine's id, which is one too."""
-    repository = parse_repository_tag(reference)[0]
-    digest = str(attrs["Id"])
-    for named in attrs.get("RepoDigests") or []:
-        name, _, value = named.partition("@")
-        if name == repository or name.endswith("/" + repository):
-            digest = value
-    return Image(str(attrs["Id"]), bytes.fromhex(digest.removeprefix("sha256:")))
 
 
 def _state(container: Container) -> ContainerState:

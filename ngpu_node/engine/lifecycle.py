@@ -101,9 +101,10 @@ Activity = Fetch | Place | Ask | Empty | Clear | Rest | End
 
 @dataclass(frozen=True, slots=True)
 class Pulling:
-    """The image has to be fetched; *detail* says how far it is."""
+    """The image has to be fetched; *detail* says how far it is, *word* what is in the way."""
 
     detail: str
+    word: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,8 +330,8 @@ class Life:
 
     def _on_the_way_up(self, event: Event, now_s: float) -> Activity | None:
         match event:
-            case Pulling(detail):
-                return self._say(Phase.PULLING, detail)
+            case Pulling(detail, word):
+                return self._say(Phase.PULLING, detail, word=word)
             case ImageHere():
                 self._say(Phase.STARTING, "starting the container")
                 self._may_exist = True

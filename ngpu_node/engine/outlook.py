@@ -18,13 +18,17 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What the machine has for workspaces, as the engine tells and the owner limits; 0 where that is not known."""
+    """What the machine has for workspaces, as the engine tells and the owner limits; 0 where that is not known.
+
+    `image_bytes_free` is what images may still take of the disk; None where nobody knows.
+    """
 
     runs_images: bool
     cpus: float = 0.0
     memory_bytes: int = 0
     gives_gpus: bool = False
     gives_egress: bool = False
+    image_bytes_free: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

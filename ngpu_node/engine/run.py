@@ -16,7 +16,7 @@ import structlog
 import trio
 
 from ngpu_node.deployments import Deployment
-from ngpu_node.engine.docker_engine import ContainerState, Image
+from ngpu_node.engine.docker_engine import ContainerState
 from ngpu_node.engine.lifecycle import (
     Activity,
     Allowed,
@@ -44,7 +44,9 @@ from ngpu_node.engine.lifecycle import (
     Unwanted,
     Withdrawn,
 )
-from ngpu_node.errors import DeploymentImpossible, EngineFailed, EngineUnavailable, ImageUnavailable
+from ngpu_node.errors import DeploymentImpossible, EngineFailed, EngineUnavailable
+from ngpu_node.images.images import LocalImage
+from ngpu_node.images.problems import ImageProblem
 from ngpu_node.probes import probe
 from ngpu_node.upstreams import Upstream
 
@@ -75,7 +77,7 @@ class Run:
     deployment: Deployment
     backend: Containers
     life: Life
-    image: Image | None = None
+    image: LocalImage | None = None
     container: ContainerState | None = None
     last_log: bytes = b""
     looked_at_gpus_s: float = -math.inf
@@ -167,7 +169,7 @@ class Run:
         try:
             match activity:
                 case Fetch():
-                    self.image = await self.backend.fetch(self, lambda detail: say(Pulling(detail)))
+                    self.image = await self.backend.fetch(self, lambda detail, word: say(Pulling(detail, word)))
                     return ImageHere()
                 case Place():
                     return await self.backend.put_in_place(self)
@@ -194,8 +196,8 @@ class Run:
                 # The engine would not remove it now. It is tried again like an engine that does not answer.
                 return EngineLost(str(error))
             return StartRefused(str(error))
-        except ImageUnavailable as error:
-            return ImageRefused(str(error))
+        except ImageProblem as error:
+            return ImageRefused(str(error), error.again_s, error.reason)
         except DeploymentImpossible as error:
             return Impossible(str(error))
         raise AssertionError(f"{activity} ended")

@@ -10,7 +10,7 @@ from typing import Any
 import trio
 
 from ngpu_node.changes import Changes
-from ngpu_node.config import ContainerSettings
+from ngpu_node.config import ContainerSettings, ImageSettings
 from ngpu_node.deployments import Deployment, Deployments
 from ngpu_node.engine.backend import NoEngine
 from ngpu_node.engine.containers import Containers
@@ -18,6 +18,7 @@ from ngpu_node.engine.docker_engine import DockerEngine
 from ngpu_node.engine.lifecycle import Policy
 from ngpu_node.engine.run import Run
 from ngpu_node.gpus.choice import UsableGpu
+from ngpu_node.images.images import Images
 from ngpu_node.state import NodeState
 from ngpu_node.trust import Trust, TrustedBootstrap
 from ngpu_protocol.control import DeploymentPhase
@@ -66,11 +67,13 @@ async def a_place(
 ) -> AsyncIterator[Place]:
     engine = await DockerEngine.connect(account.address)
     deployments = Deployments(Changes())
+    images = await Images.open(ImageSettings(registries=["127.0.0.1:1"]), None)
     containers = Containers(
         engine,
         ContainerSettings(**chosen),
         deployments,
         account=account,
+        images=images,
         trust=TRUST,
         gpus=lambda: gpus,
         books=state,
@@ -84,6 +87,7 @@ async def a_place(
         with trio.fail_after(60):
             yield place
         nursery.cancel_scope.cancel()
+    await images.aclose()
     await engine.aclose()
 
 

@@ -163,12 +163,15 @@ def test_one_that_hangs_takes_no_tasks_and_one_that_never_listens_is_given_up(ac
     trio.run(main)
 
 
-def test_an_image_that_is_nowhere_fails_with_the_engines_words(account: Account, image: str) -> None:
+def test_a_registry_that_is_down_is_named_and_asked_again(account: Account, image: str) -> None:
     async def main() -> None:
         async with a_place(account) as place:
             place.wish(spec("127.0.0.1:1/nobody/nothing:1"))
-            failed = await place.until(DeploymentPhase.FAILED)
-            assert "127.0.0.1:1/nobody/nothing:1" in failed.detail
+            deployment = place.only()
+            await eventually(lambda: deployment.reason == "registry_unavailable")
+            assert deployment.phase is DeploymentPhase.PULLING
+            assert "127.0.0.1:1" in deployment.detail
+            assert "trying again in" in deployment.detail
 
     trio.run(main)
 
