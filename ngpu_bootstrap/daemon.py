@@ -29,6 +29,7 @@ from ngpu_bootstrap.dispatch.detached import DetachedTasks
 from ngpu_bootstrap.dispatch.dispatcher import Dispatcher, DispatchLimits
 from ngpu_bootstrap.dispatch.receipts import ReceiptDesk
 from ngpu_bootstrap.dispatch.verdicts import Judge
+from ngpu_bootstrap.dispatch.watch import TaskWatch
 from ngpu_bootstrap.front.answers import broken_request
 from ngpu_bootstrap.front.callers import parse_networks
 from ngpu_bootstrap.front.reads_api import Wire
@@ -160,6 +161,7 @@ class _Bootstrap:
         self.discovery: Discovery | None = None
         self.where: dict[str, Any] = {}
         self.metrics = Metrics()
+        self.watch = TaskWatch()
         self.draining = Draining()
         limits = settings.limits
         self.nodes = Nodes(now_ms=now_ms, queue_limit=limits.queued_calls)
@@ -212,6 +214,7 @@ class _Bootstrap:
             desk=self.receipts,
             metrics=self.metrics,
             limits=DispatchLimits(attempts=limits.attempts, queue_wait_s=limits.queue_wait_s),
+            watch=self.watch,
             now_ms=now_ms,
         )
         self.detached = DetachedTasks(
@@ -372,6 +375,7 @@ class _Bootstrap:
             await nursery.start(self.drain.run)
             await nursery.start(self.dispatcher.run)
             await nursery.start(self.detached.run)
+            nursery.start_soon(self.dispatcher.show_running)
             nursery.start_soon(self.nodes.run)
             nursery.start_soon(self.control.run)
             async with self._host() as host:

@@ -19,6 +19,7 @@ import trio
 
 from ngpu_bootstrap.dispatch.calls import Call
 from ngpu_bootstrap.errors import BootstrapError
+from ngpu_bootstrap.kill_points import reached
 from ngpu_bootstrap.tasks.recovery import Collected
 from ngpu_protocol.errors import MalformedError
 from ngpu_protocol.http1 import (
@@ -68,6 +69,8 @@ class How(StrEnum):
     """The connection ended after the request may have arrived and before the answer was whole."""
     DEADLINE = "deadline"
     """The order's deadline passed and the node said nothing."""
+    CANCELLED = "cancelled"
+    """The task was cancelled here, and its node did not end it in time."""
     OVERSIZE = "oversize"
     """The answer is larger than this bootstrap keeps."""
     GONE = "gone"
@@ -105,6 +108,9 @@ class Attempt:
         status: the workspace's status; None before the head, 0 when the node answered in its place.
         reason: the node's word for a refusal, or ours for what went wrong.
         failed: for people, what went wrong.
+        cancel_asked: the client wants it to end: no other attempt follows.
+        shown_running: it was noted that the node runs it.
+        received_bytes: of the answer, so far.
     """
 
     call: Call
@@ -120,6 +126,10 @@ class Attempt:
     first_byte_s: float | None = None
     trailers: Headers = field(default_factory=list)
     content_type: str = ""
+    cancel_asked: bool = False
+    shown_running: bool = False
+    received_bytes: int = 0
+    _scope: trio.CancelScope | None = None
     _started_s: float = 0.0
     _request_whole: bool = False
     _response_hash: bytes | None = None
@@ -162,11 +172,24 @@ class Attempt:
         remaining_s = (self.signed.order.deadline_ms - now_ms) / 1000 + DEADLINE_GRACE_S
         try:
             with trio.move_on_after(max(0.0, remaining_s)) as scope:
+                self._scope = scope
                 await self._run(requests, sink)
-            if scope.cancelled_caught:
+            if scope.cancelled_caught and self.cancel_asked:
+                self.how, self.reason, self.failed = How.CANCELLED, "cancelled", ""
+            elif scope.cancelled_caught:
                 self.how, self.reason, self.failed = How.DEADLINE, "deadline", "the node did not answer in time"
         finally:
             self.ended_at_ms = self.sent_at_ms + int((time.monotonic() - self._started_s) * 1000) + 1
+
+    def cut(self) -> None:
+        """Reset the stream of a cancelled attempt whose node does not end it."""
+        if self._scope is not None:
+            self._scope.cancel()
+
+    @property
+    def elapsed_s(self) -> float:
+        """Return for how long it has been running."""
+        return time.monotonic() - self._started_s
 
     async def _run(self, requests: Client, sink: Sink) -> None:
         call, order = self.call, self.signed.order
@@ -186,6 +209,7 @@ class Attempt:
         try:
             async with request as response:
                 self.first_byte_s = time.monotonic() - self._started_s
+                reached("order.answering")
                 try:
                     await self._read(response, sink)
                 finally:
@@ -197,8 +221,32 @@ class Attempt:
         except AnswerTooLarge as error:
             self.how, self.reason, self.failed = How.OVERSIZE, "answer_too_large", str(error)
 
-    async def collect(self, requests: Client, sink: Sink, now_ms: Callable[[], int]) -> Collected:
+    async def is_running(self, requests: Client) -> bool:
+        """Ask the node whether it runs this order now."""
+        order = self.signed.order
+        try:
+            target = f"/ngpu/v1/attempts/{order.task_id}/{order.attempt}"
+            async with requests.request("GET", target) as response:
+                return response.status == 202
+        except (NotSentError, MaybeSentError, RemoteError, MisuseError):
+            return False
+
+    async def stop(self, requests: Client) -> None:
+        """Tell the node to end this order; its receipt will say `cancelled`. Without effect where it does not run."""
+        order = self.signed.order
+        try:
+            async with requests.request("DELETE", f"/ngpu/v1/attempts/{order.task_id}/{order.attempt}") as response:
+                await response.read(MAX_REFUSAL_BYTES)
+        except (NotSentError, MaybeSentError, RemoteError, MisuseError):
+            return
+
+    async def collect(
+        self, requests: Client, sink: Sink, now_ms: Callable[[], int], *, stop: bool = False
+    ) -> Collected:
         """Ask the node for the answer to a detached order sent before, pass it to *sink*, and note how it ended.
+
+        Args:
+            stop: have the node end the order if it runs.
 
         Returns:
             What the node said. ANSWERED: the account is complete.
@@ -207,7 +255,7 @@ class Attempt:
         self.receipt = None
         try:
             target = f"/ngpu/v1/attempts/{order.task_id}/{order.attempt}"
-            async with requests.request("GET", target) as response:
+            async with requests.request("DELETE" if stop else "GET", target) as response:
                 if _is_of_node(response):
                     return _said(response.status, await response.read(MAX_REFUSAL_BYTES), order.session)
                 await self._read(response, sink)
@@ -248,7 +296,7 @@ class Attempt:
         received = 0
         while data := await response.receive():
             digest.update(data)
-            received += len(data)
+            self.received_bytes = received = received + len(data)
             await sink.take(data, more=response.ended)
         self._response_hash, self._response_bytes = digest.digest(), received
         self.how = How.ANSWERED

@@ -134,6 +134,8 @@ class Call:
         deadline_ms: after which the task is given up, waiting for a node included; one order gets the workspace's own
             time limit at most.
         upgrade: the client wants another protocol on the connection (WebSocket).
+        priority: among waiting tasks of its workspace, higher first.
+        webhook: URL that is told of the end; empty for none.
     """
 
     task_id: str
@@ -154,6 +156,8 @@ class Call:
     user_ip: str = ""
     request_url: str = ""
     token_label: str = ""
+    priority: int = 0
+    webhook: str = ""
 
     def new_task(self) -> NewTask:
         """Return the record of this call.
@@ -185,4 +189,6 @@ class Call:
             headers=headers,
             idempotency_key=self.idempotency_key if self.wrapped else None,
             request=body,
+            priority=self.priority,
+            webhook=self.webhook,
         )

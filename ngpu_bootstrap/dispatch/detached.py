@@ -7,10 +7,11 @@ where its node was lost asks for the answer until it is known to come or not. Wh
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Sequence
 
 import structlog
 import trio
@@ -19,11 +20,12 @@ from ngpu_bootstrap.dispatch.attempt import Attempt, How
 from ngpu_bootstrap.dispatch.calls import Call, KeptBody, WholeBody
 from ngpu_bootstrap.dispatch.collector import Collector
 from ngpu_bootstrap.dispatch.dispatcher import Dispatcher, Progress
-from ngpu_bootstrap.dispatch.ends import Ending
+from ngpu_bootstrap.dispatch.ends import CANCELLED, Ending
 from ngpu_bootstrap.errors import NotServed
+from ngpu_bootstrap.kill_points import reached
 from ngpu_bootstrap.registry.nodes import Nodes
-from ngpu_bootstrap.store.errors import BodyMissing, StoreError
-from ngpu_bootstrap.store.records import AttemptEnd, AttemptRecord, Part, TaskRecord
+from ngpu_bootstrap.store.errors import AttemptConflict, BodyMissing, StoreError, TaskIsFinal
+from ngpu_bootstrap.store.records import AttemptEnd, AttemptRecord, OpenTask, Part, TaskRecord
 from ngpu_bootstrap.store.store import Store
 from ngpu_bootstrap.tasks.recovery import (
     Collected,
@@ -40,6 +42,9 @@ from ngpu_protocol.orders import SignedOrder
 from ngpu_protocol.workspaces import WorkspaceSpec
 
 log = structlog.get_logger(__name__)
+
+# What ends a task from outside its own course.
+CANCEL, LET_GO = "cancel", "let_go"
 
 KEEP_IN_MEMORY_BYTES = 16 * 1024
 # How often a node is asked for an answer: soon at first, then ever more rarely.
@@ -58,8 +63,23 @@ _WORDS = {
 _STATUS = {"deadline": 504, "workspace_removed": 410, "internal_error": 500}
 
 
+@dataclasses.dataclass(eq=False, slots=True)
+class _Run:
+    """One task in hand.
+
+    Attributes:
+        order: its place among those taken in hand here.
+        ends_for: CANCEL, or LET_GO when another bootstrap has it now; empty while it takes its course.
+    """
+
+    call: Call
+    order: int
+    scope: trio.CancelScope = dataclasses.field(default_factory=trio.CancelScope)
+    ends_for: str = ""
+
+
 class DetachedTasks:
-    """Every asynchronous task that is not final.
+    """Every asynchronous task of this bootstrap that is not final.
 
     Args:
         is_coming: whether a node is about to serve a workspace that none serves yet: its tasks wait for that.
@@ -90,6 +110,8 @@ class DetachedTasks:
         self._now_ms = now_ms
         self._nursery: trio.Nursery | None = None
         self._unfinished: Counter[str] = Counter()
+        self._runs: dict[str, _Run] = {}
+        self._started = 0
 
     def __len__(self) -> int:
         return self._unfinished.total()
@@ -125,6 +147,41 @@ class DetachedTasks:
             call = dataclasses.replace(call, body=KeptBody(functools.partial(self._read_request, call.task_id)))
         self._start(workspace, self._carry, call, Progress(promised=True))
 
+    def cancel(self, task_id: str) -> bool:
+        """End a task because its client asks for it; False when it is not in hand here. See `_withdraw`."""
+        run = self._runs.get(task_id)
+        if run is None:
+            return False
+        if not run.ends_for:
+            run.ends_for = CANCEL
+            run.scope.cancel()
+        return True
+
+    def keep_only(self, owned: Collection[str]) -> int:
+        """Let go of every task that is not among *owned*: another bootstrap has it. Return how many those were."""
+        lost = [run for task_id, run in self._runs.items() if task_id not in owned]
+        for run in lost:
+            run.ends_for = LET_GO
+            run.scope.cancel()
+        return len(lost)
+
+    def in_hand(self) -> list[str]:
+        """Return the ids of the tasks in hand, as a moment has them."""
+        return list(self._runs)
+
+    def position(self, task_id: str) -> int | None:
+        """Return how many tasks of the same workspace were taken in hand before and wait too; None: not waiting."""
+        run = self._runs.get(task_id)
+        if run is None or task_id in self._dispatcher.under_way:
+            return None
+        workspace, before = run.call.spec.id, 0
+        for other in self._runs.values():  # they are in their order
+            if other is run:
+                return before
+            if other.call.spec.id == workspace and other.call.task_id not in self._dispatcher.under_way:
+                before += 1
+        return None
+
     # -- taking up what a restart left
 
     async def recover(self, specs: Callable[[TaskRecord], WorkspaceSpec | None]) -> int:
@@ -135,19 +192,28 @@ class DetachedTasks:
         """
         await self._store.claim_own()
         tasks = await self._store.unfinished()
+        await self.adopt(tasks, specs)
+        return len(tasks)
+
+    async def adopt(self, tasks: Sequence[OpenTask], specs: Callable[[TaskRecord], WorkspaceSpec | None]) -> None:
+        """Decide about unfinished tasks that a run before, or another bootstrap, left."""
         for task in tasks:
             found = Unfinished.from_store(task)
             decision = decide(found, now_ms=self._now_ms())
             spec = specs(task.task)
             log.info("task_taken_up", task_id=found.task_id, decision=type(decision).__name__.lower())
-            if isinstance(decision, End):
+            reached("recover.decided")
+            if found.task_id in self._runs:
+                continue
+            if task.task.cancel_asked_at_ms is not None and spec is not None:
+                self._start(spec.id, self._withdraw, self._call(task.task, spec))
+            elif isinstance(decision, End):
                 await self._close(found, decision)
             elif spec is None:
                 await self._close(found, End(TaskState.FAILED, "workspace_removed", found.under_way))
             else:
                 call = self._call(task.task, spec)
                 self._start(spec.id, self._take_up, call, found, task.last, decision)
-        return len(tasks)
 
     async def _take_up(self, call: Call, found: Unfinished, last: AttemptRecord | None, decision: Decision) -> None:
         if isinstance(decision, Requeue):
@@ -160,7 +226,8 @@ class DetachedTasks:
 
     async def _close(self, found: Unfinished, end: End) -> None:
         under_way = found.attempts if found.under_way else None
-        await self._dispatcher.close(found.task_id, _ending(end), under_way)
+        with contextlib.suppress(TaskIsFinal):
+            await self._dispatcher.close(found.task_id, _ending(end), under_way)
 
     # -- one task
 
@@ -170,34 +237,52 @@ class DetachedTasks:
         attempt = result.attempt
         if attempt is None or attempt.how not in (How.LOST, How.DEADLINE):
             return
-        found = Unfinished(
-            task_id=call.task_id,
-            method=call.method,
-            detach=True,
-            deadline_at_ms=call.deadline_ms,
-            idempotency_key=call.idempotency_key,
-            request_kept=True,
-            attempts=attempt.number,
-            node=attempt.signed.order.node,
-            under_way=True,
-            session=attempt.signed.order.session,
-        )
-        await self._collect(call, attempt, found)
+        await self._collect(call, attempt, _found(call, attempt))
 
-    async def _collect(self, call: Call, attempt: Attempt, found: Unfinished) -> None:
-        """Ask the attempt's node for its answer until there is one, or a decision."""
+    async def _withdraw(self, call: Call) -> None:
+        """End a cancelled task: at once where none of its attempts is under way, else as its node says.
+
+        A node that ended the attempt by then has its say: an answer that was complete is the task's result. One that
+        cannot be reached is asked until it can, or until the task's deadline and some more.
+        """
+        for _ in range(3):
+            last = next(reversed(await self._store.attempts(call.task_id)), None)
+            under_way = last if last is not None and last.ended_at_ms is None else None
+            if under_way is not None and under_way.order and call.detach:
+                signed = SignedOrder.from_bytes(under_way.order)
+                attempt = Attempt(call, signed, under_way.attempt)
+                attempt.sent_at_ms = signed.order.issued_at_ms
+                attempt.cancel_asked = True
+                await self._collect(call, attempt, _found(call, attempt), stop=True)
+                return
+            with contextlib.suppress(AttemptConflict):  # a write of the course just ended was still on its way
+                number = under_way.attempt if under_way is not None else None
+                await self._dispatcher.close(call.task_id, CANCELLED, number)
+                return
+
+    async def _collect(self, call: Call, attempt: Attempt, found: Unfinished, *, stop: bool = False) -> None:
+        """Ask the attempt's node for its answer until there is one, or a decision.
+
+        Args:
+            stop: have the node end it, and end the task as cancelled where there is no answer.
+        """
         pause_s = ASK_FIRST_S
         while True:
             said = Collected.UNREACHABLE
             sink = Collector(self._answer_bytes)
             session = self._nodes.get(attempt.signed.order.node)
             if session is not None:
-                said = await attempt.collect(session.requests, sink, self._now_ms)
+                said = await attempt.collect(session.requests, sink, self._now_ms, stop=stop)
             if said is Collected.ANSWERED:
+                reached("collect.answered")
                 await self._dispatcher.collected(call, attempt, sink)
                 return
             decision = after_asking(found, said, now_ms=self._now_ms(), attempt_cap=self._attempts)
-            if said is Collected.RUNNING:
+            if stop and not isinstance(decision, KeepAsking):
+                await self._dispatcher.give_up(call, CANCELLED, attempt)
+                return
+            if said is Collected.RUNNING and not attempt.shown_running:
+                attempt.shown_running = True
                 self._store.note_running(call.task_id, attempt.number)
             if isinstance(decision, KeepAsking):
                 await trio.sleep(pause_s)
@@ -232,6 +317,7 @@ class DetachedTasks:
             detach=record.detach,
             wrapped=True,
             idempotency_key=record.idempotency_key,
+            priority=record.priority,
         )
 
     async def _read_request(self, task_id: str) -> bytes:
@@ -244,14 +330,23 @@ class DetachedTasks:
         if self._nursery is None:
             raise RuntimeError("asynchronous tasks are not running")
         self._unfinished[workspace] += 1
-        self._nursery.start_soon(self._contained, workspace, work, call, *arguments)
+        self._started += 1
+        run = self._runs[call.task_id] = _Run(call, self._started)
+        self._nursery.start_soon(self._contained, workspace, run, work, *arguments)
 
     async def _contained(
-        self, workspace: str, work: Callable[..., Awaitable[None]], call: Call, *arguments: object
+        self, workspace: str, run: _Run, work: Callable[..., Awaitable[None]], *arguments: object
     ) -> None:
         """Run *work* for one task; what goes wrong with it stays with it, and leaves it to the next start."""
+        call = run.call
         try:
-            await work(call, *arguments)
+            with run.scope:
+                await work(call, *arguments)
+            if run.scope.cancelled_caught and run.ends_for == CANCEL:
+                await self._withdraw(call)
+        except (TaskIsFinal, AttemptConflict) as error:
+            # another bootstrap took it over while this one could not be heard
+            log.info("task_let_go", task_id=call.task_id, reason=str(error))
         except BodyMissing:
             await self._abandon(call, "request_lost")
         except StoreError as error:
@@ -261,6 +356,7 @@ class DetachedTasks:
             log.exception("task_crashed", task_id=call.task_id)
             await self._abandon(call, "internal_error")
         finally:
+            self._runs.pop(call.task_id, None)
             self._unfinished[workspace] -= 1
             if not self._unfinished[workspace]:
                 del self._unfinished[workspace]
@@ -273,6 +369,22 @@ class DetachedTasks:
             await self._dispatcher.close(call.task_id, _ending(End(TaskState.FAILED, reason)), under_way)
         except StoreError as error:
             log.error("task_left_unfinished", task_id=call.task_id, reason=str(error))
+
+
+def _found(call: Call, attempt: Attempt) -> Unfinished:
+    """Return what decides about a detached task whose attempt is under way at its node."""
+    return Unfinished(
+        task_id=call.task_id,
+        method=call.method,
+        detach=True,
+        deadline_at_ms=call.deadline_ms,
+        idempotency_key=call.idempotency_key,
+        request_kept=True,
+        attempts=attempt.number,
+        node=attempt.signed.order.node,
+        under_way=True,
+        session=attempt.signed.order.session,
+    )
 
 
 def _ending(end: End) -> Ending:

@@ -27,10 +27,12 @@ from ngpu_bootstrap.dispatch.collector import Collector
 from ngpu_bootstrap.dispatch.ends import Ending, ending_of
 from ngpu_bootstrap.dispatch.receipts import Awaited, ReceiptDesk
 from ngpu_bootstrap.dispatch.verdicts import Judge, Judged
+from ngpu_bootstrap.dispatch.watch import TaskWatch
 from ngpu_bootstrap.errors import NotServed
+from ngpu_bootstrap.kill_points import reached
 from ngpu_bootstrap.metrics import Metrics
 from ngpu_bootstrap.registry.nodes import Nodes, NodeSession, Slot
-from ngpu_bootstrap.store.errors import RecordRefused, StoreError, TaskIsFinal
+from ngpu_bootstrap.store.errors import AttemptConflict, RecordRefused, StoreError, TaskIsFinal
 from ngpu_bootstrap.store.records import AttemptEnd, AttemptStart, FiledReceipt, Filing, Finish
 from ngpu_bootstrap.store.store import Store
 from ngpu_bootstrap.tasks.retry import may_retry
@@ -49,6 +51,13 @@ UNRECORDED_LIMIT = 2048
 
 # A promised task that a node did not take waits this long, doubled each time, for another before it comes back.
 OTHERS_FIRST_S = 0.25
+
+# How long a node may take to end a cancelled attempt by itself, and how often it is told again.
+STOP_GRACE_S = 5.0
+STOP_AGAIN_S = 0.5
+# What lasts longer than this is shown as running, once its node says so.
+RUNNING_AFTER_S = 1.0
+RUNNING_ASKED_AT_ONCE = 16
 
 _NO_RECEIPT_FOLLOWS = frozenset({How.REFUSED, How.NOT_SENT})
 
@@ -90,7 +99,11 @@ class DispatchLimits:
 class Dispatcher:
     """Runs tasks. Its `run` must be running for as long as it is used.
 
+    Attributes:
+        under_way: by task id, the attempt that runs.
+
     Args:
+        watch: told of every change of a task.
         now_ms: the wall clock.
     """
 
@@ -105,8 +118,11 @@ class Dispatcher:
         desk: ReceiptDesk,
         metrics: Metrics,
         limits: DispatchLimits,
+        watch: TaskWatch,
         now_ms: Callable[[], int],
     ) -> None:
+        self.under_way: dict[str, Attempt] = {}
+        self._watch = watch
         self._account = account
         self._chain_id = network.chain_id
         self._store = store
@@ -209,6 +225,52 @@ class Dispatcher:
                 outcome=ending.outcome,
             )
         )
+        self._watch.changed(task_id)
+
+    async def cancel(self, task_id: str) -> bool:
+        """Have the node end the attempt of *task_id* that runs here; False when none does.
+
+        Its client gets what the node says, and the receipt says `cancelled`. A node that does not end it in time loses
+        the stream, which ends an attached attempt as well.
+        """
+        attempt = self.under_way.get(task_id)
+        if attempt is None or self._recorders is None:
+            return False
+        attempt.cancel_asked = True
+        self._recorders.start_soon(self._stop, task_id, attempt)
+        return True
+
+    async def _stop(self, task_id: str, attempt: Attempt) -> None:
+        with trio.move_on_after(STOP_GRACE_S):
+            while self.under_way.get(task_id) is attempt:
+                session = self._nodes.get(attempt.signed.order.node)
+                if session is None:
+                    break
+                await attempt.stop(session.requests)
+                await trio.sleep(STOP_AGAIN_S)
+        if self.under_way.get(task_id) is attempt:
+            attempt.cut()
+
+    async def show_running(self) -> None:
+        """Note which attempts their nodes run, for ever: those that last, so that short ones cost nothing."""
+        places = trio.Semaphore(RUNNING_ASKED_AT_ONCE)
+
+        async def ask(attempt: Attempt, session: NodeSession) -> None:
+            async with places:
+                with trio.move_on_after(RUNNING_AFTER_S):
+                    if await attempt.is_running(session.requests):
+                        order = attempt.signed.order
+                        self._store.note_running(order.task_id, order.attempt)
+                        attempt.shown_running = True
+                        self._watch.changed(order.task_id)
+
+        while True:
+            await trio.sleep(RUNNING_AFTER_S)
+            async with trio.open_nursery() as nursery:
+                for attempt in list(self.under_way.values()):
+                    session = self._nodes.get(attempt.signed.order.node)
+                    if session is not None and not attempt.shown_running and attempt.elapsed_s >= RUNNING_AFTER_S:
+                        nursery.start_soon(ask, attempt, session)
 
     # -- one attempt
 
@@ -243,6 +305,8 @@ class Dispatcher:
             await self._commit_start(call, session, signed, before, is_new=is_new)
             attempt = Attempt(call, signed, number)
             self._desk.attempt_began(signed.order)
+            self.under_way[call.task_id] = attempt
+            self._watch.changed(call.task_id)
             await attempt.run(session.requests, sink, self._now_ms())
         except BaseException:
             # The client left or broke its request: what runs on the node has been told to stop.
@@ -252,7 +316,9 @@ class Dispatcher:
         finally:
             slot.release()
             if attempt is not None:
+                self.under_way.pop(call.task_id, None)
                 self._account_for(attempt, session)
+        reached("order.answered")
         judged = self._judged(attempt)
         self._log(attempt, judged)
         return attempt, judged
@@ -311,8 +377,10 @@ class Dispatcher:
             at_ms=order.issued_at_ms,
             node_ip=session.ip,
         )
+        reached("begin.before_commit")
         if is_new:
             await self._store.accept_and_begin(call.new_task(), start)
+            reached("begin.after_commit")
             return
         previous = None
         if before is not None:
@@ -321,9 +389,10 @@ class Dispatcher:
                 before.call.task_id, before.number, ended.outcome, before.ended_at_ms, before.reason, before.status or 0
             )
         await self._store.begin_attempt(start, previous=previous)
+        reached("begin.after_commit")
 
     def _may_repeat(self, call: Call, sink: Sink, attempt: Attempt) -> bool:
-        if not call.body.can_be_sent or attempt.how in (How.OVERSIZE, How.SWITCHED):
+        if attempt.cancel_asked or not call.body.can_be_sent or attempt.how in (How.OVERSIZE, How.SWITCHED):
             return False
         if attempt.reason == Outcome.DEADLINE:
             return False  # its time was up: another run would have no other time
@@ -391,9 +460,10 @@ class Dispatcher:
 
     async def _commit_end(self, finish: Finish, judged: Judged | None) -> None:
         """Commit the end of a task, then acknowledge its receipt. What fails here is taken up by recovery."""
+        reached("finish.before_commit")
         try:
             filed = await self._store.finish(finish)
-        except TaskIsFinal:
+        except (TaskIsFinal, AttemptConflict):
             filed = None  # ended on another way meanwhile; the receipt is filed below
         except RecordRefused as error:
             log.warning("receipt_not_storable", task_id=finish.task_id, reason=str(error))
@@ -401,6 +471,9 @@ class Dispatcher:
             judged = None
             await self._store.finish(finish)
             return
+        finally:
+            self._watch.changed(finish.task_id)
+        reached("finish.after_commit")
         if judged is None:
             return
         if filed is None:
@@ -418,6 +491,7 @@ class Dispatcher:
                 self._record_soon(self._file, judged)
             elif judged is not None and result.value is not None:
                 self._acknowledge(result.value, judged)
+            self._watch.changed(finish.task_id)
             self._one_recorded()
 
         try:

@@ -33,6 +33,8 @@ class Ending:
         return NodeFault(self.status, self.reason, self.message, retry_after_s=retry_after_s)
 
 
+CANCELLED = Ending(TaskState.CANCELLED, 499, "cancelled", "the task was cancelled", "cancelled")
+
 # A node's refusal as the client sees it. What is not here is between the node and us: 502.
 _REFUSED_STATUS = {
     Reason.NO_FREE_SLOT.value: 429,
@@ -62,6 +64,10 @@ def ending_of(attempt: Attempt, judged: Judged | None) -> Ending:
             return _answered(attempt, judged)
         case How.SWITCHED:
             return Ending(TaskState.FINISHED, 101, outcome="switched")
+        case How.CANCELLED:
+            return CANCELLED
+        case How.REPLACED if attempt.reason == Outcome.CANCELLED:
+            return CANCELLED
         case How.REPLACED:
             late = attempt.reason == Outcome.DEADLINE
             words = "the workspace did not answer in time" if late else "the workspace could not be reached or broke"

@@ -77,8 +77,12 @@ class _Line:
 class ReceiptDesk:
     """Handles every node's receipts stream.
 
+    Attributes:
+        siblings: the other bootstraps of this database. What one of them ordered is judged here when a node offers it,
+            which it does once that one has been away for a while.
+
     Args:
-        own: this bootstrap's address: receipts for other bootstraps' orders are not ours to judge.
+        own: this bootstrap's address.
     """
 
     def __init__(
@@ -91,6 +95,7 @@ class ReceiptDesk:
         metrics: Metrics,
         now_ms: Callable[[], int],
     ) -> None:
+        self.siblings: frozenset[str] = frozenset()
         self._own = own
         self._chain_id = network.chain_id
         self._judge = judge
@@ -168,7 +173,7 @@ class ReceiptDesk:
         try:
             order = SignedOrder.from_bytes(offer.order)
             receipt = SignedReceipt.from_bytes(offer.receipt)
-            if order.order.node != node or order.order.bootstrap != self._own or not self._is_ours(order):
+            if order.order.node != node or not self._is_ours(order):
                 log.info("offer_not_ours", node=node, bootstrap=order.order.bootstrap, task_id=order.order.task_id[:64])
                 return
             acknowledgement = await self._file(order.order, receipt)
@@ -178,8 +183,11 @@ class ReceiptDesk:
             places.release()
 
     def _is_ours(self, order: SignedOrder) -> bool:
+        bootstrap = order.order.bootstrap
+        if bootstrap != self._own and bootstrap not in self.siblings:
+            return False
         try:
-            return order.signer(self._chain_id) == self._own
+            return order.signer(self._chain_id) == bootstrap
         except SignatureError:
             return False
 

@@ -35,7 +35,7 @@ ANSWER_RULES = frozenset(
     }
 )
 
-LinkBefore = Callable[[Address, int], ReceiptLink | None]
+LinkBefore = Callable[[Address, int, Address], ReceiptLink | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +55,10 @@ class Judged:
 
 
 class Judge:
-    """Judges receipts in the name of one bootstrap.
+    """Judges receipts in the name of one bootstrap, those of its siblings' orders included.
 
     Args:
-        link_before: the receipt before a sequence of a node, where it is at hand.
+        link_before: the receipt before a sequence of a node in the chain of a bootstrap, where it is at hand.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Judge:
             signed,
             order,
             seen,
-            last=self._link_before(order.node, receipt.sequence),
+            last=self._link_before(order.node, receipt.sequence, order.bootstrap),
             chain_id=self._chain_id,
             tolerance_ms=self._tolerance_ms,
             offered_gpus=offered_gpus,
@@ -122,7 +122,7 @@ class Judge:
         record = NewReceipt(
             task_id=order.task_id,
             attempt=order.attempt,
-            bootstrap=self._account.address,
+            bootstrap=order.bootstrap,
             node=order.node,
             sequence=receipt.sequence,
             hash=receipt_hash,

@@ -23,6 +23,7 @@ import outcome
 import sqlalchemy as sa
 import structlog
 
+from ngpu_bootstrap.kill_points import reached
 from ngpu_bootstrap.store import tables
 from ngpu_bootstrap.store.chains import Chain
 from ngpu_bootstrap.store.database import is_medium_fault
@@ -133,6 +134,8 @@ class GroupCommit:
                 _execute_quickly(cursor, steps)
             _execute_quickly(cursor, filings.heads())
             cursor.close()
+            reached("commit.inside")
+        reached("commit.after")
         own = self._operations.owner
         # a sibling's chain may move on elsewhere: it is read anew each time
         self._chains.update({key: chain for key, chain in filings.chains.items() if own in ("", key[0])})

@@ -19,6 +19,7 @@ import outcome
 import sqlalchemy as sa
 import trio
 
+from ngpu_bootstrap.kill_points import reached
 from ngpu_bootstrap.store import leases, queries, retention, webhook_rows
 from ngpu_bootstrap.store.bodies import BodyFiles, BodyLimits, BodyWriter
 from ngpu_bootstrap.store.database import database_url, open_engine
@@ -290,7 +291,9 @@ class Store:
         """
         request = await self._kept(task.task_id, Part.REQUEST, task.request)
         operation = self._operations.accept(_with_request(task, request))
+        reached("accept.before_commit")
         await self._submit(operation, task.request, request)
+        reached("accept.after_commit")
 
     async def accept_and_begin(self, task: NewTask, start: AttemptStart) -> None:
         """Commit a new task with its first attempt, in state DISPATCHED: the one commit before the order leaves.
@@ -415,6 +418,7 @@ class Store:
             UnknownTask, TaskIsFinal: there is nothing to end.
         """
         await self._writes.submit(self._operations.ask_cancel(task_id, at_ms))
+        reached("cancel.after_commit")
 
     async def cancels_asked(self) -> list[str]:
         """Return the unfinished tasks of this bootstrap that were asked to end, wherever that was said."""

@@ -1,7 +1,23 @@
 """The states of a task, one line of meaning each (wire numbers of the NGPU API, field ``state``).
 
-Owned here: the numbers and which are final. Which event leads where is in ``lifecycle``. Numbers are on the wire and in
-every database: never renumber.
+Owned here: the numbers and which are final. Numbers are on the wire and in every database: never renumber. What leads
+where, a task having at most one attempt under way:
+
+    ============  ====================================================================  ==================
+    state         what happens                                                          new state
+    ============  ====================================================================  ==================
+    ACCEPTED      an attempt is committed; its order leaves after that                  DISPATCHED
+    DISPATCHED    the node says that it runs (asked for what lasts; a hint for people)  RUNNING
+    ACCEPTED      no node takes it and it may not wait longer                           FAILED
+    DISPATCHED +  the answer is whole and its receipt stands                            FINISHED
+    DISPATCHED +  the attempt ended otherwise, and ``retry`` allows another             ACCEPTED or DISPATCHED
+    DISPATCHED +  it did, and ``retry`` does not                                        FAILED
+    unfinished    the client cancels it, or leaves and the task is attached             CANCELLED
+    unfinished    its deadline is past                                                  EXPIRED
+    ============  ====================================================================  ==================
+
+(DISPATCHED + means DISPATCHED or RUNNING.) A final state never changes, which the store holds: of two ends the first
+one counts. What a restart makes of an unfinished task is ``recovery``.
 """
 
 from __future__ import annotations
