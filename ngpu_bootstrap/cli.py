@@ -111,6 +111,51 @@ def status(config: ConfigOption = None, data_dir: DataDirOption = None, as_json:
     run_main(main)
 
 
+@app.command()
+def statement(
+    node: Annotated[str, typer.Argument(help="The node's nodeAddr, with or without 0x.")],
+    since: Annotated[
+        str | None, typer.Option("--from", help="Receipts that ended then or later: a date or date-time, UTC.")
+    ] = None,
+    until: Annotated[str | None, typer.Option("--to", help="And before then; a day is included whole.")] = None,
+    price: Annotated[
+        list[str] | None, typer.Option(help="MODEL=AMOUNT for a second of a GPU; repeat. Only used to total.")
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option("--file", help="Write the signed statement with all its lines, for the node or an auditor."),
+    ] = None,
+    proof: Annotated[
+        int | None, typer.Option(help="With --file: only the proof that the receipt of this number is in it.")
+    ] = None,
+    csv: Annotated[bool, typer.Option("--csv", help="Print a line for each receipt.")] = False,
+    config: ConfigOption = None,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a node's receipts come to, signed by this bootstrap.
+
+    The node's owner comes to the same with `ngpu-node earnings`; anyone checks the file with
+    `scripts/verify-statement`, offline."""
+
+    def main() -> None:
+        from ngpu_bootstrap.accounting import state_account
+
+        state_account(
+            _settings(config, data_dir=data_dir),
+            node=node,
+            since=since,
+            until=until,
+            prices=price or [],
+            file=file,
+            proof=proof,
+            as_csv=csv,
+            as_json=as_json,
+        )
+
+    run_main(main)
+
+
 @workspace_app.command("add")
 def workspace_add(
     file: Annotated[Path | None, typer.Option(help="TOML or JSON file with any of the keys; options win.")] = None,

@@ -54,12 +54,14 @@ from ngpu_daemon.metrics import software_version
 from ngpu_daemon.notify import Notifier, run_watchdog
 from ngpu_protocol.control import CONTROL_PROTOCOL, RECEIPTS_PROTOCOL
 from ngpu_protocol.errors import AddressError
+from ngpu_protocol.gpu_models import canonical_gpu_model
 from ngpu_protocol.http1 import AsgiHandler, BoundAddress, Client, Draining, Limits, serve_tcp
 from ngpu_protocol.identity import Account, Address, address_of_peer_id
 from ngpu_protocol.networks import network_named
 from ngpu_protocol.node_records import NodeRecord, Role
 from ngpu_protocol.p2p import Host, HostLimits, ListenError, P2PStream, open_host
 from ngpu_protocol.p2p.relay_messages import RelayLimits
+from ngpu_protocol.statements import sign_statement
 from ngpu_protocol.workspaces import WorkspaceSpec
 
 log = structlog.get_logger(__name__)
@@ -257,6 +259,7 @@ class _Bootstrap:
             waits_for=front.tasks_api.waits_for,
             status=self._status,
             chain_id=self.network.chain_id,
+            sign_statement=lambda statement: sign_statement(statement, self.account, self.network.chain_id),
             open_metrics=settings.has_private_listener,
             now_ms=now_ms,
             answer_failed_try=front.answer_failed_try,
@@ -323,6 +326,8 @@ class _Bootstrap:
                 session=session.session,
             )
         )
+        models = {gpu.id: canonical_gpu_model(gpu.model, gpu.memory_bytes) for gpu in session.gpus}
+        self.store.note_gpus(session.node, models, session.connected_at_ms)
 
     # -- discovery
 

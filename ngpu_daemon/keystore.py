@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, ValidationError
 
 from ngpu_daemon.errors import OperatorError
-from ngpu_protocol.identity import Account
+from ngpu_protocol.identity import Account, Address, parse_address
 
 CREDENTIAL_NAME = "passphrase"
 MAX_FILE_BYTES = 64 * 1024
@@ -139,6 +139,18 @@ def open_keystore(path: Path, passphrase: str, *, private: bool = True) -> Accou
     if stated is not None and stated.lower().removeprefix("0x") != account.address.lower().removeprefix("0x"):
         raise KeystoreDamaged(path, f"keystore {path} is damaged: it names {stated} but holds {account.address}")
     return account
+
+
+def keystore_address(path: Path) -> Address:
+    """Return the address a keystore says it holds: public, so no passphrase is asked for.
+
+    Raises:
+        KeystoreMissing, KeystoreReadableByOthers, KeystoreDamaged, KeystoreError: as `open_keystore`.
+    """
+    stated = _parse(path, _read_private(path, private=True)).get("address")
+    if stated is None:
+        raise KeystoreDamaged(path, f"keystore {path} does not name its address: import it anew with `init`")
+    return parse_address("0x" + stated.lower().removeprefix("0x"))
 
 
 @contextmanager

@@ -108,6 +108,47 @@ def gpus(config: ConfigOption = None, data_dir: DataDirOption = None, as_json: J
     run_main(main)
 
 
+@app.command()
+def earnings(
+    bootstrap: Annotated[
+        str | None, typer.Option(help="Only from this bootstrap's account address; default: from each.")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option("--from", help="Receipts that ended then or later: a date or date-time, UTC.")
+    ] = None,
+    until: Annotated[str | None, typer.Option("--to", help="And before then; a day is included whole.")] = None,
+    price: Annotated[
+        list[str] | None, typer.Option(help="MODEL=AMOUNT for a second of a GPU; repeat. Only used to total.")
+    ] = None,
+    check: Annotated[
+        Path | None, typer.Option(help="A bootstrap's statement file: hold it against this node's own receipts.")
+    ] = None,
+    csv: Annotated[bool, typer.Option("--csv", help="Print a line for each receipt.")] = False,
+    config: ConfigOption = None,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what this node's acknowledged receipts come to, from its own ledger.
+
+    The bootstrap comes to the same with `ngpu-bootstrap statement`; `--check` compares its file with the ledger."""
+
+    def main() -> int:
+        from ngpu_node.earnings import show_earnings
+
+        return show_earnings(
+            _settings(config, data_dir=data_dir),
+            bootstrap=bootstrap,
+            since=since,
+            until=until,
+            prices=price or [],
+            check=check,
+            as_csv=csv,
+            as_json=as_json,
+        )
+
+    run_main(main)
+
+
 @app.command("sample-config")
 def sample_config() -> None:
     """Print a configuration file that documents every key."""

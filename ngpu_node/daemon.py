@@ -36,6 +36,7 @@ from ngpu_node.changes import Changes
 from ngpu_node.config import NodeSettings, split_listen
 from ngpu_node.courier import Courier
 from ngpu_node.deployments import Deployment, Deployments
+from ngpu_node.earnings import LEDGER_FILE
 from ngpu_node.engine.backend import EngineBackend, EngineStatus, open_backend
 from ngpu_node.errors import LedgerUnavailable, NodeConfigurationError
 from ngpu_node.execution.admission import AdmissionState
@@ -126,7 +127,7 @@ class Node:
         """
         settings = self._settings
         await self._gpus.look()
-        ledger = await Ledger.open(self._directory.path / "ledger.db", self._account, self._network.chain_id)
+        ledger = await Ledger.open(self._directory.path / LEDGER_FILE, self._account, self._network.chain_id)
         try:
             async with (
                 open_state(self._directory.path / "workspaces.db") as kept,
@@ -209,7 +210,7 @@ class Node:
             nursery.start_soon(self._servers.run)
             nursery.start_soon(spool.run)
             await nursery.start(self._gpus.run)
-            nursery.start_soon(self._tell_of_gpus, backend)
+            nursery.start_soon(self._tell_of_gpus, backend, ledger)
             nursery.start_soon(self._watch_totals, ledger)
             self._discovery = await self._discovery_on(host, state, backend)
             await nursery.start(self._discovery.run)
@@ -357,13 +358,16 @@ class Node:
         else:
             self._servers.doubt()
 
-    async def _tell_of_gpus(self, backend: EngineBackend) -> None:
-        """Tell *backend* whenever the devices that may be used are others."""
-        usable = self._gpus.usable()
+    async def _tell_of_gpus(self, backend: EngineBackend, ledger: Ledger) -> None:
+        """Tell *backend* whenever the devices that may be used are others, and *ledger* what they are."""
+        usable, known = self._gpus.usable(), self._gpus.models()
+        ledger.remember_gpus(known)
         while True:
             seen = self._changes.count
             if usable != (usable := self._gpus.usable()):
                 backend.gpus_changed()
+            if known != (known := self._gpus.models()):
+                ledger.remember_gpus(known)
             await self._changes.beyond(seen)
 
     async def _watch_totals(self, ledger: Ledger) -> None:

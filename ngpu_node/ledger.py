@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import trio
@@ -197,6 +197,15 @@ class Ledger:
                 self._batch.add_acknowledgement(
                     bootstrap, ack.sequence, ack.receipt_hash, signed.wire, ack.verdict, now_ms
                 )
+
+        self._commits.later(job)
+
+    def remember_gpus(self, models: Mapping[bytes, str]) -> None:
+        """Keep the model of each GPU by its name in receipts; returns at once. Lost in a crash, it is told again."""
+        rows = list(models.items())
+
+        def job(connection: sqlite3.Connection) -> None:
+            connection.executemany("INSERT OR REPLACE INTO gpus (id, model) VALUES (?, ?)", rows)
 
         self._commits.later(job)
 

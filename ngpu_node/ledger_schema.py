@@ -57,6 +57,13 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE INDEX answers_receipt ON answers (receipt_hash);
     CREATE INDEX answers_age ON answers (ended_at_ms);
     """,
+    """
+    -- what the GPUs named in receipts are, so that earnings can be told by model (earnings.py)
+    CREATE TABLE gpus (
+        id    BLOB PRIMARY KEY,
+        model TEXT NOT NULL
+    ) WITHOUT ROWID;
+    """,
 )
 
 

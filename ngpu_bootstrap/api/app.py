@@ -31,6 +31,7 @@ from ngpu_bootstrap.store.store import Store
 from ngpu_daemon.metrics import CONTENT_TYPE, exposition, software_version
 from ngpu_protocol.errors import AddressError, MalformedError
 from ngpu_protocol.identity import parse_address
+from ngpu_protocol.statements import STATEMENT_TYPE, Statement
 
 log = structlog.get_logger(__name__)
 
@@ -62,6 +63,7 @@ class Parts:
         status: what the daemon says of itself to its operator.
         find_task: a task by its id, for whoever may see it.
         waits_for: what a task waits for while no node serves its workspace yet, in words; else empty.
+        sign_statement: this bootstrap's signature of a statement of its own.
         open_metrics: whether `/metrics` needs no operator key.
         answer_failed_try: what a client gets for a refusal, by the address and fields of its request.
         draining: whether the daemon is about to stop.
@@ -77,6 +79,7 @@ class Parts:
     waits_for: Callable[[TaskRecord], str]
     status: Callable[[], dict[str, Any]]
     chain_id: int
+    sign_statement: Callable[[Statement], bytes]
     open_metrics: bool
     now_ms: Callable[[], int]
     answer_failed_try: Callable[[str, Sequence[tuple[bytes, bytes]], Refusal], Refusal]
@@ -287,6 +290,15 @@ def build_app(parts: Parts, *, is_operators_own: bool = False) -> FastAPI:
         async def status() -> dict[str, Any]:
             """Where this bootstrap listens and what it is at."""
             return parts.status()
+
+        @app.post("/statements/signature", tags=["operation"], responses=_ERRORS)
+        async def sign_statement(document: dict[str, Any]) -> dict[str, str]:
+            """Sign a statement that the operator's own command drew up from this bootstrap's store."""
+            try:
+                statement, _ = STATEMENT_TYPE.from_json(document)
+                return {"signature": "0x" + parts.sign_statement(statement).hex()}
+            except (MalformedError, ValueError) as error:
+                raise Refusal(400, "bad_statement", str(error)) from None
 
     @app.get("/docs", include_in_schema=False)
     async def documentation() -> HTMLResponse:

@@ -226,6 +226,12 @@ class Operations:
         values = {name: getattr(node, name) for name in s.names}
         return Operation(node.address, [(s, s.bind(values))], _refused)
 
+    def see_gpus(self, node: str, models: Mapping[bytes, str], at_ms: int) -> Operation:
+        """The models of a node's GPUs, by their names in receipts."""
+        s = self.statements.see_gpu
+        rows = [{"node": node, "gpu": gpu, "model": model, "seen_at_ms": at_ms} for gpu, model in models.items()]
+        return Operation(node, [(s, s.bind(row)) for row in rows], _refused)
+
     def touch(self) -> Operation:
         """A write that changes nothing anyone reads: whether the database can be written again."""
         s = self.statements.touch

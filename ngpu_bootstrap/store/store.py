@@ -561,6 +561,11 @@ class Store:
         """As ``see_node``, without waiting."""
         self._writes.post(self._operations.see_node(row))
 
+    def note_gpus(self, node: Address, models: Mapping[bytes, str], at_ms: int) -> None:
+        """Keep the model of each of a node's GPUs, by its name in receipts; does not wait."""
+        if models:
+            self._writes.post(self._operations.see_gpus(node, models, at_ms))
+
     async def nodes(self) -> list[NodeRow]:
         """Return every node ever seen, first seen first."""
         return await self._lists.read(queries.nodes)

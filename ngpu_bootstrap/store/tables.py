@@ -287,3 +287,13 @@ nodes = sa.Table(
     sa.Column("first_seen_ms", _MS, nullable=False),
     sa.Column("last_seen_ms", _MS, nullable=False),
 )
+
+# what the GPUs named in receipts are, so that statements can be told by model
+node_gpus = sa.Table(
+    "node_gpus",
+    metadata,
+    sa.Column("node", sa.Text, primary_key=True),
+    sa.Column("gpu", sa.LargeBinary, primary_key=True),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("seen_at_ms", _MS, nullable=False),
+)

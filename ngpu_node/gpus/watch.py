@@ -32,6 +32,7 @@ from ngpu_node.gpus.metering import Busy, BusyMeter, Metered, Method
 from ngpu_node.gpus.processes import ProcessTable
 from ngpu_node.gpus.sampling import Ask, DeviceSampling, Owners
 from ngpu_protocol.control import GpuOffer
+from ngpu_protocol.gpu_models import canonical_gpu_model
 from ngpu_protocol.identity import Address, gpu_id
 
 log = structlog.get_logger(__name__)
@@ -152,6 +153,13 @@ class GpuWatch:
     def offers(self) -> tuple[GpuOffer, ...]:
         """Return what bootstraps are told of this node's devices."""
         return tuple(GpuOffer(id=gpu.id, model=gpu.model, memory_bytes=gpu.memory_bytes) for gpu in self.usable())
+
+    def models(self) -> dict[bytes, str]:
+        """Return the canonical model of each device the driver lists, by how it is called outside."""
+        return {
+            self.id_of(gpu.uuid): canonical_gpu_model(gpu.reading.model, gpu.reading.memory_total_bytes)
+            for gpu in self.inventory.gpus
+        }
 
     def id_of(self, uuid: str) -> bytes:
         """Return how the device *uuid* is called outside."""

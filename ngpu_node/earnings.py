@@ -1,0 +1,189 @@
+"""What this node has earned, from its own ledger: the command reads the file beside a daemon that may be writing it.
+
+Owns the reading; what an account is and how it is shown is `ngpu_daemon.accounts`. Only acknowledged receipts count:
+the acknowledgement says whether a receipt is paid, and both sides come to the same totals over them.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from ngpu_daemon.accounts import (
+    Account,
+    AccountError,
+    Entry,
+    Prices,
+    Span,
+    account_document,
+    draw_account,
+    entry_of_wire,
+    parse_span,
+    show_account,
+    write_csv,
+)
+from ngpu_daemon.datadir import DataDirectory
+from ngpu_daemon.keystore import keystore_address
+from ngpu_node.config import NodeSettings
+from ngpu_node.ledger_schema import MIGRATIONS
+from ngpu_protocol.errors import AddressError, MalformedError
+from ngpu_protocol.identity import Address, parse_address
+from ngpu_protocol.networks import network_named
+from ngpu_protocol.statements import MAX_FILE_BYTES, StatementFile, check_statement_file, same_account
+
+LEDGER_FILE = "ledger.db"
+_IN_SPAN = "bootstrap = ? AND written_at_ms >= ? AND written_at_ms < ?"
+
+
+class Books:
+    """A ledger, opened to be read."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    @classmethod
+    @contextmanager
+    def open(cls, path: Path) -> Iterator[Books]:
+        """Open the ledger at *path*; all that is read inside the block is of one moment.
+
+        Raises:
+            AccountError: there is none, it cannot be read, or another version of this software wrote it.
+        """
+        if not path.exists():
+            raise AccountError(f"there is no ledger at {path}: has `ngpu-node run` ever run with this data_dir?")
+        try:
+            with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, isolation_level=None)) as connection:
+                connection.execute("PRAGMA busy_timeout = 5000")
+                connection.execute("BEGIN")
+                (version,) = connection.execute("PRAGMA user_version").fetchone()
+                if version != len(MIGRATIONS):
+                    raise AccountError(
+                        f"the ledger {path} has schema {version}, this program reads {len(MIGRATIONS)}: "
+                        "start the daemon of this version once, or use the program that wrote it"
+                    )
+                yield cls(connection)
+        except sqlite3.Error as error:
+            raise AccountError(f"cannot read the ledger {path}: {error}") from error
+
+    def bootstraps(self) -> list[Address]:
+        """Return every bootstrap there are receipts for, the one with the newest receipt first."""
+        rows = self._connection.execute(
+            "SELECT bootstrap FROM receipts GROUP BY bootstrap ORDER BY max(written_at_ms) DESC, bootstrap"
+        )
+        return [Address(bootstrap) for (bootstrap,) in rows]
+
+    def entries(self, bootstrap: Address, span: Span) -> Iterator[Entry]:
+        """Yield the acknowledged receipts of *span*, by sequence number."""
+        rows = self._connection.execute(
+            f"SELECT signed_receipt, hash, verdict, task_id FROM receipts WHERE {_IN_SPAN}"
+            " AND acknowledgement IS NOT NULL ORDER BY sequence",
+            (bootstrap, span.from_ms, span.to_ms),
+        )
+        for raw, hash, verdict, task_id in rows:
+            yield entry_of_wire(raw, hash, verdict, task_id)
+
+    def account(self, node: Address, bootstrap: Address, span: Span, at_ms: int) -> Account:
+        """Return this node's account with *bootstrap*."""
+        (owed,) = self._connection.execute(
+            f"SELECT count(*) FROM receipts WHERE {_IN_SPAN} AND acknowledgement IS NULL",
+            (bootstrap, span.from_ms, span.to_ms),
+        ).fetchone()
+        return draw_account(
+            self.entries(bootstrap, span),
+            node=node,
+            bootstrap=bootstrap,
+            span=span,
+            at_ms=at_ms,
+            models=dict(self._connection.execute("SELECT id, model FROM gpus")),
+            owed=owed,
+        )
+
+
+def show_earnings(
+    settings: NodeSettings,
+    *,
+    bootstrap: str | None,
+    since: str | None,
+    until: str | None,
+    prices: list[str],
+    check: Path | None,
+    as_csv: bool,
+    as_json: bool,
+) -> int:
+    """Do what `ngpu-node earnings` was asked, print it, and return the exit code.
+
+    Raises:
+        OperatorError: one line for the owner.
+    """
+    span, priced = parse_span(since, until), Prices.parse(prices)
+    directory = DataDirectory(settings.data_dir)
+    node = keystore_address(directory.keystore)
+    with Books.open(directory.path / LEDGER_FILE) as books:
+        if check is not None:
+            return _check(books, node, _read_statement(check), network_named(settings.network).chain_id, as_json)
+        bootstraps = [_parse_bootstrap(bootstrap)] if bootstrap is not None else books.bootstraps()
+        if as_csv:
+            for one in bootstraps:
+                write_csv(books.entries(one, span), sys.stdout)
+            return 0
+        at_ms = time.time_ns() // 1_000_000
+        accounts = [books.account(node, one, span, at_ms) for one in bootstraps]
+    if as_json:
+        print(json.dumps({"accounts": [account_document(account, priced) for account in accounts]}))
+        return 0
+    if not accounts:
+        print("no receipts yet: a task that ran here leaves one, `ngpu-node status` counts them")
+    console = Console()
+    for number, account in enumerate(accounts):
+        if number:
+            console.print()
+        show_account(account, priced, console)
+    return 0
+
+
+def _check(books: Books, node: Address, file: StatementFile, chain_id: int, as_json: bool) -> int:
+    """Hold a bootstrap's statement against the ledger; the exit code is 0 when they agree."""
+    theirs = file.statement
+    problems = [f"{one.rule}: {one.actual}, not {one.expected}" for one in check_statement_file(file) if not one.holds]
+    if file.chain_id != chain_id:
+        problems.append(f"the statement is of another network (chainId {file.chain_id}, this node's is {chain_id})")
+    if theirs.node != node:
+        problems.append(f"the statement is of node {theirs.node}, this is {node}")
+    else:
+        ours = books.account(node, theirs.bootstrap, Span(theirs.from_ms, theirs.to_ms), theirs.at_ms).statement
+        problems += [
+            f"{name}: they say {getattr(theirs, name)}, this ledger {getattr(ours, name)}"
+            for name in same_account(ours, theirs)
+            if name != "root"
+        ]
+        if ours.root != theirs.root:
+            problems.append(f"root: they say 0x{theirs.root.hex()}, this ledger 0x{ours.root.hex()}")
+    if as_json:
+        print(json.dumps({"ok": not problems, "problems": problems}))
+    else:
+        print("\n".join(problems) if problems else "the statement agrees with this node's ledger, receipt by receipt")
+    return 1 if problems else 0
+
+
+def _read_statement(path: Path) -> StatementFile:
+    try:
+        with path.open("rb") as file:
+            return StatementFile.from_json(file.read(MAX_FILE_BYTES + 1))
+    except OSError as error:
+        raise AccountError(f"cannot read {path}: {error.strerror}") from None
+    except MalformedError as error:
+        raise AccountError(f"{path}: {error}") from None
+
+
+def _parse_bootstrap(text: str) -> Address:
+    try:
+        return parse_address(text)
+    except AddressError as error:
+        raise AccountError(f"--bootstrap {text[:64]}: {error}") from None
