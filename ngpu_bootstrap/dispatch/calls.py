@@ -136,6 +136,7 @@ class Call:
         upgrade: the client wants another protocol on the connection (WebSocket).
         priority: among waiting tasks of its workspace, higher first.
         webhook: URL that is told of the end; empty for none.
+        affinity: the client's key for calls that belong on one node (`Ngpu-Affinity`); empty without one.
     """
 
     task_id: str
@@ -152,6 +153,7 @@ class Call:
     wrapped: bool = False
     idempotency_key: str | None = None
     upgrade: bool = False
+    affinity: bytes = b""
     btc_address: str = ""
     user_ip: str = ""
     request_url: str = ""

@@ -24,7 +24,7 @@ import trio
 from ngpu_bootstrap.dispatch.attempt import Attempt, How, Sink
 from ngpu_bootstrap.dispatch.calls import Call
 from ngpu_bootstrap.dispatch.collector import Collector
-from ngpu_bootstrap.dispatch.ends import Ending, ending_of
+from ngpu_bootstrap.dispatch.ends import Ending, ending_of, fared
 from ngpu_bootstrap.dispatch.receipts import Awaited, ReceiptDesk
 from ngpu_bootstrap.dispatch.verdicts import Judge, Judged
 from ngpu_bootstrap.dispatch.watch import TaskWatch
@@ -192,9 +192,7 @@ class Dispatcher:
                 ending = ending_of(attempt, judged)
                 await self._end(call, ending, attempt, judged, sink=sink)
                 return Result(ending, attempt, judged)
-            if attempt.reason == Reason.NO_FREE_SLOT:
-                self._nodes.refused_full(slot.session, call.spec.id)
-            else:
+            if attempt.reason != Reason.NO_FREE_SLOT:
                 tried.add(slot.session)
             if judged is not None:  # the node answered in the workspace's place: its receipt counts all the same
                 self._record_soon(self._file, judged)
@@ -275,7 +273,7 @@ class Dispatcher:
     # -- one attempt
 
     async def _place(self, call: Call, tried: set[NodeSession], number: int, *, promised: bool) -> Slot:
-        slot = self._nodes.take(call.spec, tried, promised=promised)
+        slot = self._nodes.take(call.spec, tried, promised=promised, affinity=call.affinity)
         if slot is not None:
             return slot
         timeout_s = (call.deadline_ms - self._now_ms()) / 1000
@@ -283,7 +281,14 @@ class Dispatcher:
             timeout_s = min(timeout_s, self._limits.queue_wait_s)
         elif tried:
             timeout_s = min(timeout_s, OTHERS_FIRST_S * 2 ** min(number, 8))
-        return await self._nodes.acquire(call.spec, tried=tried, timeout_s=max(0.0, timeout_s), promised=promised)
+        return await self._nodes.acquire(
+            call.spec,
+            tried=tried,
+            timeout_s=max(0.0, timeout_s),
+            promised=promised,
+            affinity=call.affinity,
+            task_id=call.task_id,
+        )
 
     async def _attempt(
         self,
@@ -307,6 +312,7 @@ class Dispatcher:
             self._desk.attempt_began(signed.order)
             self.under_way[call.task_id] = attempt
             self._watch.changed(call.task_id)
+            self._nodes.placed(call.task_id, number, slot)
             await attempt.run(session.requests, sink, self._now_ms())
         except BaseException:
             # The client left or broke its request: what runs on the node has been told to stop.
@@ -314,12 +320,15 @@ class Dispatcher:
                 self._record_left(call, attempt or before)
             raise
         finally:
+            if attempt is not None and attempt.reason == Reason.NO_FREE_SLOT:
+                self._nodes.refused_full(slot)  # before the slot goes to somebody who waits
             slot.release()
             if attempt is not None:
                 self.under_way.pop(call.task_id, None)
                 self._account_for(attempt, session)
         reached("order.answered")
         judged = self._judged(attempt)
+        self._nodes.ended(slot, fared(attempt, judged), (attempt.ended_at_ms - attempt.sent_at_ms) / 1000)
         self._log(attempt, judged)
         return attempt, judged
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ngpu_bootstrap.dispatch.attempt import Attempt, How
 from ngpu_bootstrap.dispatch.verdicts import Judged
 from ngpu_bootstrap.errors import NodeFault
+from ngpu_bootstrap.scheduling.history import Fared
 from ngpu_bootstrap.tasks.states import TaskState
 from ngpu_protocol.frozen import dataclass
 from ngpu_protocol.receipts import Outcome
@@ -96,6 +97,36 @@ def ending_of(attempt: Attempt, judged: Judged | None) -> Ending:
             return Ending(TaskState.FAILED, 502, "answer_too_large", attempt.failed, "limit")
         case How.GONE:
             return Ending(TaskState.CANCELLED, 499, "client_gone", "the client closed its connection", "client_gone")
+
+
+# Refusals that say nothing against the node: our news was old, or the call itself does not fit.
+_NO_FAULT = frozenset(
+    {Reason.NO_FREE_SLOT, Reason.DRAINING, Reason.DEADLINE_PASSED, Reason.BODY_TOO_LARGE, Reason.WRONG_SESSION}
+)
+_DEPLOYMENTS_FAULT = frozenset({Reason.WORKSPACE_NOT_READY, Reason.WORKSPACE_UNKNOWN})
+# The node's owner stopped it or set the limit; a client that left or cancelled is nobody's failure.
+_NO_FAULT_OUTCOMES = frozenset({Outcome.NODE_STOPPING, Outcome.LIMIT, Outcome.CLIENT_GONE, Outcome.CANCELLED})
+
+
+def fared(attempt: Attempt, judged: Judged | None) -> Fared:
+    """Return what *attempt* says about the node it ran on, for the choice of nodes to come."""
+    match attempt.how:
+        case How.ANSWERED:
+            if judged is None or not judged.answer_stands:
+                return Fared.NODE_FAILED
+            if judged.record.outcome == Outcome.COMPLETE:
+                return Fared.WELL
+            return Fared.NO_MATTER if judged.record.outcome in _NO_FAULT_OUTCOMES else Fared.DEPLOYMENT_FAILED
+        case How.REPLACED | How.DEADLINE:
+            return Fared.DEPLOYMENT_FAILED
+        case How.REFUSED:
+            if attempt.reason in _NO_FAULT:
+                return Fared.NO_MATTER
+            return Fared.DEPLOYMENT_FAILED if attempt.reason in _DEPLOYMENTS_FAULT else Fared.NODE_FAILED
+        case How.NOT_SENT | How.LOST:
+            return Fared.NODE_FAILED
+        case How.SWITCHED | How.OVERSIZE | How.GONE:
+            return Fared.NO_MATTER
 
 
 def _answered(attempt: Attempt, judged: Judged | None) -> Ending:

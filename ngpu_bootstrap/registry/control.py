@@ -145,6 +145,7 @@ class ControlDesk:
                 await trio.sleep(1.0)
                 self._stale.set()
                 continue
+            self._nodes.retain({workspace.id for workspace in self._workspaces})
             # A node that has not reported yet may run and offer anything: telling it to run nothing would stop that.
             for conversation in self._conversations.values():
                 session = conversation.session
@@ -153,8 +154,7 @@ class ControlDesk:
                     continue
                 serving = self._placement.serving[session.node]
                 if serving != session.assigned:
-                    session.assign(serving)
-                    self._nodes.serve_waiting()
+                    self._nodes.assign(session, serving)
                 if specs != conversation.desired:
                     conversation.desired = specs
                     conversation.changed.set()

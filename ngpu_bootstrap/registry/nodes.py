@@ -1,34 +1,56 @@
-"""The live view of nodes: who is connected, what each serves, what runs there on our account.
+"""The live view of nodes: who is connected, what each serves, what runs there on our account, and who waits for it.
 
-Owns the sessions (one per connected node), the count of running attempts per deployment, and the bounded queue of
-calls that wait for a slot. The choice itself is `scheduling`; what a node says is read by `control`. Everything here
-happens on one thread and changes between two awaits only, so no lock is needed.
+Owns the sessions (one per connected node), the slots handed out, and what moves when a node says something, an attempt
+ends or time passes. Which node is chosen and who waits in which order is `scheduling`, which is pure; what a node says
+is read by `control`. Everything here happens on one thread and changes between two awaits only, so no lock is needed.
 
 The invariant: every `Slot` handed out is released exactly once, whatever happens to its caller, and a released slot
-goes to the call that waited longest.
+goes to a call that waits, before any that comes later.
 """
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import math
 import random as random_module
-from collections import Counter, deque
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
+import structlog
 import trio
 
 from ngpu_bootstrap.errors import NotServed
-from ngpu_bootstrap.scheduling import Candidate, Choice, Exclusion, choose
+from ngpu_bootstrap.scheduling.affinity import AffinityTable
+from ngpu_bootstrap.scheduling.history import Fared, NodeHistory, Trouble
+from ngpu_bootstrap.scheduling.placement import Placement, PlacementLog
+from ngpu_bootstrap.scheduling.pool import SAMPLE, Choice, Load, Pool, Terms
+from ngpu_bootstrap.scheduling.reasons import (
+    NOTHING,
+    DeploymentFacts,
+    Exclusion,
+    NodeFacts,
+    Policy,
+    gpu_rank,
+    node_exclusion,
+)
+from ngpu_bootstrap.scheduling.waiting import Waiter
 from ngpu_protocol.control import DeploymentPhase, DeploymentState, GpuOffer, Heartbeat, HostOffer, ServiceOffer
 from ngpu_protocol.http1 import Client
 from ngpu_protocol.identity import Address
 from ngpu_protocol.workspaces import WorkspaceSpec
 
+log = structlog.get_logger(__name__)
+
 # A node that refused for want of a slot is not asked again before this, unless it says something or we release one.
 FULL_PAUSE_MS = 50
 # How often time alone may change a choice (a pause that ends) for calls that wait.
 TICK_S = 0.1
+REMEMBERED_NODES = 50_000
+RETRY_AFTER_LIMIT_S = 60
+_WHY_FRESH_MS = 1_000
+ANY_NODE = Policy()
 
 
 @dataclass(eq=False, slots=True)
@@ -47,9 +69,8 @@ class NodeSession:
         reports: every deployment as last reported.
         deployments: of those, by workspace, the one that takes its tasks, or would.
         ip: where its connection comes from; empty where that is not known.
-        in_flight: our attempts running there now, by workspace id.
-        peak: the most of them at once since the last heartbeat.
-        counted: `peak` when the last heartbeat came: what its `slots_free` may count of ours.
+        round_trip_s: to the node and back; None while it is not measured.
+        load: what scheduling knows of it.
     """
 
     node: Address
@@ -67,41 +88,45 @@ class NodeSession:
     slots_free: int = 0
     reported: bool = False
     draining: bool = False
-    host: HostOffer | None = None
-    reports: tuple[DeploymentState, ...] = ()
     deployments: dict[str, DeploymentState] = field(default_factory=dict)
+    reports: tuple[DeploymentState, ...] = ()
     services: tuple[ServiceOffer, ...] = ()
+    host: HostOffer | None = None
     assigned: Mapping[str, Collection[int]] = field(default_factory=dict)
-    in_flight: dict[str, int] = field(default_factory=dict)
-    total_in_flight: int = 0
-    peak: dict[str, int] = field(default_factory=dict)
-    total_peak: int = 0
-    counted: dict[str, int] = field(default_factory=dict)
-    total_counted: int = 0
-    full_until_ms: dict[str, int] = field(default_factory=dict)
+    round_trip_s: float | None = None
+    load: Load = field(init=False)
 
     def __post_init__(self) -> None:
         self.gpus_shown |= {gpu.id for gpu in self.gpus}
+        self.load = Load(self.node, self, slots=self.slots, heard_at_ms=self.heard_at_ms, history=NodeHistory())
+
+    @property
+    def total_in_flight(self) -> int:
+        """Our attempts running there now."""
+        return self.load.room.in_flight
+
+    @property
+    def area(self) -> str:
+        """Where the node is, in its owner's word."""
+        return self.host.area if self.host is not None else ""
 
     def hear(self, heartbeat: Heartbeat, now_ms: int) -> None:
         """Take over what the node says of itself."""
-        self.heard_at_ms = now_ms
+        self.heard_at_ms = self.load.heard_at_ms = now_ms
         self.reported = True
         self.slots_free = heartbeat.slots_free
         self.draining = heartbeat.draining
-        self.host = heartbeat.host
         self.reports = heartbeat.deployments
         self._pick()
         self.services = tuple(heartbeat.services)
+        self.host = heartbeat.host
         if heartbeat.gpus is not None:
             self.gpus = heartbeat.gpus
-            self.gpus_shown |= {gpu.id for gpu in heartbeat.gpus}
-        self.counted, self.peak = self.peak, dict(self.in_flight)
-        self.total_counted, self.total_peak = self.total_peak, self.total_in_flight
-        self.full_until_ms.clear()
+            self.gpus_shown.update(gpu.id for gpu in heartbeat.gpus)
+        self.load.room.hear(self.slots, heartbeat.slots_free)
 
     def assign(self, assigned: Mapping[str, Collection[int]]) -> None:
-        """Take over which revisions of which workspaces the node may serve."""
+        """Take over which revisions of which workspaces the node may serve; for an attached one, `Nodes.assign`."""
         self.assigned = assigned
         self._pick()
 
@@ -116,82 +141,58 @@ class NodeSession:
                 best[state.workspace] = (rank, state)
         self.deployments = {workspace: state for workspace, (_, state) in best.items()}
 
-    def candidate(self, spec: WorkspaceSpec, now_ms: int) -> Candidate:
-        """Return what scheduling needs to know of this node for the workspace *spec*.
-
-        While a new revision is rolled out, a deployment of either counts as one of *spec*: the order names the one
-        that is there (`Slot.revision`).
-        """
-        allowed = self.assigned.get(spec.id, ())
-        state = self.deployments.get(spec.id) if allowed else None
-        capacity, in_use = 0, 0
-        if state is not None:
-            capacity = spec.concurrency
-            mine = self.in_flight.get(spec.id, 0)
-            # What others run there is what the node says is taken, less what may be ours.
-            others = max(0, capacity - state.slots_free - self.counted.get(spec.id, 0))
-            node_others = max(0, self.slots - self.slots_free - self.total_counted)
-            free = min(capacity - mine - others, self.slots - self.total_in_flight - node_others)
-            if self.full_until_ms.get(spec.id, 0) > now_ms:
-                free = 0
-            in_use = capacity - max(0, min(free, capacity))
-        return Candidate(
-            node=self.node,
-            admitted=self.admitted,
-            heard_at_ms=self.heard_at_ms,
-            draining=self.draining,
-            revision=None if state is None else spec.revision if state.revision in allowed else state.revision,
-            ready=state is not None and state.state == "ready",
-            capacity=capacity,
-            in_use=in_use,
-        )
+    def facts(self, workspace: str, terms: Terms) -> tuple[DeploymentFacts, int]:
+        """Return what is known of a workspace here, and how many of its slots the node says are free."""
+        allowed = self.assigned.get(workspace)
+        state = self.deployments.get(workspace)
+        if state is None or not allowed:
+            return NOTHING, 0
+        gpus, healthy = self.gpus, True
+        if state.gpus:
+            held = set(state.gpus)
+            gpus = tuple(gpu for gpu in self.gpus if gpu.id in held)
+            healthy = len(gpus) == len(held)
+        rank = gpu_rank(terms.gpu_types, [(gpu.model, gpu.memory_bytes) for gpu in gpus]) if terms.gpu_types else 0
+        return DeploymentFacts(state.revision, state.state, rank, healthy, state.revision in allowed), state.slots_free
 
 
 class Slot:
     """The right to run one attempt of a workspace on a node, until `release`.
 
     Attributes:
-        revision: of the deployment that is to run it.
+        revision: of the deployment that runs it.
+        choice: how it came to this node.
     """
 
-    __slots__ = ("_nodes", "_released", "revision", "session", "workspace")
+    __slots__ = ("_nodes", "_released", "choice", "entry", "revision", "session")
 
-    def __init__(self, nodes: Nodes, session: NodeSession, workspace: str) -> None:
+    def __init__(self, nodes: Nodes, choice: Choice) -> None:
+        entry = choice.entry
         self._nodes = nodes
         self._released = False
-        self.session = session
-        self.workspace = workspace
-        self.revision = session.deployments[workspace].revision
-        count = session.in_flight.get(workspace, 0) + 1
-        session.in_flight[workspace] = count
-        session.total_in_flight += 1
+        self.choice = choice
+        self.entry = entry
+        self.session: NodeSession = entry.load.host
+        self.revision: int = entry.facts.revision or 0
+        entry.room.take()
+        entry.load.room.take()
         nodes.slot_taken()
-        if count > session.peak.get(workspace, 0):
-            session.peak[workspace] = count
-        session.total_peak = max(session.total_peak, session.total_in_flight)
+
+    @property
+    def workspace(self) -> str:
+        return self.entry.pool.workspace
 
     def release(self) -> None:
-        """Give the slot back; the longest waiting call gets it. A second call changes nothing."""
+        """Give the slot back; a call that waits gets it. A second call changes nothing."""
         if self._released:
             return
         self._released = True
-        left = self.session.in_flight.get(self.workspace, 0) - 1
-        if left > 0:
-            self.session.in_flight[self.workspace] = left
-        else:
-            self.session.in_flight.pop(self.workspace, None)
-        self.session.total_in_flight -= 1
-        self._nodes.slot_released()
+        self.entry.room.give_back()
+        self.entry.load.room.give_back()
+        self._nodes.slot_released(self.entry.load)
 
 
-@dataclass(eq=False, slots=True)
-class _Waiter:
-    spec: WorkspaceSpec
-    tried: Collection[NodeSession]
-    promised: bool
-    ready: trio.Event = field(default_factory=trio.Event)
-    slot: Slot | None = None
-    gone: bool = False
+Waiting = Waiter[NodeSession, Slot]
 
 
 class Nodes:
@@ -201,6 +202,11 @@ class Nodes:
         now_ms: the clock.
         queue_limit: calls of one workspace that may wait at once; the next is refused with 429.
         draw: chance, a number in [0, 1).
+        policy: what the operator wants of nodes.
+        affinity_keys: remembered for each workspace, each for `affinity_idle_s` after its last use.
+        standing: a node's, from 0 to 1, and whether it is trusted.
+        round_trip_s: measured to a peer, by its PeerId; None while it is not.
+        sample: candidates compared in one choice.
     """
 
     def __init__(
@@ -209,16 +215,33 @@ class Nodes:
         now_ms: Callable[[], int],
         queue_limit: int,
         draw: Callable[[], float] = random_module.random,
+        policy: Policy = ANY_NODE,
+        affinity_keys: int = 8192,
+        affinity_idle_s: float = 3600.0,
+        standing: Callable[[Address], tuple[float, bool]] = lambda node: (1.0, True),
+        round_trip_s: Callable[[str], float | None] = lambda peer_id: None,
+        sample: int = SAMPLE,
     ) -> None:
         self._now_ms = now_ms
         self._queue_limit = queue_limit
         self._draw = draw
+        self._policy = policy
+        self._affinity_keys = affinity_keys
+        self._affinity_idle_ms = int(affinity_idle_s * 1000)
+        self._standing = standing
+        self._round_trip_s = round_trip_s
+        self._sample = sample
         self._sessions: dict[Address, NodeSession] = {}
-        self._waiting: dict[str, deque[_Waiter]] = {}
-        self._clients_waiting: Counter[str] = Counter()
+        self._histories: OrderedDict[Address, NodeHistory] = OrderedDict()
+        self._pools: dict[str, Pool] = {}
+        self._placements = PlacementLog()
+        self._due: list[tuple[int, int, Address, Trouble | None]] = []
+        self._numbers = itertools.count(1)
+        self._turns = itertools.count(1)
+        self._why: dict[str, tuple[int, dict[str, int]]] = {}
         self._hold_promised = False
         self._running = 0
-        self._idle = trio.Event()
+        self._idle: trio.Event | None = None
 
     def __iter__(self) -> Iterator[NodeSession]:
         return iter(self._sessions.values())
@@ -230,54 +253,81 @@ class Nodes:
         """Return the session of *node*, or None while it is not connected."""
         return self._sessions.get(node)
 
+    # -- what nodes say
+
     def attach(self, session: NodeSession) -> NodeSession | None:
         """Make *session* the one of its node; return the one it replaces, which the caller ends."""
         replaced = self._sessions.get(session.node)
+        if replaced is not None:
+            self._leave_pools(replaced)
         self._sessions[session.node] = session
+        session.load.history = self._history(session.node)
+        for pool in self._pools.values():
+            self._refresh_entry(pool, session, self._now_ms())
+        self._refresh(session)
+        self._serve(session.load)
         return replaced
 
     def detach(self, session: NodeSession) -> None:
         """Forget *session*, unless another has replaced it already."""
         if self._sessions.get(session.node) is session:
             del self._sessions[session.node]
+            self._leave_pools(session)
 
     def heard(self, session: NodeSession, heartbeat: Heartbeat) -> None:
         """Take over a heartbeat; calls that waited for what it brings go on."""
         session.hear(heartbeat, self._now_ms())
-        self.serve_waiting()
+        if self._sessions.get(session.node) is session:
+            self._refresh(session, heard=True)
+            self._serve(session.load)
 
-    def choice(self, spec: WorkspaceSpec, tried: Collection[NodeSession] = ()) -> Choice:
-        """Return where an attempt of *spec* would run now, and why not elsewhere; reserves nothing."""
-        now_ms = self._now_ms()
-        candidates = [session.candidate(spec, now_ms) for session in self._sessions.values()]
-        # A node that was restarted or came back since is another session, and worth another try.
-        nodes = [session.node for session in tried if self._sessions.get(session.node) is session] if tried else ()
-        return choose(candidates, revision=spec.revision, now_ms=now_ms, draw=self._draw(), tried=nodes)
+    def assign(self, session: NodeSession, assigned: Mapping[str, Collection[int]]) -> None:
+        """Note which revisions of which workspaces the node may serve: during a roll-out two of one."""
+        session.assign(assigned)
+        if self._sessions.get(session.node) is session:
+            self._refresh(session)
+            self._serve(session.load)
 
-    def require_served(self, spec: WorkspaceSpec) -> None:
-        """Return if some node serves *spec* now, be it with every slot taken.
+    def retain(self, workspaces: Collection[str]) -> None:
+        """Forget what is kept of workspaces other than these, where nobody waits for one."""
+        for workspace in [one for one, pool in self._pools.items() if one not in workspaces and not len(pool.line)]:
+            pool = self._pools.pop(workspace)
+            for entry in list(pool):
+                entry.load.entries.pop(workspace, None)
+            self._why.pop(workspace, None)
 
-        Raises:
-            NotServed: 503.
-        """
-        choice = self.choice(spec)
-        if choice.node is None and not choice.waitable:
-            raise no_node(spec, choice.excluded)
+    def standing_changed(self, node: Address) -> None:
+        """Take over a node's new standing."""
+        session = self._sessions.get(node)
+        if session is not None:
+            self._refresh(session)
 
-    def hold_promised(self) -> None:
-        """Give no more slots to tasks that wait in the store: this bootstrap stops, and the next run takes them up."""
-        self._hold_promised = True
+    # -- slots
 
-    def waiting(self, workspace: str) -> int:
-        """Return how many clients' calls of *workspace* wait for a slot."""
-        return self._clients_waiting[workspace]
-
-    def take(self, spec: WorkspaceSpec, tried: Collection[NodeSession] = (), *, promised: bool = False) -> Slot | None:
+    def take(
+        self,
+        spec: WorkspaceSpec,
+        tried: Collection[NodeSession] = (),
+        *,
+        promised: bool = False,
+        affinity: bytes = b"",
+    ) -> Slot | None:
         """Return a slot when one is free now and nobody waits before the caller; else None. See `acquire`."""
-        if self._waiting.get(spec.id) or (promised and self._hold_promised):
+        pool = self._pools.get(spec.id)
+        if pool is None or pool.terms.revision < spec.revision:
+            pool = self._pool(spec)
+        if len(pool.line) and pool.line.head(promised=not self._hold_promised) is not None:
             return None
-        node = self.choice(spec, tried).node
-        return Slot(self, self._sessions[node], spec.id) if node is not None else None
+        if promised and self._hold_promised:
+            return None
+        now_ms = self._now_ms()
+        if affinity:
+            host = self._stuck_to(pool, affinity, tried, now_ms)
+            if host is not None:
+                choice = pool.choose_only(host, host.node, now_ms)
+                return None if choice is None else self._granted(choice, affinity)
+        choice = pool.choose(now_ms, self._draw, self._current(tried) if tried else ())
+        return None if choice is None else self._granted(choice, affinity)
 
     async def acquire(
         self,
@@ -286,6 +336,8 @@ class Nodes:
         tried: Collection[NodeSession] = (),
         timeout_s: float,
         promised: bool = False,
+        affinity: bytes = b"",
+        task_id: str = "",
     ) -> Slot:
         """Return a slot for one attempt of *spec*, waiting for one in a bounded queue, first come first served.
 
@@ -294,124 +346,386 @@ class Nodes:
             timeout_s: how long the call may wait.
             promised: the task is in the store: it waits too when no node serves the workspace now, takes no place of a
                 client's in the queue, and gets nothing once this bootstrap stops.
+            affinity: a key that sticks to a node; empty for none.
+            task_id: under which its place in the queue is asked for.
 
         Raises:
             NotServed: 503 when no node serves the workspace, 429 when the queue is full or the wait was too long.
         """
-        slot = self.take(spec, tried, promised=promised)
+        slot = self.take(spec, tried, promised=promised, affinity=affinity)
         if slot is not None:
             return slot
-        choice = self.choice(spec, tried)
-        if not choice.waitable and not promised:
-            raise no_node(spec, choice.excluded)
-        queue = self._waiting.setdefault(spec.id, deque())
-        if not promised and (waiting := self.waiting(spec.id)) >= self._queue_limit:
-            raise NotServed(
-                429,
-                "queue_full",
-                f"every slot of workspace {spec.id} is taken and {waiting} calls wait already; come again later",
-                retry_after_s=1,
-            )
-        waiter = _Waiter(spec, tried, promised)
-        queue.append(waiter)
-        self._count(waiter, 1)
+        granted: list[Slot] = []
+        ready = trio.Event()
+
+        def take_turn(slot: Slot) -> None:
+            granted.append(slot)
+            ready.set()
+
+        waiter = self.join(spec, take_turn, tried=tried, promised=promised, affinity=affinity, task_id=task_id)
         try:
-            self.serve_waiting()
             with trio.move_on_after(timeout_s):
-                await waiter.ready.wait()
-            slot, waiter.slot = waiter.slot, None
+                await ready.wait()
+        except BaseException:
+            for slot in granted:  # cancelled between being given a slot and waking up
+                slot.release()
+            raise
         finally:
-            waiter.gone = True
-            if not waiter.ready.is_set():
-                self._count(waiter, -1)
-            if waiter.slot is not None:  # cancelled between being given a slot and waking up
-                waiter.slot.release()
-            self._drop_gone(spec.id, queue)
-        if slot is not None:
-            return slot
-        choice = self.choice(spec, tried)
-        if not choice.waitable:
-            raise no_node(spec, choice.excluded)
+            self.leave(spec, waiter)
+        if granted:
+            return granted[0]
+        pool = self._pool(spec)
+        if not pool.may_serve(self._current(tried)):
+            raise self._no_node(spec)
         raise NotServed(
             429,
             "no_free_slot",
             f"no slot of workspace {spec.id} became free within {timeout_s:g} s; come again later",
-            retry_after_s=max(1, math.ceil(timeout_s / 10)),
+            retry_after_s=self._retry_after_s(pool),
+            headers=self._queue_headers(pool),
         )
+
+    def join(
+        self,
+        spec: WorkspaceSpec,
+        granted: Callable[[Slot], None],
+        *,
+        tried: Collection[NodeSession] = (),
+        promised: bool = False,
+        affinity: bytes = b"",
+        task_id: str = "",
+    ) -> Waiting:
+        """Put a call into the queue: *granted* is called with its slot when its turn came, perhaps at once.
+
+        Raises:
+            NotServed: as `acquire`; then it does not wait.
+        """
+        pool = self._pool(spec)
+        now_ms = self._now_ms()
+        current = self._current(tried)
+        if not promised:
+            if not pool.may_serve(current):
+                raise self._no_node(spec)
+            if pool.line.clients_waiting >= self._queue_limit:
+                raise NotServed(
+                    429,
+                    "queue_full",
+                    f"every slot of workspace {spec.id} is taken and {pool.line.clients_waiting} calls wait already; "
+                    "come again later",
+                    retry_after_s=self._retry_after_s(pool),
+                    headers=self._queue_headers(pool),
+                )
+        only = self._stuck_to(pool, affinity, tried, now_ms) if affinity else None
+        waiter: Waiting = Waiter(task_id, granted, tried, only, promised)
+        pool.line.join(waiter)
+        self._serve_pool(pool)
+        return waiter
+
+    def leave(self, spec: WorkspaceSpec, waiter: Waiting) -> None:
+        """Take a call out of the queue, if it is still there."""
+        pool = self._pools.get(spec.id)
+        if pool is not None:
+            pool.line.leave(waiter)
+
+    def refused_full(self, slot: Slot) -> None:
+        """Note that the node had no slot after all: our estimate was too good."""
+        entry = slot.entry
+        entry.full_until_ms = self._now_ms() + FULL_PAUSE_MS
+        entry.pool.settle(entry, self._now_ms())
+        heapq.heappush(self._due, (entry.full_until_ms, next(self._numbers), entry.load.node, None))
+
+    def ended(self, slot: Slot, fared: Fared, seconds: float) -> None:
+        """Learn from an attempt that ended: how long the node took, and whether it failed."""
+        entry = slot.entry
+        if fared is Fared.NO_MATTER:
+            return
+        own, node = entry.history.trouble, entry.load.history.trouble
+        if fared is Fared.WELL:
+            entry.pool.took(entry, seconds)
+            on_probation = own.succeeded() | node.succeeded()
+            entry.reconsider()
+            if on_probation:
+                self._judge_all(entry.load)
+            return
+        trouble = node if fared is Fared.NODE_FAILED else own
+        now_ms = self._now_ms()
+        if trouble.failed(now_ms, self._draw()):
+            log.info(
+                "node_set_aside",
+                node=entry.load.node,
+                workspace="" if trouble is node else entry.pool.workspace,
+                failures=round(trouble.rate, 2),
+                for_s=round((trouble.until_ms - now_ms) / 1000, 1),
+            )
+            heapq.heappush(self._due, (trouble.until_ms, next(self._numbers), entry.load.node, trouble))
+            self._judge_all(entry.load)
+        entry.reconsider()
+
+    def placed(self, task_id: str, attempt: int, slot: Slot) -> None:
+        """Keep for a while why *attempt* went where it did."""
+        self._placements.note(task_id, attempt, slot.choice)
+
+    def placements(self, task_id: str) -> list[Placement]:
+        """Return what is kept of why a task's attempts went where they did."""
+        return self._placements.of(task_id)
+
+    # -- who waits
+
+    def waiting(self, workspace: str) -> int:
+        """Return how many clients' calls of *workspace* wait for a slot."""
+        pool = self._pools.get(workspace)
+        return pool.line.clients_waiting if pool is not None else 0
+
+    def queue_length(self, workspace: str) -> int:
+        """Return how many calls and promised tasks of *workspace* wait."""
+        pool = self._pools.get(workspace)
+        return len(pool.line) if pool is not None else 0
+
+    def place_of(self, workspace: str, task_id: str) -> int | None:
+        """Return how many wait before a task does, as of a moment ago; None when it does not wait."""
+        pool = self._pools.get(workspace)
+        return pool.line.place_of(task_id, self._now_ms()) if pool is not None and len(pool.line) else None
+
+    def require_served(self, spec: WorkspaceSpec) -> None:
+        """Return if some node serves *spec* now, be it with every slot taken.
+
+        Raises:
+            NotServed: 503.
+        """
+        if not self._pool(spec).may_serve(()):
+            raise self._no_node(spec)
+
+    def exclusions(self, spec: WorkspaceSpec) -> Mapping[Address, Exclusion]:
+        """Return why each node that could not take a task of *spec* now could not. Looks at every node."""
+        pool, now_ms = self._pool(spec), self._now_ms()
+        found: dict[Address, Exclusion] = {}
+        for session in self._sessions.values():
+            reason = self.exclusion_of(pool, session, now_ms)
+            if reason is not None:
+                found[session.node] = reason
+        return found
+
+    def why(self, session: NodeSession, spec: WorkspaceSpec) -> Exclusion | None:
+        """Return why *session* could not take a task of *spec* now, None if it could."""
+        return self.exclusion_of(self._pool(spec), session, self._now_ms())
+
+    def exclusion_of(self, pool: Pool, session: NodeSession, now_ms: int) -> Exclusion | None:
+        """Return why *session* could not take a task of the pool's workspace now, None if it could."""
+        entry = pool.entries.get(session.node)
+        if entry is None or entry.load is not session.load:
+            return session.load.reason or Exclusion.NOT_DEPLOYED
+        pool.judge(entry, now_ms)
+        if entry.reason is not None:
+            return entry.reason
+        return Exclusion.NO_FREE_SLOT if entry.free(now_ms) <= 0 else None
+
+    def hold_promised(self) -> None:
+        """Give no more slots to tasks that wait in the store: this bootstrap stops, and the next run takes them up."""
+        self._hold_promised = True
+
+    async def wait_idle(self) -> None:
+        """Return when no attempt runs anywhere."""
+        while self._running:
+            self._idle = self._idle or trio.Event()
+            await self._idle.wait()
 
     async def run(self) -> None:
         """Serve waiting calls when nothing but time has passed; for ever."""
         while True:
             await trio.sleep(TICK_S)
-            if self._waiting:
-                self.serve_waiting()
+            self.tick()
 
-    def _drop_gone(self, workspace: str, queue: deque[_Waiter]) -> None:
-        """Forget those at the front of a queue who left; those further back are passed over when their turn comes."""
-        while queue and queue[0].gone:
-            queue.popleft()
-        if not queue and self._waiting.get(workspace) is queue:
-            del self._waiting[workspace]
+    def tick(self) -> None:
+        """Do what is due: pauses that end, and photographs."""
+        now_ms = self._now_ms()
+        while self._due and self._due[0][0] <= now_ms:
+            _, _, node, trouble = heapq.heappop(self._due)
+            if trouble is not None and trouble.comes_back(now_ms):
+                log.info("node_tried_again", node=node)
+            session = self._sessions.get(node)
+            if session is not None:
+                self._judge_all(session.load)
+                self._serve(session.load)
+        for pool in self._pools.values():
+            pool.photograph(now_ms)
 
-    def _count(self, waiter: _Waiter, change: int) -> None:
-        if not waiter.promised:
-            self._clients_waiting[waiter.spec.id] += change
-            if not self._clients_waiting[waiter.spec.id]:
-                del self._clients_waiting[waiter.spec.id]
-
-    def refused_full(self, session: NodeSession, workspace: str) -> None:
-        """Note that the node had no slot after all: our estimate was too good."""
-        session.full_until_ms[workspace] = self._now_ms() + FULL_PAUSE_MS
-
-    async def wait_idle(self) -> None:
-        """Return when no attempt runs anywhere."""
-        while self._running:
-            await self._idle.wait()
+    # -- told by slots
 
     def slot_taken(self) -> None:
-        """Count an attempt that may begin (told by `Slot`)."""
+        """Count an attempt that may begin."""
         self._running += 1
 
-    def slot_released(self) -> None:
-        """Count an attempt that ended (told by `Slot`), and give its place on."""
+    def slot_released(self, load: Load) -> None:
+        """Count an attempt that ended, and give its place on."""
         self._running -= 1
-        if not self._running:
+        if not self._running and self._idle is not None:
             self._idle.set()
-            self._idle = trio.Event()
-        if self._waiting:
-            self.serve_waiting()
+            self._idle = None
+        now_ms = 0
+        for entry in load.entries.values():
+            if entry.place < 0 and entry.reason is None:
+                now_ms = now_ms or self._now_ms()
+                entry.pool.settle(entry, now_ms)
+        self._serve(load)
 
-    def serve_waiting(self) -> None:
-        """Give free slots to waiting calls, longest waiting first.
+    # -- within
 
-        A call whose task tried some nodes already may be unable to take the slot that is free; those behind it are
-        looked at then, and no others, so that one picky call does not hold up its queue.
-        """
-        for workspace, queue in list(self._waiting.items()):
-            passed: list[_Waiter] = []
-            while queue:
-                waiter = queue.popleft()
-                if waiter.gone:
-                    continue
-                if waiter.promised and self._hold_promised:
-                    passed.append(waiter)
-                    continue
-                node = self.choice(waiter.spec, waiter.tried).node
-                if node is None:
-                    passed.append(waiter)
-                    if not waiter.tried:
-                        break
-                    continue
-                waiter.slot = Slot(self, self._sessions[node], workspace)
-                waiter.ready.set()
-                self._count(waiter, -1)
-            queue.extendleft(reversed(passed))
+    def _history(self, node: Address) -> NodeHistory:
+        found = self._histories.get(node)
+        if found is None:
+            found = self._histories[node] = NodeHistory()
+            if len(self._histories) > REMEMBERED_NODES:
+                self._histories.popitem(last=False)
+        self._histories.move_to_end(node)
+        return found
+
+    def _pool(self, spec: WorkspaceSpec) -> Pool:
+        """Return the pool of the workspace at its newest revision known here."""
+        pool = self._pools.get(spec.id)
+        if pool is None:
+            affinity = AffinityTable(self._affinity_keys, self._affinity_idle_ms)
+            pool = self._pools[spec.id] = Pool(spec.id, self._terms(spec), affinity, sample=self._sample)
+            for session in self._sessions.values():
+                self._refresh_entry(pool, session, self._now_ms())
+        elif pool.terms.revision < spec.revision:
+            self._set_terms(pool, self._terms(spec))
+        return pool
+
+    def _terms(self, spec: WorkspaceSpec) -> Terms:
+        return Terms(spec.revision, spec.concurrency, tuple(spec.gpu_types))
+
+    def _set_terms(self, pool: Pool, terms: Terms) -> None:
+        pool.terms = terms
+        now_ms = self._now_ms()
+        for session in self._sessions.values():
+            self._refresh_entry(pool, session, now_ms)
+        self._serve_pool(pool)
+
+    def _refresh(self, session: NodeSession, *, heard: bool = False) -> None:
+        """Work out anew what *session* may get, after it said something or something was decided about it."""
+        load, now_ms = session.load, self._now_ms()
+        measured_s = self._round_trip_s(session.peer_id)
+        if measured_s is not None:
+            session.round_trip_s = load.rtt_s = measured_s
+        load.score, is_trusted = self._standing(session.node)
+        facts = NodeFacts(session.admitted, session.software, is_trusted, session.draining, session.round_trip_s)
+        load.reason = node_exclusion(facts, self._policy)
+        for workspace in session.deployments:
+            if workspace not in load.entries and workspace in self._pools:
+                self._pools[workspace].enter(load)
+        for entry in load.entries.values():
+            self._refresh_entry(entry.pool, session, now_ms, heard=heard)
+
+    def _refresh_entry(self, pool: Pool, session: NodeSession, now_ms: int, *, heard: bool = False) -> None:
+        facts, slots_free = session.facts(pool.workspace, pool.terms)
+        is_new = pool.workspace not in session.load.entries
+        if is_new and facts is NOTHING:
+            return  # most nodes have nothing to do with most workspaces
+        entry = pool.enter(session.load)
+        entry.facts = facts
+        if heard or is_new:
+            entry.full_until_ms = 0
+            entry.room.hear(pool.terms.concurrency, slots_free)
+        else:
+            entry.room.resize(pool.terms.concurrency)
+        entry.reconsider()
+        pool.judge(entry, now_ms)
+
+    def _leave_pools(self, session: NodeSession) -> None:
+        for entry in session.load.entries.values():
+            entry.pool.remove(session.load)
+            self._serve_pool(entry.pool)  # those that stuck to it may go elsewhere now
+
+    def _judge_all(self, load: Load) -> None:
+        now_ms = self._now_ms()
+        for entry in load.entries.values():
+            if entry.pool.entries.get(load.node) is entry:
+                entry.reconsider()
+                entry.pool.judge(entry, now_ms)
+
+    def _current(self, tried: Collection[NodeSession]) -> Collection[NodeSession]:
+        """Return those of *tried* that still stand: a node that came back since is another session, and worth a try."""
+        if not tried:
+            return ()
+        return [session for session in tried if self._sessions.get(session.node) is session]
+
+    def _stuck_to(self, pool: Pool, key: bytes, tried: Collection[NodeSession], now_ms: int) -> NodeSession | None:
+        """Return the session that *key* sticks to, if it may get tasks at all."""
+        node = pool.affinity.node_of(key, now_ms)
+        entry = pool.entries.get(node) if node is not None else None
+        if entry is None or entry.reason is not None or entry.load.host in tried:
+            return None
+        session: NodeSession = entry.load.host
+        return session
+
+    def _granted(self, choice: Choice, affinity: bytes = b"") -> Slot:
+        if affinity:
+            choice.entry.pool.affinity.stick(affinity, choice.entry.load.node, choice.at_ms)
+        return Slot(self, choice)
+
+    def _serve(self, load: Load) -> None:
+        """Give what is free on a node to calls that wait, workspaces in turn."""
+        hungry = [entry.pool for entry in load.entries.values() if len(entry.pool.line)]
+        if not hungry:
+            return
+        if len(hungry) > 1:
+            hungry.sort(key=_turn)
+        while hungry:
+            hungry = [pool for pool in hungry if self._serve_one(pool)]
+
+    def _serve_pool(self, pool: Pool) -> None:
+        while self._serve_one(pool):
+            pass
+
+    def _serve_one(self, pool: Pool) -> bool:
+        """Give one slot to the call whose turn it is; return whether there was one to give, and somebody to take it."""
+        line = pool.line
+        if not len(line) or not pool.is_open:
+            return False
+        now_ms = self._now_ms()
+        promised = not self._hold_promised
+        head = line.head(promised=promised)
+        for waiter in line.picky_before(head, promised=promised):
+            if waiter.only is not None:
+                choice = pool.choose_only(waiter.only, waiter.only.node, now_ms)
+            else:
+                choice = pool.choose(now_ms, self._draw, self._current(waiter.tried))
+            if choice is not None:
+                self._grant(pool, waiter, choice)
+                return True
+        if head is None:
+            return False
+        choice = pool.choose(now_ms, self._draw)
+        if choice is None:
+            return False
+        self._grant(pool, head, choice)
+        return True
+
+    def _grant(self, pool: Pool, waiter: Waiting, choice: Choice) -> None:
+        pool.line.leave(waiter)
+        pool.line.turn = next(self._turns)
+        waiter.granted(self._granted(choice))
+
+    def _retry_after_s(self, pool: Pool) -> int:
+        """Return in how many seconds the line should be gone, were it to move as it did of late."""
+        slots = max(1, pool.slots(self._now_ms()))
+        return min(RETRY_AFTER_LIMIT_S, max(1, math.ceil(pool.typical_s * (len(pool.line) + 1) / slots)))
+
+    def _queue_headers(self, pool: Pool) -> dict[str, str]:
+        return {"Ngpu-Queue-Length": str(len(pool.line))}
+
+    def _no_node(self, spec: WorkspaceSpec) -> NotServed:
+        """Return the refusal that says why no node can run *spec*; the nodes are looked at once a second at most."""
+        now_ms = self._now_ms()
+        at_ms, counts = self._why.get(spec.id, (-_WHY_FRESH_MS, {}))
+        if now_ms - at_ms >= _WHY_FRESH_MS:
+            counts = {}
+            for reason in self.exclusions(spec).values():
+                counts[reason.value] = counts.get(reason.value, 0) + 1
+            self._why[spec.id] = (now_ms, counts)
+        why = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items())) or "no node is connected"
+        return NotServed(503, "no_node", f"no node serves workspace {spec.id} now ({why})", retry_after_s=2)
 
 
-def no_node(spec: WorkspaceSpec, excluded: Mapping[Address, Exclusion]) -> NotServed:
-    """Return the refusal that says why no node can run *spec*."""
-    counts: dict[str, int] = {}
-    for reason in excluded.values():
-        counts[reason.value] = counts.get(reason.value, 0) + 1
-    why = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items())) or "no node is connected"
-    return NotServed(503, "no_node", f"no node serves workspace {spec.id} now ({why})", retry_after_s=2)
+def _turn(pool: Pool) -> int:
+    return pool.line.turn

@@ -259,7 +259,10 @@ def test_a_node_that_was_full_after_all_is_asked_again_after_a_pause() -> None:
         view = nodes()
         node = session()
         view.attach(node)
-        view.refused_full(node, "7")
+        slot = view.take(SPEC)
+        assert slot is not None
+        view.refused_full(slot)
+        slot.release()
         assert view.take(SPEC) is None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(view.run)
@@ -316,14 +319,14 @@ def test_while_a_revision_rolls_out_the_one_that_is_ready_serves_and_the_order_n
         view = nodes()
         node = session(revision=1, state="ready")
         view.attach(node)
-        node.assign({"7": (1, 2)})
+        view.assign(node, {"7": (1, 2)})
         both = [DeploymentState("7", 2, "starting"), DeploymentState("7", 1, "ready", slots_free=2)]
-        node.hear(Heartbeat(at_ms=0, slots_free=8, deployments=tuple(both)), now_ms())
+        view.heard(node, Heartbeat(at_ms=0, slots_free=8, deployments=tuple(both)))
         old = view.take(SPEC)
         assert old is not None
         assert old.revision == 1
         both[0] = DeploymentState("7", 2, "ready", slots_free=2)
-        node.hear(Heartbeat(at_ms=0, slots_free=8, deployments=tuple(both)), now_ms())
+        view.heard(node, Heartbeat(at_ms=0, slots_free=8, deployments=tuple(both)))
         new = view.take(SPEC)
         assert new is not None
         assert new.revision == 2
