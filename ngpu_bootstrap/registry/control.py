@@ -145,7 +145,6 @@ class ControlDesk:
                 await trio.sleep(1.0)
                 self._stale.set()
                 continue
-            self._nodes.retain({workspace.id for workspace in self._workspaces})
             # A node that has not reported yet may run and offer anything: telling it to run nothing would stop that.
             for conversation in self._conversations.values():
                 session = conversation.session

@@ -288,8 +288,12 @@ class Nodes:
             self._refresh(session)
             self._serve(session.load)
 
-    def retain(self, workspaces: Collection[str]) -> None:
-        """Forget what is kept of workspaces other than these, where nobody waits for one."""
+    def retain(self, workspaces: Mapping[str, WorkspaceSpec]) -> None:
+        """Take over what these workspaces want now; forget all others that nobody waits for."""
+        for workspace, spec in workspaces.items():
+            pool = self._pools.get(workspace)
+            if pool is not None and pool.terms != (terms := _terms(spec)):
+                self._set_terms(pool, terms)
         for workspace in [one for one, pool in self._pools.items() if one not in workspaces and not len(pool.line)]:
             pool = self._pools.pop(workspace)
             for entry in list(pool):
@@ -584,15 +588,12 @@ class Nodes:
         pool = self._pools.get(spec.id)
         if pool is None:
             affinity = AffinityTable(self._affinity_keys, self._affinity_idle_ms)
-            pool = self._pools[spec.id] = Pool(spec.id, self._terms(spec), affinity, sample=self._sample)
+            pool = self._pools[spec.id] = Pool(spec.id, _terms(spec), affinity, sample=self._sample)
             for session in self._sessions.values():
                 self._refresh_entry(pool, session, self._now_ms())
         elif pool.terms.revision < spec.revision:
-            self._set_terms(pool, self._terms(spec))
+            self._set_terms(pool, _terms(spec))
         return pool
-
-    def _terms(self, spec: WorkspaceSpec) -> Terms:
-        return Terms(spec.revision, spec.concurrency, tuple(spec.gpu_types))
 
     def _set_terms(self, pool: Pool, terms: Terms) -> None:
         pool.terms = terms
@@ -725,6 +726,10 @@ class Nodes:
             self._why[spec.id] = (now_ms, counts)
         why = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items())) or "no node is connected"
         return NotServed(503, "no_node", f"no node serves workspace {spec.id} now ({why})", retry_after_s=2)
+
+
+def _terms(spec: WorkspaceSpec) -> Terms:
+    return Terms(spec.revision, spec.concurrency, tuple(spec.gpu_types))
 
 
 def _turn(pool: Pool) -> int:

@@ -310,6 +310,7 @@ class Placement:
                     serves.add(revision - 1)  # the same model server, by its name before the change
                 serving[node][workspace.id] = frozenset(serves)
         self.desired, self.serving = desired, serving
+        self._nodes.retain({workspace.id: workspace.spec for workspace in current})
 
 
 def _words(state: DeploymentState) -> str:
