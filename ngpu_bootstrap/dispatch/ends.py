@@ -125,7 +125,7 @@ def fared(attempt: Attempt, judged: Judged | None) -> Fared:
             return Fared.DEPLOYMENT_FAILED if attempt.reason in _DEPLOYMENTS_FAULT else Fared.NODE_FAILED
         case How.NOT_SENT | How.LOST:
             return Fared.NODE_FAILED
-        case How.SWITCHED | How.OVERSIZE | How.GONE:
+        case _:  # the client left, cancelled, went on in another protocol, or asked for more than is kept
             return Fared.NO_MATTER
 
 
