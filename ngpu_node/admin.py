@@ -10,7 +10,7 @@ import json
 import os
 import socket
 import stat
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from ngpu_protocol.http1 import Client, Exchange, HttpError, serve_stream
 
 #: What an address of the Unix family can hold, less the byte that ends it.
 MAX_SOCKET_PATH_BYTES = 107
+ASK_TIMEOUT_S = 10.0
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
 
 Status = Callable[[], Awaitable[dict[str, Any]]]
@@ -31,10 +32,18 @@ Status = Callable[[], Awaitable[dict[str, Any]]]
 class AdminApi:
     """The handler of the admin socket and, with `metrics_only`, of the metrics port."""
 
-    def __init__(self, registry: CollectorRegistry, status: Status, gpus: Callable[[], dict[str, Any]] = dict) -> None:
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        status: Status,
+        gpus: Callable[[], dict[str, Any]] = dict,
+        more: Callable[[Exchange], Awaitable[bool]] | None = None,
+    ) -> None:
+        """Put the parts together; *more* answers what it knows, and says whether it did."""
         self._registry = registry
         self._status = status
         self._gpus = gpus
+        self._more = more
 
     async def handle(self, exchange: Exchange) -> None:
         """Answer one request from the owner."""
@@ -42,6 +51,8 @@ class AdminApi:
             await exchange.respond_json(200, await self._status())
         elif exchange.request.method == "GET" and exchange.request.path == "/gpus":
             await exchange.respond_json(200, self._gpus())
+        elif self._more is not None and await self._more(exchange):
+            return
         else:
             await self.metrics_only(exchange)
 
@@ -102,25 +113,40 @@ def _remove_stale(path: Path) -> None:
         return
 
 
-async def ask(path: Path, target: str) -> bytes:
-    """Return what the daemon whose socket is at *path* answers to GET *target*.
+async def ask(path: Path, target: str, method: str = "GET") -> bytes:
+    """Return what the daemon whose socket is at *path* answers to *target*.
 
     Raises:
         NodeConfigurationError: nobody answers there, or not this user.
     """
+    found = b""
+    with trio.move_on_after(ASK_TIMEOUT_S):
+        async for piece in _answer(path, target, method):
+            found += piece
+            if len(found) > MAX_ANSWER_BYTES:
+                raise NodeConfigurationError(f"the daemon's answer to {target} is over {MAX_ANSWER_BYTES} bytes")
+        return found
+    raise NodeConfigurationError(f"the daemon on {path} does not answer within {ASK_TIMEOUT_S:g} s")
 
+
+async def follow(path: Path, target: str) -> AsyncIterator[bytes]:
+    """Yield what the daemon answers to GET *target*, piece by piece, for as long as it does; see `ask`."""
+    async for piece in _answer(path, target, "GET"):
+        yield piece
+
+
+async def _answer(path: Path, target: str, method: str) -> AsyncIterator[bytes]:
     async def connect() -> trio.abc.Stream:
         return await trio.open_unix_socket(os.fspath(path))
 
     client = Client(connect, authority="ngpu-node", max_connections=1)
     try:
-        with trio.fail_after(10):
-            async with client.request("GET", target) as response:
-                body = await response.read(MAX_ANSWER_BYTES)
-                if response.status != 200:
-                    raise NodeConfigurationError(f"the daemon answered {response.status} to {target}")
-                return body
-    except (HttpError, trio.TooSlowError) as error:
+        async with client.request(method, target) as response:
+            if response.status != 200:
+                raise NodeConfigurationError(_complaint(await response.read(MAX_ANSWER_BYTES), response.status, target))
+            async for piece in response.body():
+                yield piece
+    except HttpError as error:
         cause = error.__cause__
         if isinstance(cause, PermissionError):
             raise NodeConfigurationError(f"{path} may only be opened by the user ngpu-node runs as") from None
@@ -129,6 +155,13 @@ async def ask(path: Path, target: str) -> bytes:
         ) from None
     finally:
         await client.aclose()
+
+
+def _complaint(body: bytes, status: int, target: str) -> str:
+    try:
+        return str(json.loads(body)["message"])
+    except (ValueError, KeyError, TypeError):
+        return f"the daemon answered {status} to {target}"
 
 
 async def ask_status(path: Path) -> dict[str, Any]:

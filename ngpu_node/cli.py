@@ -7,9 +7,12 @@ daemon's parts are imported only where they run: they take a second to load.
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+import trio
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -19,7 +22,9 @@ from ngpu_daemon.entry import run_main
 from ngpu_daemon.init_command import ask_passphrase, init_command
 from ngpu_daemon.logs import configure_logging
 from ngpu_daemon.settings import load_settings, sample_toml
+from ngpu_node.cli_tables import print_table, show_findings, show_lending, show_workspaces
 from ngpu_node.config import DEFAULT_DATA_DIR, ENV_PREFIX, NodeSettings
+from ngpu_node.errors import NodeConfigurationError
 
 app = typer.Typer(
     help="""A node of the NGPU network: serves tasks with this machine's GPUs, for the bootstraps its owner trusts.
@@ -149,6 +154,104 @@ def earnings(
     run_main(main)
 
 
+@app.command()
+def workspaces(config: ConfigOption = None, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
+    """Show the workspaces on this node: state, progress, what they hold, why one is not ready."""
+    _asked(config, data_dir, "/workspaces", as_json, show_workspaces)
+
+
+@app.command()
+def logs(
+    workspace: Annotated[str, typer.Argument(help="Its id, as `workspaces` shows it.")],
+    tail: Annotated[int, typer.Option(min=0, max=10_000, help="Lines from the end.")] = 200,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes.")] = False,
+    revision: Annotated[int, typer.Option(min=0, help="0: the one that serves, else the newest.")] = 0,
+    config: ConfigOption = None,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Print what a workspace's container says."""
+
+    async def main() -> None:
+        settings = _settings(config, data_dir=data_dir)
+        from ngpu_node.admin import follow as read
+
+        if not workspace.isascii() or not workspace.isdigit():
+            raise NodeConfigurationError(f"{workspace!r} is not a workspace's id: `ngpu-node workspaces` shows them")
+        target = f"/workspaces/{workspace}/logs?tail={tail}&follow={int(follow)}&revision={revision}"
+        async for piece in read(DataDirectory(settings.data_dir).admin_socket, target):
+            sys.stdout.buffer.write(piece)
+            sys.stdout.buffer.flush()
+
+    run_main(main)
+
+
+@app.command()
+def pause(config: ConfigOption = None, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
+    """Take no new tasks; running ones end, workspaces stay ready. Until `resume`, over restarts."""
+    _asked(config, data_dir, "/pause", as_json, show_lending, method="POST")
+
+
+@app.command()
+def resume(config: ConfigOption = None, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
+    """Take tasks again, after `pause` or `drain`."""
+    _asked(config, data_dir, "/resume", as_json, show_lending, method="POST")
+
+
+@app.command()
+def drain(
+    config: ConfigOption = None,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Return when nothing is left on the machine.")] = False,
+) -> None:
+    """Take no new tasks, let running ones end, then take the workspaces off the machine. Until `resume`."""
+
+    async def main() -> None:
+        settings = _settings(config, data_dir=data_dir)
+        from ngpu_node.admin import ask
+
+        socket = DataDirectory(settings.data_dir).admin_socket
+        found = json.loads(await ask(socket, "/drain", "POST"))
+        while wait and (found["running"] or found["on_machine"]) and found["lending"] == "drained":
+            await trio.sleep(0.5)
+            found = json.loads(await ask(socket, "/workspaces"))
+        found = {name: found[name] for name in ("lending", "detail", "running", "on_machine")}
+        if as_json:
+            typer.echo(json.dumps(found))
+        else:
+            show_lending(found, Console())
+
+    run_main(main)
+
+
+@app.command()
+def doctor(config: ConfigOption = None, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
+    """Say what of this machine keeps workspaces apart from it, and what to do where it could be better."""
+    _asked(config, data_dir, "/doctor", as_json, show_findings)
+
+
+def _asked(
+    config: Path | None,
+    data_dir: Path | None,
+    target: str,
+    as_json: bool,
+    show: Callable[[dict[str, Any], Console], None],
+    *,
+    method: str = "GET",
+) -> None:
+    async def main() -> None:
+        settings = _settings(config, data_dir=data_dir)
+        from ngpu_node.admin import ask
+
+        found = json.loads(await ask(DataDirectory(settings.data_dir).admin_socket, target, method))
+        if as_json:
+            typer.echo(json.dumps(found))
+        else:
+            show(found, Console())
+
+    run_main(main)
+
+
 @app.command("sample-config")
 def sample_config() -> None:
     """Print a configuration file that documents every key."""
@@ -168,6 +271,8 @@ def _settings(config: Path | None, **overrides: Any) -> NodeSettings:
 
 def _show(found: dict[str, Any], console: Console) -> None:
     draining = ", draining" if found["draining"] else ""
+    if found["lending_detail"]:
+        draining += f", takes no tasks: {found['lending_detail']}"
     console.print(f"[bold]{found['node']}[/] on network {found['network']}, up {_span(found['uptime_s'])}{draining}")
     console.print(f"PeerId {found['peer_id']}, version {found['version']}, process {found['pid']}", highlight=False)
     console.print(f"tasks {found['running']} of {found['slots']}, receipts {found['receipts']}", end="")
@@ -179,37 +284,30 @@ def _show(found: dict[str, Any], console: Console) -> None:
         bootstraps.add_row(
             one["address"], one["service"], state if one["connected"] else one["problem"], _span(one["for_s"])
         )
-    _print_table(console, bootstraps, "no bootstraps: add a [[bootstraps]] table to the configuration")
+    print_table(console, bootstraps, "no bootstraps: add a [[bootstraps]] table to the configuration")
 
     deployments = Table("workspace", "name", "state", "tasks", "detail")
     for one in found["deployments"]:
         tasks = f"{one['running']} of {one['concurrency']}"
         number = f"{one['workspace']} r{one['revision']}"
         deployments.add_row(number, one["name"], one["state"], tasks, one["detail"])
-    _print_table(console, deployments, "no workspaces wanted here yet")
+    print_table(console, deployments, "no workspaces wanted here yet")
 
     models = Table("model", "at", "state")
     for one in found["models"]:
         name = f"{one['project']}/{one['model']}" + (f" ({one['cid']})" if one["cid"] else "")
         models.add_row(name, one["api"], "healthy" if one["healthy"] else one["detail"])
-    _print_table(console, models, "")
+    print_table(console, models, "")
 
     gpus = Table("GPU", "memory", "state", "UUID")
     for one in found["gpus"]:
         gpus.add_row(one["model"], f"{one['memory_bytes'] / 2**30:.0f} GiB", one["against"] or "offered", one["uuid"])
-    _print_table(console, gpus, f"no GPUs: {found['gpu_problem']}")
+    print_table(console, gpus, f"no GPUs: {found['gpu_problem']}")
 
     engine = found["engine"]
     console.print(
         f"container engine: {engine['name']} {engine['version']} {engine['problem']}".rstrip(), highlight=False
     )
-
-
-def _print_table(console: Console, table: Table, when_empty: str) -> None:
-    if table.row_count:
-        console.print(table)
-    elif when_empty:
-        console.print(when_empty, markup=False, highlight=False)
 
 
 def _span(seconds: float) -> str:

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from ngpu_daemon.discovery import DiscoverySettings
 from ngpu_daemon.logs import LogFormat
 from ngpu_daemon.settings import DaemonSettings, Section
+from ngpu_node.schedule import Span
 from ngpu_node.trust import Trust, TrustedBootstrap
 from ngpu_protocol.errors import AddressError, NetworkNameError
 from ngpu_protocol.identity import Address, address_of_peer_id, parse_address
@@ -34,6 +35,11 @@ def _network(name: str) -> str:
     except NetworkNameError as error:
         raise ValueError(str(error)) from None
     return name
+
+
+def _span(text: str) -> str:
+    Span.parse(text)
+    return text
 
 
 def _loopback(text: str) -> str:
@@ -315,6 +321,12 @@ class NodeSettings(DaemonSettings):
         default="auto",
         description="Container engine for workspaces that are images (DOCKER_HOST is respected). auto: docker where\n"
         "it answers; docker: do not start without it; none: serve registered model servers only.",
+    )
+    serve: list[Annotated[str, AfterValidator(_span)]] = Field(
+        default=[],
+        description="When this machine is lent, in local time. Outside these hours it takes nothing, lets running\n"
+        "tasks end within drain_s, and its GPUs are free. Days may come before the hours. Left out: always.",
+        examples=[["22:00-08:00", "sat,sun 00:00-24:00"]],
     )
     drain_s: Seconds = Field(
         default=30, description="How long running tasks may go on after SIGTERM before they are ended."

@@ -34,6 +34,7 @@ from ngpu_node.admin import AdminApi, serve_admin_socket
 from ngpu_node.advertiser import Machine, describe, record_gpus
 from ngpu_node.changes import Changes
 from ngpu_node.config import NodeSettings, split_listen
+from ngpu_node.container_logs import ContainerLogs
 from ngpu_node.courier import Courier
 from ngpu_node.deployments import Deployment, Deployments
 from ngpu_node.earnings import LEDGER_FILE
@@ -51,9 +52,12 @@ from ngpu_node.ledger import Ledger, Totals
 from ngpu_node.links import Link, LinkParts
 from ngpu_node.metrics import NodeMetrics
 from ngpu_node.model_api import ModelApi
+from ngpu_node.owner import Owner
+from ngpu_node.owner_api import OwnerApi
 from ngpu_node.services import ModelServers
 from ngpu_node.state import NodeState, open_state
 from ngpu_node.upstreams import Upstream
+from ngpu_protocol.control import HostOffer
 from ngpu_protocol.http1 import BoundAddress, Draining, Handler, Limits, Remote, serve_stream, serve_tcp
 from ngpu_protocol.identity import Account, Address
 from ngpu_protocol.networks import network_named
@@ -175,9 +179,13 @@ class Node:
             suspect=partial(self._suspect, backend),
             busy=self._gpus,
         )
-        executor = Executor(attempts, spool, self._metrics)
+        logs = ContainerLogs(lambda deployment, lines, follow: backend.log_of(deployment, lines, follow=follow))
+        executor = Executor(attempts, spool, self._metrics, logs)
         backend.break_off = attempts.break_off
         self._deployments.gone = self._gpus.forget
+        owner = Owner(kept, self._deployments, state, self._changes, hours=settings.serve)
+        await owner.load()
+        owner_api = OwnerApi(self._deployments, owner, logs, backend.findings, self._gpu_names)
 
         async def http(stream: P2PStream) -> None:
             try:
@@ -207,6 +215,7 @@ class Node:
                 )
             )
             nursery.start_soon(backend.run)
+            nursery.start_soon(owner.run)
             nursery.start_soon(self._servers.run)
             nursery.start_soon(spool.run)
             await nursery.start(self._gpus.run)
@@ -214,7 +223,8 @@ class Node:
             nursery.start_soon(self._watch_totals, ledger)
             self._discovery = await self._discovery_on(host, state, backend)
             await nursery.start(self._discovery.run)
-            admin = AdminApi(self._registry, partial(self._status, host, state, engine, ledger), self._gpus.status)
+            status = partial(self._status, host, state, engine, ledger, owner)
+            admin = AdminApi(self._registry, status, self._gpus.status, owner_api.handle)
             await nursery.start(serve_admin_socket, self._directory.admin_socket, admin)
             models = ModelApi(self._servers, partial(_identity, host))
             (model_address, *_) = await _listen(nursery, models.handle, settings.model_listen, "model_listen")
@@ -228,6 +238,7 @@ class Node:
                 deployments=self._deployments,
                 servers=self._servers,
                 changes=self._changes,
+                host_offer=partial(_host_offer, backend, settings),
                 courier=courier,
                 ledger=ledger,
                 metrics=self._metrics,
@@ -391,11 +402,14 @@ class Node:
         metrics.gauge("ngpu_node_receipts_owed", "Receipts not acknowledged.", None, lambda: [("", self._totals.owed)])
         metrics.gauge("ngpu_node_gpus", "GPUs that may be used.", None, lambda: [("", len(self._gpus.usable()))])
 
+    def _gpu_names(self, deployment: Deployment) -> list[str]:
+        return [f"{gpu.model} {gpu.uuid}" for gpu in self._gpus.usable() if gpu.id in deployment.gpus]
+
     def _deployments_by_state(self) -> Iterable[tuple[str, float]]:
         return Counter(str(deployment.phase) for deployment in self._deployments).items()
 
     async def _status(
-        self, host: Host, state: AdmissionState[Deployment], engine: EngineStatus, ledger: Ledger
+        self, host: Host, state: AdmissionState[Deployment], engine: EngineStatus, ledger: Ledger, owner: Owner
     ) -> dict[str, Any]:
         self._totals = await ledger.totals()
         now_s = trio.current_time()
@@ -409,6 +423,8 @@ class Node:
             "listen": host.addresses,
             "session": self._session.hex(),
             "draining": state.draining,
+            "lending": str(owner.lending),
+            "lending_detail": owner.detail,
             "slots": state.slots,
             "running": state.running,
             "bootstraps": [
@@ -493,6 +509,22 @@ def _free_bytes(path: Path) -> int:
     except OSError:
         return 0
     return disk.f_frsize * disk.f_bavail
+
+
+def _host_offer(backend: EngineBackend, settings: NodeSettings) -> HostOffer:
+    machine, images = backend.machine(), settings.images
+    return HostOffer(
+        engine=machine.runs_images,
+        cpus=machine.cpus,
+        memory_bytes=machine.memory_bytes,
+        disk_free_bytes=machine.image_bytes_free,
+        max_image_bytes=images.max_image_bytes,
+        registries=tuple(images.registries),
+        tar_images=images.tar_images,
+        egress=machine.gives_egress,
+        gpu_runtime=machine.gives_gpus,
+        area=settings.region,
+    )
 
 
 def _identity(host: Host) -> dict[str, Any]:

@@ -43,3 +43,7 @@ class EngineFailed(NodeError):
 
 class DeploymentImpossible(NodeError):
     """This node cannot run what was asked for (GPUs, network, an option of the engine); the message names the lack."""
+
+
+class GpusNotGiven(DeploymentImpossible):
+    """The engine cannot give containers their GPUs; the message has the fix."""

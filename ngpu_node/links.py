@@ -42,6 +42,7 @@ from ngpu_protocol.control import (
     GpuOffer,
     Heartbeat,
     Hello,
+    HostOffer,
     Refused,
     UnknownMessage,
     Welcome,
@@ -118,6 +119,7 @@ class LinkParts:
     deployments: Deployments
     servers: ModelServers
     changes: Changes
+    host_offer: Callable[[], HostOffer]
     courier: Courier
     ledger: Ledger
     metrics: NodeMetrics
@@ -329,7 +331,8 @@ class Link:
         return Heartbeat(
             at_ms=parts.clock_ms(),
             slots_free=max(0, parts.state.slots - parts.state.running),
-            draining=parts.state.draining,
+            draining=parts.state.draining or bool(parts.state.closed),
+            host=parts.host_offer(),
             deployments=tuple(d.state() for d in parts.deployments.of_service(self.bootstrap.service)),
             gpus=parts.gpus(),
             services=parts.servers.offers(),

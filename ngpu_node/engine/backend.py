@@ -12,7 +12,7 @@ import trio
 
 from ngpu_node.config import NodeSettings
 from ngpu_node.deployments import Deployment, Deployments, ImageBackend
-from ngpu_node.engine.outlook import Finding, Log, Machine
+from ngpu_node.engine.outlook import BreakOff, Finding, Log, Machine
 from ngpu_node.errors import DeploymentImpossible, EngineFailed, EngineUnavailable, NodeConfigurationError
 from ngpu_node.gpus.choice import UsableGpu
 from ngpu_protocol.control import DeploymentPhase
@@ -39,7 +39,7 @@ class EngineStatus:
 class EngineBackend(ImageBackend, Protocol):
     """A backend of images: it also looks after what it left behind, and can be told of doubts."""
 
-    break_off: Callable[[Deployment, str], None]
+    break_off: BreakOff
 
     async def run(self) -> None: ...
     def doubt(self, deployment: Deployment, reason: str) -> None: ...
@@ -57,7 +57,7 @@ class NoEngine:
     def __init__(self, deployments: Deployments, problem: str) -> None:
         self._deployments = deployments
         self._problem = problem
-        self.break_off: Callable[[Deployment, str], None] = lambda deployment, reason: None
+        self.break_off: BreakOff = lambda deployment, reason, outcome: None
 
     async def run(self) -> None:
         """There is nothing to look after."""
@@ -126,6 +126,7 @@ async def open_backend(
     # The docker SDK and what it brings are 15 MB that a node without an engine need not carry.
     from ngpu_node.engine.containers import Containers
     from ngpu_node.engine.docker_engine import DockerEngine
+    from ngpu_node.engine.lifecycle import Policy
     from ngpu_node.images.images import Images
 
     try:
@@ -153,6 +154,7 @@ async def open_backend(
             reason_against=reason_against,
             books=books,
             shares_per_gpu=settings.gpus.shares_per_gpu,
+            policy=Policy(stop_grace_s=settings.drain_s),
         )
         try:
             await containers.prepare()

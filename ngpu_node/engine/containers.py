@@ -49,10 +49,10 @@ from ngpu_node.engine.lifecycle import (
     Up,
 )
 from ngpu_node.engine.networks import Networks
-from ngpu_node.engine.outlook import Finding, Log, Machine
+from ngpu_node.engine.outlook import BreakOff, Finding, Log, Machine
 from ngpu_node.engine.room import Grant, Lack, Limits, Need, Room
 from ngpu_node.engine.run import Run
-from ngpu_node.errors import DeploymentImpossible, EngineFailed, EngineUnavailable
+from ngpu_node.errors import DeploymentImpossible, EngineFailed, EngineUnavailable, GpusNotGiven
 from ngpu_node.gpus.choice import UsableGpu
 from ngpu_node.gpus.containers import COMMAND as GPU_COMMAND
 from ngpu_node.gpus.containers import lost_inside
@@ -108,7 +108,7 @@ class Containers:
         """Put the parts together; nothing is asked of the engine before `prepare`."""
         self.deployments = deployments
         self.reason_against = reason_against
-        self.break_off: Callable[[Deployment, str], None] = lambda deployment, reason: None
+        self.break_off: BreakOff = lambda deployment, reason, outcome: None
         self.facts = EngineFacts()
         self.problem = ""
         self._engine = engine
@@ -331,11 +331,13 @@ class Containers:
             )
         if "seccomp" not in facts.security:
             yield Finding("seccomp", "the engine does not filter system calls", "use a kernel and an engine that do")
-        if self._gpus() and "nvidia" not in facts.runtimes:
+        if self._gpus() and (self._gpu_problem or "nvidia" not in facts.runtimes):
             yield Finding(
                 "GPUs in containers",
-                "the engine does not list the nvidia runtime",
-                "install nvidia-container-toolkit, run nvidia-ctk runtime configure, restart the engine",
+                self._gpu_problem
+                or "the engine does not list the nvidia runtime; whether it gives GPUs a start will tell",
+                "install nvidia-container-toolkit, run `nvidia-ctk runtime configure --runtime=docker`, restart the "
+                "engine and this node",
             )
 
     def machine(self) -> Machine:
@@ -365,7 +367,11 @@ class Containers:
             async with self._engine.log_stream(run.container.id, lines) as more:
                 yield Log(b"", more)
         else:
-            yield Log(await self._engine.log_tail(run.container.id, lines, LOG_BYTES), None)
+            try:
+                found = await self._engine.log_tail(run.container.id, lines, LOG_BYTES)
+            except EngineFailed:
+                found = _last_lines(run.last_log, lines)  # it is just being removed
+            yield Log(found, None)
 
     # -- GPUs ----------------------------------------------------------------------------------------------------------
 
@@ -397,12 +403,12 @@ class Containers:
                 run.container.id if run.container else "", GPU_COMMAND, timeout_s=GPU_LOOK_TIMEOUT_S
             )
             if exit_code != 0:
-                raise DeploymentImpossible(
+                raise GpusNotGiven(
                     "Podman did not give the container its GPUs: use Docker with nvidia-container-toolkit"
                 )
         run.looked_at_gpus_s = float("-inf")
         if reason := await self.lost_gpus(run):
-            raise DeploymentImpossible(f"the container did not get its GPUs: {reason}")
+            raise GpusNotGiven(f"the container did not get its GPUs: {reason}")
 
     # -- activities (`run`) --------------------------------------------------------------------------------------------
 
@@ -438,6 +444,9 @@ class Containers:
                 await self._write_down(deployment.key)
                 container = await self._engine.start(await self._plan(deployment, name, run.image, taken))
             run.container = container
+        except GpusNotGiven as error:
+            self._gpu_problem = str(error)  # the next one would fare no better: bootstraps are told
+            raise
         finally:
             self._starting.discard(name)
         held = set(self.gpus_of(deployment))

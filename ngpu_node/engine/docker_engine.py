@@ -6,7 +6,7 @@ exists.
 
 Images are asked for and fetched by `images.engine_images`, which needs no threads.
 
-Foreign errors end here: what the caller sees is `EngineUnavailable`, `EngineFailed` and `DeploymentImpossible`, each
+Foreign errors end here: what the caller sees is `EngineUnavailable`, `EngineFailed` and `GpusNotGiven`, each
 with words for the owner.
 """
 
@@ -31,7 +31,7 @@ from docker.models.containers import Container
 from docker.types import Mount
 
 from ngpu_node.engine.confinement import LABEL_NODE, WORKSPACE_UID, WORKSPACE_USER, ContainerPlan, options
-from ngpu_node.errors import DeploymentImpossible, EngineFailed, EngineUnavailable
+from ngpu_node.errors import EngineFailed, EngineUnavailable, GpusNotGiven
 
 log = structlog.get_logger(__name__)
 
@@ -355,7 +355,7 @@ class DockerEngine:
         """Make and start a container; nothing is left behind when it does not start.
 
         Raises:
-            DeploymentImpossible: this engine cannot run it at all.
+            GpusNotGiven: this engine cannot run it at all.
         """
 
         def begin(chosen: dict[str, Any]) -> ContainerState:
@@ -384,8 +384,9 @@ class DockerEngine:
             return await self._change(begin_within_the_engines_limits)
         except EngineFailed as error:
             if "could not select device driver" in str(error):
-                raise DeploymentImpossible(
-                    "the container engine cannot hand out NVIDIA GPUs: install nvidia-container-toolkit and restart it"
+                raise GpusNotGiven(
+                    "the container engine cannot hand out NVIDIA GPUs: install nvidia-container-toolkit, run "
+                    "`nvidia-ctk runtime configure --runtime=docker`, and restart the engine"
                 ) from error
             raise
 

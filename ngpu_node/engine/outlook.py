@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import trio
+
+from ngpu_node.deployments import Deployment
+from ngpu_protocol.receipts import Outcome
+
+#: Ends the running attempts of a deployment, for a reason, with an outcome in their receipts.
+BreakOff = Callable[[Deployment, str, Outcome], None]
 
 
 @dataclass(frozen=True, slots=True)

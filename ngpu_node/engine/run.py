@@ -49,6 +49,7 @@ from ngpu_node.images.images import LocalImage
 from ngpu_node.images.problems import ImageProblem
 from ngpu_node.probes import probe
 from ngpu_node.upstreams import Upstream
+from ngpu_protocol.receipts import Outcome
 
 if TYPE_CHECKING:
     from ngpu_node.engine.containers import Containers
@@ -178,6 +179,9 @@ class Run:
                     return await self._ask()
                 case Empty(grace_s):
                     await self.deployment.empty(grace_s)
+                    if self.deployment.running:
+                        self.backend.break_off(self.deployment, self.deployment.detail, Outcome.NODE_STOPPING)
+                        await self.deployment.empty(BREAK_OFF_AFTER_S)
                     return Emptied()
                 case Clear():
                     await self._clear()
@@ -240,7 +244,7 @@ class Run:
         await self.backend.take_away(self)
         if deployment.running:
             await trio.sleep(BREAK_OFF_AFTER_S)
-            self.backend.break_off(deployment, "the workspace's container is gone")
+            self.backend.break_off(deployment, "the workspace's container is gone", Outcome.WORKSPACE_BROKE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,6 +152,8 @@ class AdmissionState(Generic[C]):
         when unknown.
             A node whose clock is wrong still serves (its receipts are judged `skew`).
         slots: attempts this node runs at once, all workspaces together.
+        draining: the node is stopping.
+        closed: why the owner lends nothing now, empty while he does.
     """
 
     node: Address
@@ -163,6 +165,7 @@ class AdmissionState(Generic[C]):
     max_body_bytes: int
     running: int = 0
     draining: bool = False
+    closed: str = ""
     seen: SeenOrders = field(default_factory=SeenOrders)
     clock_offset_ms: dict[Address, int] = field(default_factory=dict)
 
@@ -224,6 +227,8 @@ def judge(order_text: str | None, asked: Asked, state: AdmissionState[C], now_ms
         return Refusal(Reason.ORDER_REPLAYED, f"attempt {order.attempt} of task {order.task_id} was admitted before")
     if state.draining:
         return Refusal(Reason.DRAINING, "this node is stopping and takes no new orders")
+    if state.closed:
+        return Refusal(Reason.DRAINING, state.closed)
 
     revisions = state.deployments.revisions(service, order.workspace)
     if not revisions:

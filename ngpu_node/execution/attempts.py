@@ -96,11 +96,11 @@ class Attempts:
         for attempt in list(self.running.values()):
             attempt.stop(Outcome.NODE_STOPPING, "this node is stopping")
 
-    def break_off(self, deployment: Deployment, reason: str) -> None:
-        """End every running attempt of *deployment*, whose workspace is gone: nothing more comes from it."""
+    def break_off(self, deployment: Deployment, reason: str, outcome: Outcome = Outcome.WORKSPACE_BROKE) -> None:
+        """End every running attempt of *deployment*: its workspace is gone, or has to go."""
         for attempt in list(self.running.values()):
             if attempt.deployment is deployment:
-                attempt.stop(Outcome.WORKSPACE_BROKE, reason)
+                attempt.stop(outcome, reason)
 
     def give_up_settling(self) -> None:
         """End the settling of attempts that has lasted longer than `SETTLE_S`; to be called now and then."""

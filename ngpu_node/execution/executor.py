@@ -5,15 +5,19 @@ Routes on `/http/1.1`, all for trusted bootstraps only, but for the first:
     GET          /.well-known/libp2p/protocols            what is mounted
     any          /ngpu/v1/workspaces/{id}/ports/{port}/…  run the order in the field Ngpu-Order
     GET, DELETE  /ngpu/v1/attempts/{task id}/{attempt}    the answer of a detached attempt; cancel an attempt
+    GET          /ngpu/v1/workspaces/{id}/logs            what its container says (`container_logs`)
 
 An order is judged here, by `admission`; one that is admitted runs in `attached` or `detached`.
 """
 
 from __future__ import annotations
 
+import re
+
 import structlog
 import trio
 
+from ngpu_node.container_logs import ContainerLogs
 from ngpu_node.execution.admission import Admitted, Asked, Refusal, judge, parse_target
 from ngpu_node.execution.attached import run_attached
 from ngpu_node.execution.attempt import Key
@@ -34,6 +38,7 @@ WELL_KNOWN = "/.well-known/libp2p/protocols"
 MOUNTS = {"/ngpu/v1": {"path": "/ngpu/v1/"}}
 ATTEMPTS = "/ngpu/v1/attempts/"
 
+_LOGS = re.compile(r"/ngpu/v1/workspaces/([1-9][0-9]{0,18})/logs")
 _ORDER = ORDER_HEADER.lower().encode()
 _REFUSED = REFUSED_HEADER.encode()
 _JSON = (b"content-type", b"application/json")
@@ -42,11 +47,14 @@ _JSON = (b"content-type", b"application/json")
 class Executor:
     """Answers the requests of other peers."""
 
-    def __init__(self, attempts: Attempts, spool: Spool, metrics: NodeMetrics) -> None:
+    def __init__(
+        self, attempts: Attempts, spool: Spool, metrics: NodeMetrics, logs: ContainerLogs | None = None
+    ) -> None:
         self._attempts = attempts
         self._state = attempts.state
         self._metrics = metrics
         self._detached = DetachedAttempts(attempts, spool)
+        self._logs = logs
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Own the detached attempts, and forget orders whose time is over, until cancelled."""
@@ -66,6 +74,10 @@ class Executor:
             await self._order(exchange, *parts)
         elif request.target.startswith(ATTEMPTS):
             await self._ask(exchange)
+        elif (
+            request.method == "GET" and self._logs is not None and (match := _LOGS.fullmatch(request.path)) is not None
+        ):
+            await self._log(exchange, match[1], self._logs)
         elif request.path == WELL_KNOWN and request.method in ("GET", "HEAD"):
             await exchange.respond_json(200, MOUNTS)
         else:
@@ -98,6 +110,15 @@ class Executor:
         log.info("order_refused", reason=refusal.reason, message=refusal.message, peer=exchange.remote.peer)
         fields = [_JSON, (_REFUSED, refusal.reason.encode())]
         await exchange.respond(refusal.reason.status, fields, refusal_body(refusal.reason, refusal.message))
+
+    async def _log(self, exchange: Exchange, workspace: str, logs: ContainerLogs) -> None:
+        """Answer a bootstrap that wants to know what one of its service's workspaces says."""
+        service = self._state.trust.service_of(Address(exchange.remote.peer))
+        if service is None:
+            message = "only bootstraps this node's owner trusts may read logs, and only of their own workspaces"
+            await self._refuse(exchange, Refusal(Reason.UNKNOWN_BOOTSTRAP, message))
+            return
+        await logs.answer(exchange, self._state.deployments.revisions(service, workspace).values(), workspace)
 
     async def _ask(self, exchange: Exchange) -> None:
         """Answer what a bootstrap asks about an attempt of its service."""

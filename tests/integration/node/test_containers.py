@@ -128,8 +128,8 @@ def test_where_two_revisions_do_not_fit_the_old_one_makes_room_and_comes_back_if
             first = await place.until(DeploymentPhase.READY)
             place.wish(spec(image, cpus=1.0, revision=2, command=["exit"]))
             second = place.revision(2)
-            await eventually(lambda: second.phase is DeploymentPhase.STARTING, timeout_s=15)
-            assert (first.phase, first.reason) == (DeploymentPhase.QUEUED, "made_room")
+            await eventually(lambda: first.reason == "made_room", timeout_s=15)
+            assert first.phase is DeploymentPhase.QUEUED
             await eventually(lambda: second.phase is DeploymentPhase.FAILED, timeout_s=15)
             await eventually(lambda: first.is_ready, timeout_s=15)
             place.wish(spec(image, cpus=1.0, revision=3))
