@@ -7,8 +7,10 @@ takes the directory's lock and works on the store itself (`commands`). So there 
 
 from __future__ import annotations
 
+import json
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,3 +89,30 @@ def ask_daemon(path: Path, method: str, target: str, document: Any = None) -> An
     if response.status_code >= 400 and response.status_code != 503:
         raise AdminSocketError(str(answer.get("message", f"the running daemon answered {response.status_code}")))
     return answer
+
+
+def follow_daemon(path: Path, target: str) -> Iterator[tuple[str, str]]:
+    """Yield the server-sent events of the running daemon, name and data, until it ends them.
+
+    Raises:
+        AdminSocketError: as `ask_daemon`.
+    """
+    headers = {"Accept": "text/event-stream"}
+    try:
+        with (
+            httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), timeout=TIMEOUT_S) as client,
+            client.stream("GET", f"http://bootstrap{target}", headers=headers) as response,
+        ):
+            if response.status_code != 200:
+                answer = json.loads(response.read() or b"{}")
+                message = answer.get("message", f"the running daemon answered {response.status_code}")
+                raise AdminSocketError(str(message))
+            event = ""
+            for line in response.iter_lines():
+                name, _, value = line.partition(": ")
+                if name == "event":
+                    event = value
+                elif name == "data":
+                    yield event, value
+    except httpx.HTTPError as error:
+        raise AdminSocketError(f"the running daemon went away: {error}") from None

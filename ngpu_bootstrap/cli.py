@@ -16,14 +16,22 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ngpu_bootstrap.config import DEFAULT_DATA_DIR, ENV_PREFIX, BootstrapSettings
+from ngpu_bootstrap.cli_options import (
+    ArgumentError,
+    ConfigOption,
+    DataDirOption,
+    JsonOption,
+    management,
+    settings_of,
+)
+from ngpu_bootstrap.config import DEFAULT_DATA_DIR, BootstrapSettings
 from ngpu_bootstrap.credentials import reveal
 from ngpu_bootstrap.operator_keys import Scope
+from ngpu_bootstrap.workspace_cli import add_commands
 from ngpu_daemon.entry import run_main
-from ngpu_daemon.errors import OperatorError
 from ngpu_daemon.init_command import init_command
 from ngpu_daemon.logs import configure_logging
-from ngpu_daemon.settings import load_settings, sample_toml
+from ngpu_daemon.settings import sample_toml
 
 app = typer.Typer(
     help="A bootstrap peer of the NGPU network: takes tasks over HTTP and has nodes with GPUs run them.",
@@ -37,19 +45,13 @@ app.add_typer(workspace_app, name="workspace")
 workspace_app.add_typer(token_app, name="token")
 app.add_typer(key_app, name="key")
 
-ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file; `sample-config` prints one.")]
-DataDirOption = Annotated[Path | None, typer.Option(help=f"Where it keeps its state (default {DEFAULT_DATA_DIR}).")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 _DURATION = re.compile(r"(?P<count>[0-9]{1,9})(?P<unit>[smhd]?)")
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _API = re.compile(r"(?P<name>[^:=]+)=(?P<mode>sync|async):(?P<port>[0-9]+)(?P<path>/.*)")
 
+add_commands(workspace_app)
 app.command("init")(init_command(DEFAULT_DATA_DIR.expanduser()))
-
-
-class ArgumentError(OperatorError):
-    """An argument of a command cannot be understood."""
 
 
 @app.command()
@@ -65,7 +67,7 @@ def run(
     """Run the bootstrap peer until SIGTERM, which drains it."""
 
     def settings() -> BootstrapSettings:
-        return _settings(
+        return settings_of(
             config,
             data_dir=data_dir,
             network=network,
@@ -100,7 +102,7 @@ def status(config: ConfigOption = None, data_dir: DataDirOption = None, as_json:
     """Say where the running bootstrap listens and what it is at."""
 
     def main() -> None:
-        found = _management(config, data_dir).status()
+        found = management(config, data_dir).status()
         if as_json:
             typer.echo(json.dumps(found))
             return
@@ -203,11 +205,12 @@ def workspace_add(
             replicas=replicas,
             command=command or None,
         )
-        created = _management(config, data_dir).add(checked(document))
+        created = management(config, data_dir).add(checked(document))
         if as_json:
             typer.echo(json.dumps({"id": created.workspace.spec.id, "token": created.token}))
             return
         typer.echo(f"workspace  {created.workspace.spec.id}\ntoken      {created.token}\n")
+        typer.echo(f"Watch it come up:  ngpu-bootstrap workspace watch {created.workspace.spec.id}")
         typer.echo("The token is shown this once. Call the workspace with it:")
         port_shown = created.workspace.spec.ports[0]
         typer.echo(f'  curl -H "Authorization: Bearer <token>" http://127.0.0.1:8080/proxy/{port_shown}/')
@@ -220,7 +223,7 @@ def workspace_list(config: ConfigOption = None, data_dir: DataDirOption = None, 
     """Show every workspace."""
 
     def main() -> None:
-        found = _management(config, data_dir).all()
+        found = management(config, data_dir).all()
         if as_json:
             typer.echo(json.dumps({"workspaces": [one.model_dump(mode="json") for one in found]}))
             return
@@ -253,7 +256,7 @@ def workspace_remove(
     """Remove a workspace: its token opens nothing any more, its deployments stop. Tasks and receipts stay."""
 
     def main() -> None:
-        removed = _management(config, data_dir).remove(workspace_id)
+        removed = management(config, data_dir).remove(workspace_id)
         if as_json:
             typer.echo(json.dumps({"removed": removed.spec.id}))
         else:
@@ -275,7 +278,7 @@ def workspace_token_rotate(
     """Give a workspace a new token, which is shown this once. Those before go on for a while, so that no call fails."""
 
     def main() -> None:
-        made = _management(config, data_dir).rotate_token(workspace_id, duration_s("--overlap", overlap))
+        made = management(config, data_dir).rotate_token(workspace_id, duration_s("--overlap", overlap))
         if as_json:
             typer.echo(made.model_dump_json())
             return
@@ -376,21 +379,11 @@ def _moment(at_ms: int) -> str:
     return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
-def _settings(config: Path | None, **flags: Any) -> BootstrapSettings:
-    return load_settings(BootstrapSettings, config, ENV_PREFIX, flags)
-
-
-def _management(config: Path | None, data_dir: Path | None) -> Any:
-    from ngpu_bootstrap.commands import Management
-
-    return Management(_settings(config, data_dir=data_dir))
-
-
 def _operator_keys(config: Path | None, data_dir: Path | None) -> Any:
     from ngpu_bootstrap.operator_keys import OperatorKeys
     from ngpu_daemon.datadir import DataDirectory
 
-    directory = DataDirectory(_settings(config, data_dir=data_dir).data_dir)
+    directory = DataDirectory(settings_of(config, data_dir=data_dir).data_dir)
     directory.prepare()
     return OperatorKeys(directory.path)
 

@@ -6,16 +6,17 @@ Owns the choice between the two; what a workspace is belongs to `registry.worksp
 from __future__ import annotations
 
 import json
+import sys
 import time
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import trio
 from pydantic import ValidationError
 
-from ngpu_bootstrap.admin_socket import ask_daemon, daemon_is_running
+from ngpu_bootstrap.admin_socket import ask_daemon, daemon_is_running, follow_daemon
 from ngpu_bootstrap.api.models import (
     CreatedWorkspaceView,
     DeploymentsView,
@@ -56,14 +57,15 @@ def checked(document: dict[str, Any]) -> NewWorkspace:
 
 
 def read_document(path: Path) -> dict[str, Any]:
-    """Return the object in a TOML or JSON file.
+    """Return the object in a TOML or JSON file; `-` reads it from stdin, JSON where it begins with a brace.
 
     Raises:
         WorkspaceError: it cannot be read, or is neither.
     """
     try:
-        content = path.read_bytes()
-        document = tomllib.loads(content.decode()) if path.suffix == ".toml" else json.loads(content)
+        content = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+        is_toml = not content.lstrip().startswith(b"{") if str(path) == "-" else path.suffix == ".toml"
+        document = tomllib.loads(content.decode()) if is_toml else json.loads(content)
     except OSError as error:
         raise WorkspaceError(f"cannot read {path}: {error.strerror}") from None
     except ValueError as error:
@@ -156,6 +158,16 @@ class Management:
         check_id(workspace_id)
         self.status()
         return DeploymentsView.model_validate(self._ask("GET", f"/api/v1/workspaces/{workspace_id}/deployments"))
+
+    def follow(self, workspace_id: str) -> Iterator[DeploymentsView]:
+        """Return the same now and at each change, for as long as the workspace and the daemon are there."""
+        check_id(workspace_id)
+        self.status()
+        target = f"/api/v1/workspaces/{workspace_id}/deployments"
+        for event, data in follow_daemon(self._directory.admin_socket, target):
+            if event == "removed":
+                raise WorkspaceError(f"workspace {workspace_id} was removed")
+            yield DeploymentsView.model_validate_json(data)
 
     def status(self) -> dict[str, Any]:
         """Return what the running daemon says of itself.

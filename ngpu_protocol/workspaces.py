@@ -26,6 +26,7 @@ from pydantic import (
     Field,
     StringConstraints,
     ValidationError,
+    WithJsonSchema,
     model_validator,
 )
 
@@ -144,6 +145,12 @@ Path = Annotated[str, Field(max_length=2048), AfterValidator(_path)]
 Argument = Annotated[str, Field(max_length=65536), AfterValidator(_no_nul)]
 EnvironmentMap = Annotated[dict[str, Argument], AfterValidator(_environment)]
 Label = Annotated[str, Field(max_length=64), AfterValidator(_printable)]
+EndTime = Annotated[
+    int,
+    BeforeValidator(_time_ms),
+    Field(strict=True, ge=0, le=2**53 - 1),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "format": "date-time"}]}),
+]
 Bytes = Annotated[int, Field(strict=True, ge=0, le=2**50)]
 
 
@@ -255,7 +262,7 @@ class WorkspaceSpec(BaseModel):
     )
     area: Label = Field(default="", description="runs only on nodes that say they are in this area; empty: anywhere")
     group: Label = Field(default="", description="workspaces of one group, for their owner")
-    end_at: Annotated[int, BeforeValidator(_time_ms), Field(strict=True, ge=0, le=2**53 - 1)] | None = Field(
+    end_at: EndTime | None = Field(
         default=None,
         description="when it stops for good, as a date-time or UTC milliseconds; none: never",
     )

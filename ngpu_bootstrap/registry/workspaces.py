@@ -83,6 +83,12 @@ class NewWorkspace(WorkspaceSpec):
         return self.model_dump(mode="json", exclude=set(_GIVEN))
 
 
+def workspace_schema() -> dict[str, Any]:
+    """Return the JSON schema of a workspace as files, commands and the API take it."""
+    schema = NewWorkspace.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "NGPU workspace"}
+
+
 @dataclass(frozen=True, slots=True)
 class Workspace:
     """A workspace as this bootstrap knows it. Its tokens are known by their hashes alone.
