@@ -144,7 +144,7 @@ def statement(
         from ngpu_bootstrap.accounting import state_account
 
         state_account(
-            _settings(config, data_dir=data_dir),
+            settings_of(config, data_dir=data_dir),
             node=node,
             since=since,
             until=until,
