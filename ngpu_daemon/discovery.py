@@ -23,12 +23,13 @@ from ngpu_daemon.reachability import Reachability
 from ngpu_daemon.settings import Section
 from ngpu_protocol.capabilities import Capability, CapabilityKind
 from ngpu_protocol.identity import Account, Address
-from ngpu_protocol.node_records import NodeRecord, Role
+from ngpu_protocol.node_records import NodeRecord, Role, dial_addresses
 from ngpu_protocol.p2p import BadMultiaddrError, Host, parse_multiaddr
 from ngpu_protocol.p2p.autonat import AUTONAT_PROTOCOL, DialBack
 from ngpu_protocol.p2p.circuits import CIRCUIT, attach_circuits
 from ngpu_protocol.p2p.dht import Dht, DhtSettings, open_dht
 from ngpu_protocol.p2p.directory import Directory, FoundNode
+from ngpu_protocol.p2p.hole_punch import attach_hole_punching
 from ngpu_protocol.p2p.relay import Relay
 from ngpu_protocol.p2p.relay_messages import HOP_PROTOCOL, RelayLimits
 
@@ -141,13 +142,15 @@ class Discovery:
             return
         self._reach = Reachability(
             host,
-            attach_circuits(host),
+            attach_circuits(host, reached=self._reached),
             helpers=helpers,
             announce=settings.announce,
             serve="always" if is_bootstrap and settings.serve == "auto" else settings.serve,
             relays=settings.relayed and not is_bootstrap,
             changed=self._reach_changed,
         )
+        # A bootstrap is dialled; it has no use for holes, and its own dials need no port of their own.
+        self._puncher = None if is_bootstrap else attach_hole_punching(host, direct=lambda: self._reach.direct)
         host.handle(AUTONAT_PROTOCOL, DialBack(host).serve)
         if may_reserve is not None:
             self.relay = Relay(host, may_reserve=may_reserve, addresses=lambda: self._reach.direct, limits=relay_limits)
@@ -206,6 +209,11 @@ class Discovery:
             self._moved = trio.Event()
             nursery.cancel_scope.cancel()
 
+    async def _reached(self, peer: str) -> None:
+        """Go on directly with who came through a relay, where the NATs between allow it."""
+        if self._puncher is not None:
+            await self._puncher.reach(peer)
+
     def _reach_changed(self) -> None:
         if self._dht is not None:
             self._dht.become(server=self._reach.is_server)
@@ -214,14 +222,11 @@ class Discovery:
     # -- others
 
     async def addresses_of(self, node: Address) -> list[str]:
-        """Return where *node* says it is, newest record first heard, direct before relayed; nothing if nobody knows."""
+        """Return where *node* says it is, in its newest record, direct before relayed; nothing if nobody knows."""
         if self.directory is None:
             return []
         signed = await self.directory.record(node)
-        if signed is None:
-            return []
-        peer_end = f"/p2p/{signed.record.peer_id}"
-        return [text if text.endswith(peer_end) else text + peer_end for text in signed.record.addresses]
+        return [] if signed is None else dial_addresses(signed.record)
 
     async def find(self, capability: Capability, *, check_alive: bool = False) -> list[FoundNode]:
         """Return nodes that offer *capability*; none while discovery is off."""

@@ -19,7 +19,7 @@ import structlog
 import trio
 
 from ngpu_daemon.interfaces import reachable_listeners
-from ngpu_protocol.p2p import Host, P2PError, PeerConnected
+from ngpu_protocol.p2p import Host, P2PError, PeerDisconnected
 from ngpu_protocol.p2p.autonat import ask_dialable
 from ngpu_protocol.p2p.circuits import CIRCUIT, Circuits
 from ngpu_protocol.p2p.identify import identify
@@ -144,8 +144,12 @@ class Reachability:
         while True:
             async with self._host.events() as events:
                 async for event in events:
-                    if event.peer_id in self._helpers() and not (isinstance(event, PeerConnected) and event.inbound):
-                        self._news.set()
+                    if event.peer_id not in self._helpers():
+                        continue
+                    if isinstance(event, PeerDisconnected):
+                        # What lies between may be another now: asked anew when it is back.
+                        self._checked_with -= {event.peer_id}
+                    self._news.set()
             await trio.sleep(1)  # this task fell behind: from the start, in a moment
 
     def _tell(self) -> None:

@@ -47,6 +47,7 @@ __all__ = [
     "SignedNodeRecord",
     "better",
     "check_record",
+    "dial_addresses",
     "node_of_key",
     "record_key",
     "sign_node_record",
@@ -71,6 +72,7 @@ _WHAT = "node record"
 _SIGNATURE_BYTES = 65
 _DOMAIN = b"\x19NGPU node record:"
 _KEY_PREFIX = "/ngpu/node/"
+_CIRCUIT = "/p2p-circuit"
 
 
 class Role(StrEnum):
@@ -319,6 +321,13 @@ def sign_node_record(record: NodeRecord, account: Account, network: Network) -> 
 def record_key(node: Address) -> bytes:
     """Return the DHT key of *node*'s record."""
     return f"{_KEY_PREFIX}{node}".encode()
+
+
+def dial_addresses(record: NodeRecord) -> list[str]:
+    """Return the multiaddrs to dial the peer of *record* at, direct before relayed, each with its PeerId at the end."""
+    own_end = f"/p2p/{record.peer_id}"
+    whole = [text if text.endswith(own_end) else text + own_end for text in record.addresses]
+    return sorted(dict.fromkeys(whole), key=lambda text: _CIRCUIT in text)
 
 
 def node_of_key(key: bytes) -> Address | None:

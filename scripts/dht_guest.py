@@ -13,7 +13,9 @@ from ngpu_protocol.errors import NetworkNameError
 from ngpu_protocol.identity import Account
 from ngpu_protocol.networks import network_named
 from ngpu_protocol.p2p import Host, P2PError, open_host
+from ngpu_protocol.p2p.circuits import attach_circuits
 from ngpu_protocol.p2p.dht import Dht, DhtSettings, open_dht
+from ngpu_protocol.p2p.hole_punch import attach_hole_punching
 
 CONNECT_S = 5.0
 
@@ -50,6 +52,8 @@ async def guest(network: str, peers: Sequence[str]) -> AsyncIterator[tuple[Host,
         raise NobodyThere(str(error)) from None
     reasons = []
     async with open_host(Account.from_key(os.urandom(32)), listen=[], network=known) as host:
+        attach_circuits(host)
+        attach_hole_punching(host)
         for peer in peers:
             try:
                 await host.connect(peer, timeout_s=CONNECT_S)

@@ -1,6 +1,8 @@
 """Reach a node through the DHT, measure the round trip, and show what it says about itself. Started by `scripts/ping`.
 
-Reads the node's signed record, dials its addresses in turn, pings over the connection, and asks it to identify itself.
+Reads the node's signed record, dials its addresses in turn, direct before relayed, pings over the connection, and asks
+it to identify itself. A node behind NAT is reached through a relay, and `direct` says whether a direct connection came
+about from there.
 
 Exit code 0 when it answered, 1 otherwise.
 """
@@ -17,11 +19,13 @@ from dht_guest import NobodyThere, add_arguments, guest
 
 from ngpu_protocol.errors import AddressError
 from ngpu_protocol.identity import Address, parse_address
-from ngpu_protocol.node_records import SignedNodeRecord
+from ngpu_protocol.node_records import SignedNodeRecord, dial_addresses
 from ngpu_protocol.p2p import Host, P2PError
 from ngpu_protocol.p2p.identify import identify, ping
 
 DIAL_S = 5.0
+#: How long a relayed connection may take to become a direct one before it is measured as it is.
+DIRECT_S = 4.0
 
 
 def main() -> int:
@@ -57,9 +61,9 @@ async def _reach(host: Host, signed: SignedNodeRecord, count: int) -> dict[str, 
     report: dict[str, Any] = {"node": record.node, "peer_id": record.peer_id}
     problems = []
     began_s = time.perf_counter()
-    for address in record.addresses:
+    for address in dial_addresses(record):
         try:
-            await host.connect(f"{address.partition('/p2p/')[0]}/p2p/{record.peer_id}", timeout_s=DIAL_S)
+            await host.connect(address, timeout_s=DIAL_S)
         except P2PError as error:
             problems.append(str(error))
             continue
@@ -68,6 +72,12 @@ async def _reach(host: Host, signed: SignedNodeRecord, count: int) -> dict[str, 
     else:
         return report | {"error": "; ".join(problems) or "its record has no address"}
     report["dialled_ms"] = round((time.perf_counter() - began_s) * 1000, 1)
+    if not host.is_directly_connected(record.peer_id):
+        # The node tries to come to us directly, where the NATs between allow it.
+        with trio.move_on_after(DIRECT_S):
+            while not host.is_directly_connected(record.peer_id):  # noqa: ASYNC110  the host tells of peers, not of this
+                await trio.sleep(0.05)
+        report["direct"] = host.is_directly_connected(record.peer_id)
     try:
         trips = [await ping(host, record.peer_id, timeout_s=DIAL_S) for _ in range(max(1, count))]
         said = await identify(host, record.peer_id, timeout_s=DIAL_S)

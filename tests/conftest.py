@@ -79,6 +79,16 @@ def _program(*names: str) -> Callable[[], str | None]:
     return missing
 
 
+@cache
+def missing_netns() -> str | None:
+    programs = ("unshare", "nsenter", "ip", "iptables", "mount")
+    if os.geteuid() != 0 or not all(shutil.which(name) for name in programs):
+        return f"network namespaces want root and {', '.join(programs)}"
+    trial = "ip link add veth0 type veth peer name veth1 && iptables -t nat -A POSTROUTING -j MASQUERADE"
+    done = subprocess.run(["unshare", "--net", "--mount", "sh", "-c", trial], capture_output=True, check=False)
+    return None if done.returncode == 0 else "this machine's kernel gives no network namespaces with NAT"
+
+
 def missing_gpu() -> str | None:
     return None if os.path.exists("/dev/nvidiactl") else "no NVIDIA GPU and driver"
 
@@ -90,6 +100,7 @@ NEEDS: dict[str, Callable[[], str | None]] = {
     "needs_systemd": _program("systemd-analyze"),
     "needs_gcc": _program("gcc", "cc"),
     "needs_postgres": missing_postgres,
+    "needs_netns": missing_netns,
     "needs_gpu": missing_gpu,
 }
 # what CI cannot install: left out without failing it

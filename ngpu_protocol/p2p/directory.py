@@ -28,7 +28,7 @@ from ngpu_protocol.capabilities import (
 )
 from ngpu_protocol.errors import AddressError
 from ngpu_protocol.identity import Address, address_of_peer_id
-from ngpu_protocol.node_records import SignedNodeRecord
+from ngpu_protocol.node_records import SignedNodeRecord, dial_addresses
 from ngpu_protocol.p2p.dht import Dht, wall_ms
 from ngpu_protocol.p2p.errors import BadMultiaddrError, DialError
 from ngpu_protocol.p2p.host import Host
@@ -154,10 +154,9 @@ class Directory:
         if self._host.is_connected(peer_id):
             return True
         with trio.move_on_after(_CHECK_S):
-            for address in signed.record.addresses:
-                head = address.partition("/p2p/")[0] if "/p2p-circuit" not in address else address
+            for address in dial_addresses(signed.record):
                 try:
-                    await self._host.probe(f"{head}/p2p/{peer_id}", timeout_s=_CHECK_S)
+                    await self._host.probe(address, timeout_s=_CHECK_S)
                 except (DialError, BadMultiaddrError):
                     continue
                 return True

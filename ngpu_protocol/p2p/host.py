@@ -27,6 +27,7 @@ from multiaddr import Multiaddr
 from ngpu_protocol.identity import Account, Address
 from ngpu_protocol.networks import Network
 from ngpu_protocol.p2p import negotiation
+from ngpu_protocol.p2p.dialling import DialPort
 from ngpu_protocol.p2p.errors import (
     BadMultiaddrError,
     DialError,
@@ -239,6 +240,22 @@ class Host:
     def dial_relayed_with(self, dialler: Callable[[str, ID], Awaitable[IRawConnection]]) -> None:
         """Have multiaddrs with ``/p2p-circuit`` dialled by *dialler* (`circuits`)."""
         self._swarm.relayed_dialler = dialler
+
+    def dial_from_one_port(self) -> None:
+        """Dial from one local port from now on, where that is possible (`hole_punch`)."""
+        try:
+            self._swarm.dial_port = self._swarm.dial_port or DialPort()
+        except OSError as error:
+            _log.info("no_dial_port", reason=error.strerror)
+
+    async def punch(self, endpoint: tuple[str, int], peer_id: str, *, is_client: bool) -> None:
+        """Return once *peer_id* is connected directly, dialling *endpoint* from the one port while it does the same.
+
+        Raises:
+            OSError: the two did not meet.
+            Exception: the library's, when the handshake failed.
+        """
+        await self._swarm.punch(endpoint, _parse_peer_id(peer_id), is_client=is_client)
 
     async def upgrade_relayed(self, raw: IRawConnection) -> Muxer:
         """Return the connection a peer makes with us over *raw*, once it has proven who it is."""

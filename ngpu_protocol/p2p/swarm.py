@@ -42,6 +42,7 @@ from multiaddr import Multiaddr
 
 from ngpu_protocol.identity import Account, Address, AddressError, address_of_peer_id
 from ngpu_protocol.p2p import negotiation
+from ngpu_protocol.p2p.dialling import DialPort, open_tcp
 from ngpu_protocol.p2p.errors import P2PError
 from ngpu_protocol.p2p.events import EventFan, PeerConnected, PeerDisconnected
 from ngpu_protocol.p2p.limits import HostLimits
@@ -217,6 +218,7 @@ class SafeSwarm(Swarm):
         handlers: our protocols and who serves them.
         library_handlers: the same for the library's own (set by the host).
         relayed_dialler: dials what is not plain TCP (`circuits`).
+        dial_port: where dials go out from; None: any port each.
     """
 
     def __init__(
@@ -255,6 +257,7 @@ class SafeSwarm(Swarm):
         self.handlers: dict[str, StreamHandler] = {}
         self.library_handlers: Mapping[TProtocol | None, StreamHandlerFn | None] = {}
         self.relayed_dialler: Callable[[str, ID], Awaitable[IRawConnection]] | None = None
+        self.dial_port: DialPort | None = None
         self._events = events
         self._admission = Admission(limits)
         self._quotas: dict[ID, PeerQuota] = {}
@@ -314,7 +317,7 @@ class SafeSwarm(Swarm):
                 if not done:
                     await _close_shielded(raw)
         else:
-            stream = await trio.open_tcp_stream(*endpoint)
+            stream = await open_tcp(endpoint, self.dial_port)
             done = False
             try:
                 raw = RawConnection(TrioTCPStream(stream), initiator=True)
@@ -325,6 +328,42 @@ class SafeSwarm(Swarm):
                     stream.socket.close()
         assert isinstance(connection, Connection)
         return connection
+
+    async def punch(self, endpoint: tuple[str, int], peer_id: ID, *, is_client: bool) -> Connection:
+        """Return a connection to *peer_id*, which dials us from *endpoint* at the same moment (`hole_punch`).
+
+        Bound it with a cancel scope.
+
+        Raises:
+            OSError: the two did not meet.
+            SwarmException: they did, and the handshake failed, or it was somebody else.
+        """
+        if self.dial_port is None:
+            raise SwarmException("this host does not dial from one port")
+        stream = await self.dial_port.connect(endpoint)
+        done = False
+        try:
+            raw = RawConnection(TrioTCPStream(stream), initiator=is_client)
+            if is_client:
+                connection = await self.upgrade_outbound_raw_conn(raw, peer_id)
+            else:
+                muxer = await self.upgrade_inbound_raw_conn(raw, Multiaddr("/ip4/0.0.0.0"))
+                connection = self._connection_of(muxer)
+                if muxer.peer_id != peer_id:
+                    await connection.close()
+                    raise SwarmException("somebody else was there")
+            done = True
+        finally:
+            if not done:
+                stream.socket.close()
+        assert isinstance(connection, Connection)
+        return connection
+
+    def _connection_of(self, muxer: IMuxedConn) -> Connection:
+        for connection in self.connections.get(muxer.peer_id, []):
+            if isinstance(connection, Connection) and connection.muxed_conn is muxer:
+                return connection
+        raise SwarmException("the connection ended at once")
 
     async def probe(self, multiaddr: Multiaddr, peer_id: ID) -> None:
         """Dial *multiaddr*, have *peer_id* prove itself there, and hang up.
@@ -474,6 +513,8 @@ class SafeSwarm(Swarm):
         for listener in self.listeners.values():
             await listener.close()
         self.listeners.clear()
+        if self.dial_port is not None:
+            self.dial_port.close()
         async with trio.open_nursery() as nursery:
             for connections in list(self.connections.values()):
                 for connection in connections:

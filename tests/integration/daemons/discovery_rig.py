@@ -20,11 +20,12 @@ from tests.integration.p2p.peers import host
 from tests.integration.whole_path.rig import Daemon, free_port, prepare
 
 
-def bootstrap_at(folder: Path, *lines: str, port: int | None = None) -> tuple[Daemon, str]:
+def bootstrap_at(folder: Path, *lines: str, port: int | None = None, at: str = "127.0.0.1") -> tuple[Daemon, str]:
+    """Prepare a bootstrap; return it, and the multiaddr it will listen on."""
     port = port or free_port()
-    own = [f'listen = ["/ip4/127.0.0.1/tcp/{port}"]', f'http_listen = "127.0.0.1:{free_port()}"', "drain_s = 1", *lines]
+    own = [f'listen = ["/ip4/{at}/tcp/{port}"]', f'http_listen = "127.0.0.1:{free_port()}"', "drain_s = 1", *lines]
     peer_id = prepare(folder, own)
-    return Daemon("ngpu_bootstrap", folder, "bootstrap.json"), f"/ip4/127.0.0.1/tcp/{port}/p2p/{peer_id}"
+    return Daemon("ngpu_bootstrap", folder, "bootstrap.json"), f"/ip4/{at}/tcp/{port}/p2p/{peer_id}"
 
 
 def node_of(folder: Path, *bootstraps: str, lines: tuple[str, ...] = (), tables: tuple[str, ...] = ()) -> Daemon:

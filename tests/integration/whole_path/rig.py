@@ -57,6 +57,7 @@ class Daemon:
     module: str
     folder: Path
     runtime_file: str
+    within: tuple[str, ...] = ()  # a command that runs it somewhere else, such as `nsenter`
     process: trio.Process | None = None
     where: dict[str, Any] = field(default_factory=dict)
 
@@ -69,7 +70,7 @@ class Daemon:
         path = self.folder / "data" / self.runtime_file
         path.unlink(missing_ok=True)
         log = (self.folder / "log").open("ab")
-        command = [sys.executable, "-m", self.module, "run", "--config", str(self.folder / "config.toml")]
+        command = [*self.within, sys.executable, "-m", self.module, "run", "--config", str(self.folder / "config.toml")]
         self.process = await trio.lowlevel.open_process(command, cwd=ROOT, stdout=log, stderr=log, env=os.environ)
         log.close()
         with trio.move_on_after(START_S):
@@ -262,7 +263,7 @@ async def network(
                 for daemon in (bootstrap, *node_daemons):
                     starting.start_soon(daemon.start)
             await net.connect_client()
-            await _add_workspace(net, {**SPEC, **(spec or {})})
+            net.workspace, net.token = await add_workspace(bootstrap, spec)
             for node in node_daemons:
                 await net.register(node)
             await net.ready()
@@ -326,11 +327,12 @@ class SharedNetwork:
             await self._done.wait()
 
 
-async def _add_workspace(net: Network, spec: dict[str, Any]) -> None:
-    file = net.bootstrap.folder / "workspace.json"
-    file.write_text(json.dumps(spec))
+async def add_workspace(bootstrap: Daemon, spec: dict[str, Any] | None = None) -> tuple[str, str]:
+    """Add the test's workspace, with what *spec* changes; return its id and its token."""
+    file = bootstrap.folder / "workspace.json"
+    file.write_text(json.dumps({**SPEC, **(spec or {})}))
     command = [sys.executable, "-m", "ngpu_bootstrap", "workspace", "add", "--file", str(file), "--json"]
-    command += ["--config", str(net.bootstrap.folder / "config.toml")]
+    command += ["--config", str(bootstrap.folder / "config.toml")]
     done = await trio.run_process(command, cwd=ROOT, capture_stdout=True)
     made = json.loads(done.stdout)
-    net.workspace, net.token = made["id"], made["token"]
+    return made["id"], made["token"]
