@@ -114,6 +114,29 @@ class RelaySection(Section):
     circuit_s: int = Field(120, ge=5, le=3600, description="Seconds one relayed connection may last.")
 
 
+class Brc20Section(Section):
+    """Who is asked what BTC addresses hold."""
+
+    indexer: Literal["", "unisat", "hiro"] = Field(
+        "", description="Service that knows BRC-20 balances: unisat or hiro. Empty: nobody is asked."
+    )
+    url: str = Field("", description="Its base URL. Empty: the service's own.", examples=["https://open-api.unisat.io"])
+    key_file: Path | None = Field(None, description="File with the API key, readable by nobody else.")
+    network: Literal["mainnet", "testnet", "regtest"] = Field("mainnet", description="Whose addresses are looked up.")
+    ticker: str = Field("AINN", min_length=1, max_length=16, description="The asset meant where nobody names one.")
+    timeout_s: float = Field(5.0, gt=0, le=60, description="Seconds one look-up may take.")
+    cache_s: float = Field(60.0, ge=0, description="Seconds a balance is remembered.")
+    cache_size: int = Field(4096, ge=1, description="Balances remembered at most.")
+    at_once: int = Field(8, ge=1, le=256, description="Addresses looked up at once.")
+    checks_per_minute: int = Field(60, ge=1, description="Checks of one client's address at /brc20/checkAddress.")
+
+    @model_validator(mode="after")
+    def _url_is_one(self) -> Self:
+        if self.url and not self.url.startswith(("https://", "http://")):
+            raise ValueError("brc20.url must start with https:// (or http:// for an indexer of your own)")
+        return self
+
+
 class LimitsSection(Section):
     """Bounds on what clients and nodes may take."""
 
@@ -183,6 +206,7 @@ class BootstrapSettings(DaemonSettings):
     log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: JSON unless on a terminal.")
     tls: TlsSection = Field(TlsSection(), description="TLS of the clients' listener.")
     admission: AdmissionSection = Field(AdmissionSection(), description="Which nodes may serve this bootstrap.")
+    brc20: Brc20Section = Field(Brc20Section(), description="Who is asked what BTC addresses hold.")
     limits: LimitsSection = Field(LimitsSection(), description="Bounds on what clients and nodes may take.")
     region: str = Field("", max_length=64, description="Where this bootstrap is, in a word; stands in its record.")
     discovery: DiscoverySettings = Field(

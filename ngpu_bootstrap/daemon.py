@@ -24,6 +24,9 @@ import trio
 
 from ngpu_bootstrap.admin_socket import serve_admin_socket
 from ngpu_bootstrap.api.app import Parts, build_app
+from ngpu_bootstrap.brc20.checker import Brc20Checker
+from ngpu_bootstrap.brc20.desk import Brc20Desk
+from ngpu_bootstrap.brc20.setup import open_checker
 from ngpu_bootstrap.config import BootstrapSettings, parse_host_port
 from ngpu_bootstrap.dispatch.detached import DetachedTasks
 from ngpu_bootstrap.dispatch.dispatcher import Dispatcher, DispatchLimits
@@ -108,7 +111,8 @@ async def run_daemon(
         drain = Drain()
         async with AsyncExitStack() as stack:
             store = await _opened_store(stack, settings, directory, account)
-            await _Bootstrap(settings, directory, account, store, drain, tls).run(task_status)
+            checker = await stack.enter_async_context(open_checker(settings.brc20))
+            await _Bootstrap(settings, directory, account, store, checker, drain, tls).run(task_status)
 
 
 async def _opened_store(
@@ -149,6 +153,7 @@ class _Bootstrap:
         directory: DataDirectory,
         account: Account,
         store: Store,
+        checker: Brc20Checker,
         drain: Drain,
         tls: ssl.SSLContext | None,
     ) -> None:
@@ -229,6 +234,7 @@ class _Bootstrap:
             attempts=limits.attempts,
             now_ms=now_ms,
         )
+        self.brc20 = Brc20Desk(checker, store, now_ms=now_ms)
         self.front = self._front()
         self._show_gauges()
 
@@ -246,6 +252,8 @@ class _Bootstrap:
             placement=self.placement,
             new_task_id=TaskIds(now_ms, zone_minutes),
             wire=Wire(zone_minutes, settings.submit_result_code, settings.show_node_ip),
+            brc20=self.brc20,
+            checks_per_minute=settings.brc20.checks_per_minute,
             trusted=parse_networks(settings.trusted_proxies),
         )
         parts = Parts(
@@ -253,6 +261,7 @@ class _Bootstrap:
             nodes=self.nodes,
             placement=self.placement,
             store=self.store,
+            brc20=self.brc20,
             metrics=self.metrics,
             operator_keys=OperatorKeys(self.directory.path),
             find_task=front.tasks_api.task,
@@ -378,6 +387,7 @@ class _Bootstrap:
         await self.placement.load()
         async with trio.open_nursery() as nursery:
             await nursery.start(self.drain.run)
+            await nursery.start(self.brc20.run)
             await nursery.start(self.dispatcher.run)
             await nursery.start(self.detached.run)
             nursery.start_soon(self.dispatcher.show_running)

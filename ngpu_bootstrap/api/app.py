@@ -18,6 +18,8 @@ from starlette.exceptions import HTTPException
 
 from ngpu_bootstrap.api import models, page
 from ngpu_bootstrap.api.live import EVENT_STREAM, LOG_LINES_MAX, Live
+from ngpu_bootstrap.brc20.desk import Brc20Desk
+from ngpu_bootstrap.brc20.policies import Brc20Policy
 from ngpu_bootstrap.credentials import Token, reveal, take_credential
 from ngpu_bootstrap.errors import Forbidden, NotServed, Refusal, Unauthorized
 from ngpu_bootstrap.metrics import Metrics
@@ -73,6 +75,7 @@ class Parts:
     nodes: Nodes
     placement: Placement
     store: Store
+    brc20: Brc20Desk
     metrics: Metrics
     operator_keys: OperatorKeys
     find_task: FindTask
@@ -256,6 +259,21 @@ def build_app(parts: Parts, *, is_operators_own: bool = False) -> FastAPI:
         owner(token, workspace_id, Scope.WORKSPACES)
         made, record, ends_at_ms = await parts.workspaces.rotate_token(workspace_id, rotation.overlap_s)
         return models.NewTokenView(token=reveal(made), label=record.label, others_end_at_ms=ends_at_ms)
+
+    @app.get("/api/v1/workspaces/{workspace_id}/brc20", tags=["workspaces"], responses=_ERRORS)
+    async def get_brc20_policy(workspace_id: str, token: Annotated[Token | None, Depends(presented)]) -> Brc20Policy:
+        """What a workspace asks of its callers' BTC addresses. For its own token or an operator key."""
+        owner(token, workspace_id, Scope.READ)
+        return parts.brc20.policy(parts.workspaces.require(workspace_id).id)
+
+    @app.put("/api/v1/workspaces/{workspace_id}/brc20", tags=["workspaces"], responses=_ERRORS)
+    async def set_brc20_policy(
+        workspace_id: str, policy: Brc20Policy, token: Annotated[Token | None, Depends(presented)]
+    ) -> Brc20Policy:
+        """Say what a workspace asks of its callers' BTC addresses. For its own token or an operator key."""
+        owner(token, workspace_id, Scope.WORKSPACES)
+        await parts.brc20.set_policy(parts.workspaces.require(workspace_id).id, policy)
+        return policy
 
     @app.get("/api/v1/tasks/{task_id}", tags=["tasks"], responses=_ERRORS)
     async def get_task(task_id: str, token: Annotated[Token | None, Depends(presented)]) -> models.TaskView:

@@ -7,6 +7,7 @@ empty, because clients read them.
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -52,6 +53,7 @@ def task_info(
         "state_name": task.state.name.lower(),
         "result_code": task.result_code,
         "reason": task.reason,
+        "brc20": json.loads(task.brc20) if task.brc20 else None,
         "verdict": task.verdict,
         "receipt": _receipt(receipts[-1]) if receipts else None,
         "attempts": [

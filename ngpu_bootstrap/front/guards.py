@@ -40,10 +40,10 @@ class _Bucket:
         self.at_s = now_s
 
 
-class FailedTries:
-    """Counts credentials that opened nothing, by the address that tried them."""
+class AddressBuckets:
+    """One bucket for each address, for those heard of lately."""
 
-    def __init__(self, *, burst: int = TRIES_BURST, per_s: float = TRIES_PER_S, addresses: int = MAX_ADDRESSES) -> None:
+    def __init__(self, *, burst: int, per_s: float, addresses: int = MAX_ADDRESSES) -> None:
         self._burst = burst
         self._per_s = per_s
         self._addresses = addresses
@@ -53,15 +53,15 @@ class FailedTries:
         return len(self._buckets)
 
     def wait_s(self, address: str, now_s: float) -> float:
-        """Return how long *address* must wait before another try is looked at; 0 when it need not."""
+        """Return how long *address* must wait before it may take again; 0 when it need not."""
         bucket = self._buckets.get(_network_of(address))
         if bucket is None:
             return 0.0
         bucket.refill(self._per_s, self._burst, now_s)
         return 0.0 if bucket.level >= 1 else (1 - bucket.level) / self._per_s
 
-    def failed(self, address: str, now_s: float) -> float:
-        """Note a failure; return how long the address must wait now, 0 while it has tries left."""
+    def take(self, address: str, now_s: float) -> float:
+        """Take one; return 0, or how long the address must wait because there was none left."""
         key = _network_of(address)
         bucket = self._buckets.pop(key, None)
         if bucket is None:
@@ -75,11 +75,18 @@ class FailedTries:
             return 0.0
         return (1 - bucket.level) / self._per_s
 
+
+class FailedTries(AddressBuckets):
+    """Counts credentials that opened nothing, by the address that tried them."""
+
+    def __init__(self, *, burst: int = TRIES_BURST, per_s: float = TRIES_PER_S, addresses: int = MAX_ADDRESSES) -> None:
+        super().__init__(burst=burst, per_s=per_s, addresses=addresses)
+
     def answer(self, address: str, refusal: Refusal, now_s: float) -> Refusal:
         """Return what the client gets for *refusal*: itself, or 429 once its address has failed too often."""
         if not isinstance(refusal, Unauthorized) or refusal.reason not in _TRIES:
             return refusal
-        wait_s = self.failed(address, now_s)
+        wait_s = self.take(address, now_s)
         return refusal if not wait_s else too_many_tries(wait_s)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
+from ngpu_bootstrap.brc20.desk import Brc20Desk
 from ngpu_bootstrap.config import LimitsSection
 from ngpu_bootstrap.credentials import take_credential
 from ngpu_bootstrap.dispatch.calls import Body, Call, ClientFault, StreamedBody, WholeBody
@@ -20,12 +21,13 @@ from ngpu_bootstrap.dispatch.detached import DetachedTasks
 from ngpu_bootstrap.dispatch.dispatcher import Dispatcher
 from ngpu_bootstrap.errors import NotServed, Refusal, Unauthorized
 from ngpu_bootstrap.front.answers import Answer, refusal_answer
+from ngpu_bootstrap.front.brc20_api import Brc20Api
 from ngpu_bootstrap.front.callers import Network, client_address, passed_on
 from ngpu_bootstrap.front.guards import FailedTries, TokenLimits
 from ngpu_bootstrap.front.paths import proxied_target, split_target, unslipped
 from ngpu_bootstrap.front.proxy import ProxySink
 from ngpu_bootstrap.front.reads_api import Wire
-from ngpu_bootstrap.front.tasks_api import TasksApi, UserRequest
+from ngpu_bootstrap.front.tasks_api import TasksApi, UserRequest, address_header
 from ngpu_bootstrap.metrics import Metrics
 from ngpu_bootstrap.registry.placement import Placement
 from ngpu_bootstrap.registry.workspaces import Workspaces
@@ -91,6 +93,8 @@ class Front:
         async_deadline_s: float,
         new_task_id: TaskIds,
         wire: Wire,
+        brc20: Brc20Desk,
+        checks_per_minute: int,
         trusted: Sequence[Network] = (),
     ) -> None:
         self._workspaces = workspaces
@@ -101,6 +105,8 @@ class Front:
         self._new_task_id = new_task_id
         self._now_ms = new_task_id.now_ms
         self._trusted = trusted
+        self._brc20_desk = brc20
+        self._brc20_api = Brc20Api(brc20.checker, per_minute=checks_per_minute)
         self.failed_tries = FailedTries()
         # None where the operator sets no limit: then it costs a call nothing
         self._token_limits = (
@@ -116,6 +122,7 @@ class Front:
             store=store,
             limits=limits,
             wire=wire,
+            brc20=brc20,
             async_deadline_s=async_deadline_s,
             new_task_id=new_task_id,
             now_ms=new_task_id.now_ms,
@@ -128,6 +135,9 @@ class Front:
             path, query = split_target(exchange.request.target)
             if path.startswith("/proxy/"):
                 await self._proxy(exchange, path, query)
+            elif path.startswith("/brc20/"):
+                documented = True
+                await self._brc20(exchange, path, query)
             elif path.startswith("/user/"):
                 documented = True
                 await self._user(exchange, path, query)
@@ -177,6 +187,8 @@ class Front:
         request = exchange.request
         presented = take_credential(request.headers, query)
         workspace, token = self._workspaces.authenticate(presented.token)
+        if self._brc20_desk.asks(workspace.id):
+            await self._brc20_desk.admit(workspace.id, address_header(request.headers))
         spec = workspace.spec
         where = proxied_target(path, presented.query, spec.ports)
         upgrade = wants_upgrade(request.headers)
@@ -228,6 +240,12 @@ class Front:
         if length is not None and length <= WHOLE_BODY_BYTES:
             return WholeBody(await exchange.receive_all(WHOLE_BODY_BYTES))
         return StreamedBody(exchange)
+
+    async def _brc20(self, exchange: Exchange, path: str, query: str | None) -> None:
+        path, query = unslipped(path, query)
+        presented = take_credential(exchange.request.headers, query)
+        client = client_address(exchange.remote.host, exchange.request.headers, self._trusted)
+        await respond(exchange, await self._brc20_api.answer(exchange.request.method, path, presented.query, client))
 
     async def _user(self, exchange: Exchange, path: str, query: str | None) -> None:
         request = exchange.request

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+from ngpu_bootstrap.brc20.desk import Brc20Desk
 from ngpu_bootstrap.config import LimitsSection
 from ngpu_bootstrap.credentials import Token
 from ngpu_bootstrap.dispatch.calls import Call, WholeBody
@@ -81,6 +82,7 @@ class TasksApi:
         store: Store,
         limits: LimitsSection,
         wire: Wire,
+        brc20: Brc20Desk,
         async_deadline_s: float,
         new_task_id: Callable[[], str],
         now_ms: Callable[[], int],
@@ -94,6 +96,7 @@ class TasksApi:
         self._async_deadline_s = async_deadline_s
         self._new_task_id = new_task_id
         self._now_ms = now_ms
+        self._brc20 = brc20
         self._submit_code = wire.submit_result_code
         self.reads = ReadsApi(workspaces=workspaces, placement=placement, store=store, find_task=self.task, wire=wire)
         self._reads: dict[str, Read] = {
@@ -131,6 +134,8 @@ class TasksApi:
     ) -> Answer:
         body = await read_body(self._limits.task_body_bytes)
         unwrapped = unwrap(body, header(request.headers, b"content-type"))
+        btc_address = unwrapped.btc_address or address_header(request.headers)
+        await self._brc20.admit(workspace.id, btc_address)
         spec = workspace.spec
         now_ms = self._now_ms()
         timeout_s = self._async_deadline_s if asked.detach else self._limits.queue_wait_s + spec.request_timeout_s
@@ -148,7 +153,7 @@ class TasksApi:
             detach=asked.detach,
             wrapped=True,
             idempotency_key=request.idempotency_key,
-            btc_address=unwrapped.btc_address or _address_header(request.headers),
+            btc_address=btc_address,
             user_ip=request.user_ip,
             request_url=request.url,
             token_label=token.label,
@@ -156,8 +161,11 @@ class TasksApi:
         try:
             if asked.detach:
                 await self._detached.submit(call)
+                self._brc20.note(workspace.id, call.task_id, btc_address)
                 return answers.submitted(call.task_id, self._submit_code)
-            return await self._wait(call)
+            answer = await self._wait(call)
+            self._brc20.note(workspace.id, call.task_id, btc_address)
+            return answer
         except IdempotencyKeyUsed as used:
             return await self._again(used.task_id)
 
@@ -249,7 +257,7 @@ def _named(workspace: Workspace, name: str, query: str | None) -> _Asked:
     return _Asked(name, api.method, where, detach=api.mode == "async")
 
 
-def _address_header(headers: Headers) -> str:
+def address_header(headers: Headers) -> str:
     """Return the BTC address that some clients send as a header, empty without one."""
     value = header(headers, _ADDRESS_HEADER) or b""
     if len(value) > MAX_ADDRESS:

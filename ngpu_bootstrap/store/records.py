@@ -278,7 +278,7 @@ class TaskRecord:
 
     *number* counts tasks of this database (the documents' ``id``). *attempts* is how many were begun, *node* and
     *node_ip* are those of the last one. *bootstrap* brings it to its end. *verdict* and *rule* are the last receipt's,
-    empty while there is none.
+    empty while there is none. *brc20* is what was found out about the BTC address, as JSON.
     """
 
     number: int
@@ -316,6 +316,7 @@ class TaskRecord:
     rule: str
     bootstrap: str = ""
     cancel_asked_at_ms: int | None = None
+    brc20: str = ""
     request: StoredBody | None = field(default=None, repr=False)
     response: StoredBody | None = field(default=None, repr=False)
 

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import outcome
 import sqlalchemy as sa
@@ -60,6 +60,8 @@ from ngpu_bootstrap.store.statements import Statements
 from ngpu_bootstrap.store.webhook_rows import DueWebhook, ToldWebhook, WebhookRecord
 from ngpu_protocol.identity import Address
 from ngpu_protocol.receipts import ReceiptLink
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -474,6 +476,16 @@ class Store:
     async def workspaces_mark(self) -> tuple[Any, ...]:
         """Return a value that differs once any workspace or token has changed."""
         return await self._lookups.read(leases.workspaces_mark)
+
+    # --- what is rare
+
+    async def chore(self, work: Callable[[sa.Connection], T]) -> T:
+        """Return what *work* does in a transaction of its own, apart from the writer's batches; for what is rare."""
+        return await self._chores.read(work)
+
+    async def look_up(self, work: Callable[[sa.Connection], T]) -> T:
+        """Return what *work* reads; it must be short."""
+        return await self._lookups.read(work)
 
     # --- retention
 

@@ -143,6 +143,8 @@ tasks = sa.Table(
     # whose it is to bring to an end, among several bootstraps on one database; empty: of before there were several
     _text("bootstrap"),
     sa.Column("cancel_asked_at_ms", _MS),
+    # what was found out about the address, as JSON; empty while nothing was
+    _text("brc20"),
     # most tasks have no key: they cost this index nothing
     sa.Index(
         "uq_tasks_idempotency_key",
@@ -296,4 +298,81 @@ node_gpus = sa.Table(
     sa.Column("gpu", sa.LargeBinary, primary_key=True),
     sa.Column("model", sa.Text, nullable=False),
     sa.Column("seen_at_ms", _MS, nullable=False),
+)
+
+brc20_policies = sa.Table(
+    "brc20_policies",
+    metadata,
+    sa.Column("workspace", sa.Text, primary_key=True),
+    sa.Column("policy", sa.Text, nullable=False),
+)
+
+# whom a node's work pays, by its own signature
+node_bindings = sa.Table(
+    "node_bindings",
+    metadata,
+    sa.Column("node", sa.Text, primary_key=True),
+    sa.Column("wallet", sa.Text, nullable=False),
+    _text("org_name"),
+    sa.Column("sequence", sa.BigInteger, nullable=False),
+    sa.Column("signature", sa.LargeBinary, nullable=False),
+    sa.Column("bound_at_ms", _MS, nullable=False),
+)
+
+# what existing NGPU clients know as accounts, products, images, groups and workspaces (`compat`)
+
+
+def _user() -> sa.Column[int]:
+    return sa.Column("user", _COUNT, sa.ForeignKey("cloud_users.id", ondelete="CASCADE"), nullable=False, index=True)
+
+
+cloud_users = sa.Table(
+    "cloud_users",
+    metadata,
+    sa.Column("id", _COUNT, primary_key=True, autoincrement=True),
+    sa.Column("email", sa.Text, nullable=False, unique=True),
+    sa.Column("password", sa.Text, nullable=False),
+    sa.Column("created_at_ms", _MS, nullable=False),
+)
+
+cloud_sessions = sa.Table(
+    "cloud_sessions",
+    metadata,
+    sa.Column("hash", sa.LargeBinary, primary_key=True),
+    _user(),
+    sa.Column("expires_at_ms", _MS, nullable=False),
+)
+
+cloud_products = sa.Table(
+    "cloud_products",
+    metadata,
+    sa.Column("id", _COUNT, primary_key=True, autoincrement=True),
+    sa.Column("document", sa.Text, nullable=False),
+)
+
+cloud_images = sa.Table(
+    "cloud_images",
+    metadata,
+    sa.Column("id", _COUNT, primary_key=True, autoincrement=True),
+    _user(),
+    sa.Column("document", sa.Text, nullable=False),
+    sa.Column("created_at_ms", _MS, nullable=False),
+)
+
+cloud_groups = sa.Table(
+    "cloud_groups",
+    metadata,
+    sa.Column("id", _COUNT, primary_key=True, autoincrement=True),
+    _user(),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("created_at_ms", _MS, nullable=False),
+)
+
+cloud_workspaces = sa.Table(
+    "cloud_workspaces",
+    metadata,
+    sa.Column("workspace", sa.Text, primary_key=True),
+    _user(),
+    sa.Column("document", sa.Text, nullable=False),
+    sa.Column("created_at_ms", _MS, nullable=False),
 )

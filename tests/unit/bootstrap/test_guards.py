@@ -52,7 +52,7 @@ def test_the_table_is_bounded_and_forgets_whoever_was_quiet_longest() -> None:
 def test_waiting_time_is_told_before_a_password_is_looked_at() -> None:
     tries = FailedTries(burst=1, per_s=0.5)
     assert tries.wait_s("a", 0.0) == 0.0
-    tries.failed("a", 0.0)
+    tries.take("a", 0.0)
     assert tries.wait_s("a", 1.0) == pytest.approx(1.0)
     assert tries.wait_s("a", 2.0) == 0.0
 
