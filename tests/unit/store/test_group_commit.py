@@ -91,7 +91,7 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def opened(template: Path, path: Path) -> Iterator[Writer]:
     for stale in path.parent.glob(path.name + "*"):
-        stale.unlink()
+        stale.unlink(missing_ok=True)
     shutil.copy(template, path)
     writer = Writer(path)
     try:
