@@ -1,4 +1,6 @@
-"""One thread that owns a SQLite connection, and commits what many tasks ask of it together.
+"""Commits what many tasks ask of a SQLite connection together: in the loop while the disk is fast, else in a thread.
+
+Which of the two is `ngpu_daemon.turn_commits`'s to say. Only one of them has work at a time.
 
 The thread takes all that wait (at most `BATCH`), commits once, and wakes the waiters: while a commit is on its way to
 the disk the next batch gathers, so one `fsync` serves many without a lone one waiting for company. Where batches hold
@@ -22,6 +24,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import structlog
 import trio
 
+from ngpu_daemon.turn_commits import Pace, TurnCommits
 from ngpu_node.errors import LedgerUnavailable
 
 log = structlog.get_logger(__name__)
@@ -48,17 +51,19 @@ class Transactions(Protocol):
 class _Waiting(Generic[T]):
     """A job on its way through the thread: *task* is woken, on trio's side, after COMMIT or failure."""
 
-    __slots__ = ("error", "job", "result", "since_s", "task")
+    __slots__ = ("done", "error", "job", "result", "since_s", "task")
 
     def __init__(self, job: Job[T], task: trio.lowlevel.Task | None = None, since_s: float = 0.0) -> None:
         self.job = job
         self.task = task
         self.since_s = since_s
+        self.done = False
         self.result: T | None = None
         self.error: Exception | None = None
 
     def wake(self) -> None:
         """Let whoever waits go on, if anyone still does."""
+        self.done = True
         if self.task is not None:
             task, self.task = self.task, None
             trio.lowlevel.reschedule(task)
@@ -71,8 +76,14 @@ class GroupCommit:
         failed: set when the disk could not take a write. Nothing committed before is affected.
     """
 
-    def __init__(self, connection: sqlite3.Connection, transactions: Transactions, *, name: str) -> None:
-        """Start the thread. The connection is its own from here on, and closed by `aclose`."""
+    def __init__(
+        self, connection: sqlite3.Connection, transactions: Transactions, *, name: str, pace: Pace | None = None
+    ) -> None:
+        """Start the thread. The connection is ours from here on, and closed by `aclose`.
+
+        Args:
+            pace: decides when the loop commits by itself.
+        """
         self._connection = connection
         self._transactions = transactions
         self._urgent: queue.SimpleQueue[_Waiting[Any] | None] = queue.SimpleQueue()
@@ -82,6 +93,8 @@ class GroupCommit:
         self._company = 1.0  # urgent jobs in a batch, on a moving average
         self._closed = False
         self.failed = trio.Event()
+        self._in_thread = 0
+        self._turns: TurnCommits[_Waiting[Any]] = TurnCommits(self._commit_here, lazy_s=LAZY_S, pace=pace)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -90,6 +103,7 @@ class GroupCommit:
         if self._closed:
             return
         self._closed = True
+        self._turns.close()
         self._urgent.put(None)
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(self._thread.join)
@@ -109,8 +123,12 @@ class GroupCommit:
         """
         if self._closed:
             raise LedgerUnavailable("the ledger is closed")
-        waiting = _Waiting(job, trio.lowlevel.current_task(), trio.current_time())
-        self._urgent.put(waiting)
+        waiting = _Waiting(job, None, trio.current_time())
+        if not self._in_thread and self._turns.allowed:
+            self._turns.add(waiting)
+        else:
+            self._in_thread += 1
+            self._urgent.put(waiting)
 
         def stop_waiting(_: object) -> trio.lowlevel.Abort:
             if to_the_end:
@@ -120,7 +138,9 @@ class GroupCommit:
 
         if to_the_end:
             self._to_the_end.add(waiting)
-        await trio.lowlevel.wait_task_rescheduled(stop_waiting)
+        if not waiting.done:
+            waiting.task = trio.lowlevel.current_task()
+            await trio.lowlevel.wait_task_rescheduled(stop_waiting)
         self._to_the_end.discard(waiting)
         if waiting.error is not None:
             raise LedgerUnavailable(f"the ledger could not be written: {waiting.error}") from waiting.error
@@ -137,10 +157,25 @@ class GroupCommit:
         """Have *job* committed within `LAZY_S`; returns at once, and nobody hears of a failure."""
         if self._closed:
             return
+        if not self._in_thread and self._turns.allowed:
+            self._turns.add_lazy(_Waiting(job))
+            return
+        self._in_thread += 1
         self._lazy.append(_Waiting(job))
         if len(self._lazy) == 1:
             # The thread sleeps without a time limit while nothing waits; this job, which does nothing, makes it look.
             self._urgent.put(_Waiting(_nothing))
+
+    def _commit_here(self, jobs: list[_Waiting[Any]]) -> None:
+        """Commit what the loop gathered, unless the thread was given work since: two must not write at once."""
+        if self._in_thread:
+            self._in_thread += len(jobs)
+            for waiting in jobs:
+                self._urgent.put(waiting)
+            return
+        self._commit(jobs)
+        for waiting in jobs:
+            waiting.wake()
 
     # -- in the thread -------------------------------------------------------------------------------------------------
 
@@ -226,6 +261,7 @@ class GroupCommit:
 
     def _settle(self, batch: list[_Waiting[Any]]) -> None:
         def wake() -> None:
+            self._in_thread -= len(batch)
             for waiting in batch:
                 waiting.wake()
 

@@ -2,7 +2,7 @@
 
 A receipt is a claim for money, and each names the one before it, so there must never be two with one sequence number.
 Therefore sequence and predecessor are assigned, and the receipt signed over them, inside the transaction that stores
-it, and only one thread ever writes (`group_commit`, `ledger_batch`). One that fails leaves no trace in the chain.
+it, and only one writes at a time (`group_commit`, `ledger_batch`). One that fails leaves no trace in the chain.
 
 When the disk fails, `failed` is set: the daemon ends, since a node that cannot keep receipts must not work.
 """
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import trio
 
+from ngpu_daemon.turn_commits import Pace
 from ngpu_node import ledger_schema
 from ngpu_node.group_commit import GroupCommit
 from ngpu_node.ledger_batch import LedgerBatch
@@ -81,21 +82,24 @@ class Totals:
 class Ledger:
     """The ledger of one node; made by `open`, used from one trio run, closed by `aclose`."""
 
-    def __init__(self, connection: sqlite3.Connection, account: Account, chain_id: int) -> None:
+    def __init__(self, connection: sqlite3.Connection, account: Account, chain_id: int, pace: Pace | None) -> None:
         self._account = account
         self._chain_id = chain_id
         self._batch = LedgerBatch()
-        self._commits = GroupCommit(connection, self._batch, name="ledger")
+        self._commits = GroupCommit(connection, self._batch, name="ledger", pace=pace)
 
     @classmethod
-    async def open(cls, path: Path, account: Account, chain_id: int) -> Ledger:
+    async def open(cls, path: Path, account: Account, chain_id: int, *, pace: Pace | None = None) -> Ledger:
         """Open or make the ledger of *account* at *path*; the caller closes it.
+
+        Args:
+            pace: decides when commits are made by trio's loop itself; None for the usual one.
 
         Raises:
             NodeConfigurationError: it was written by a later version, or is damaged.
         """
         connection = await trio.to_thread.run_sync(ledger_schema.connect, path)
-        return cls(connection, account, chain_id)
+        return cls(connection, account, chain_id, pace)
 
     @property
     def failed(self) -> trio.Event:

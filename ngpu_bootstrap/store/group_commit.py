@@ -92,14 +92,18 @@ class GroupCommit:
 
     def _run(self) -> None:
         while (batch := self._handoff.take(BATCH_LIMIT, self._linger_s)) is not None:
-            try:
-                self.write(batch)
-            except BaseException as error:
-                # a bug of ours must not strand the callers of this batch nor those after it
-                _log.exception("store_writer_bug")
-                self._fail(batch, error)
+            self.serve(batch)
             self._handoff.deliver(batch)
         self._disconnect()
+
+    def serve(self, batch: Sequence[Operation]) -> None:
+        """As `write`, whatever happens. The thread calls it, or trio's loop while the thread has nothing to do."""
+        try:
+            self.write(batch)
+        except BaseException as error:
+            # a bug of ours must not strand the callers of this batch nor those after it
+            _log.exception("store_writer_bug")
+            self._fail(batch, error)
 
     def write(self, batch: Sequence[Operation]) -> None:
         """Commit *batch* and set the outcome of each operation. Blocking: the thread calls it, or a test does."""

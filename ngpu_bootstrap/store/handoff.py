@@ -1,4 +1,5 @@
-"""Handing jobs from the trio thread to one service thread and waking their waiters, cheaply.
+"""Handing jobs from the trio thread to one service thread and waking their waiters, cheaply; or to nobody, where the
+loop may serve them itself (`serve_here`).
 
 ``trio.to_thread.run_sync`` costs a tenth of a millisecond a call and one wake-up each. Here a job costs one queue put,
 and all waiters of a batch are woken by a single ``run_sync_soon``: at 64 waiters that is one pass through trio's loop
@@ -25,6 +26,7 @@ import structlog
 import trio
 
 from ngpu_bootstrap.store.errors import StoreClosed
+from ngpu_daemon.turn_commits import TurnCommits
 
 POSTED_S = 0.01
 _COMPANY = 1.4
@@ -37,12 +39,13 @@ Told = Callable[[outcome.Value[Any] | outcome.Error], None]
 class Job:
     """One piece of work with its outcome; subclasses add what is to be done.
 
-    The service thread sets *outcome*, the trio thread reads it.
+    Whoever serves it sets *outcome*, the trio thread reads it once it is *done*.
     """
 
-    __slots__ = ("outcome", "tell", "waiter")
+    __slots__ = ("done", "outcome", "tell", "waiter")
 
     def __init__(self) -> None:
+        self.done = False
         self.waiter: trio.lowlevel.Task | None = None
         self.tell: Told | None = None
         # an outcome can be unwrapped once only: never share one
@@ -68,6 +71,25 @@ class Handoff(Generic[JobT]):
         self._asleep = False
         self._company = 1.0  # jobs that somebody waited for in a batch, on a moving average
         self._closed = False
+        self._turns: TurnCommits[JobT] | None = None
+        self._in_thread = 0
+
+    def serve_here(self, serve: Callable[[Sequence[JobT]], None]) -> None:
+        """Let trio's loop call *serve* for what is gathered in a turn, as long as that is quick and the thread idle.
+
+        *serve* sets each job's outcome and never raises.
+        """
+
+        def served(jobs: list[JobT]) -> None:
+            if self._in_thread:  # given work since these were gathered, and two must not write at once
+                self._in_thread += len(jobs)
+                for job in jobs:
+                    self._queue.put(job)
+                return
+            serve(jobs)
+            self._wake(jobs)
+
+        self._turns = TurnCommits(served, lazy_s=POSTED_S)
 
     @property
     def waiting(self) -> int:
@@ -95,8 +117,16 @@ class Handoff(Generic[JobT]):
         if self._closed:
             self._room.release()
             raise StoreClosed("the store is closed")
-        job.waiter = trio.lowlevel.current_task()
-        self._queue.put(job)
+        if self._turns is not None and not self._in_thread and self._turns.allowed:
+            job.done = False
+            self._turns.add(job)
+            if job.done:
+                return job.outcome.unwrap()
+            job.waiter = trio.lowlevel.current_task()
+        else:
+            job.waiter = trio.lowlevel.current_task()
+            self._in_thread += 1
+            self._queue.put(job)
 
         def stop_waiting(_: object) -> trio.lowlevel.Abort:
             if to_the_end:
@@ -119,6 +149,10 @@ class Handoff(Generic[JobT]):
         except trio.WouldBlock:
             return False
         job.tell = tell
+        if self._turns is not None and not self._in_thread and self._turns.allowed:
+            self._turns.add_lazy(job)
+            return True
+        self._in_thread += 1
         self._posted.append(job)
         if self._asleep:
             self._asleep = False
@@ -129,6 +163,8 @@ class Handoff(Generic[JobT]):
         """Refuse further jobs; those queued are still done, then ``take`` returns None."""
         if not self._closed:
             self._closed = True
+            if self._turns is not None:
+                self._turns.close()
             self._queue.put(None)
 
     def take(self, limit: int, linger_s: float = 0.0) -> list[JobT] | None:
@@ -186,11 +222,16 @@ class Handoff(Generic[JobT]):
     def deliver(self, jobs: Sequence[JobT]) -> None:
         """Wake the waiters of *jobs* with their outcomes. Service thread only; harmless after the trio run ended."""
         with suppress(trio.RunFinishedError):  # nobody is left to be told
-            self._token.run_sync_soon(self._wake, jobs)
+            self._token.run_sync_soon(self._back, jobs)
+
+    def _back(self, jobs: Sequence[JobT]) -> None:
+        self._in_thread -= len(jobs)
+        self._wake(jobs)
 
     def _wake(self, jobs: Sequence[JobT]) -> None:
         for job in jobs:
             self._room.release()
+            job.done = True
             if job.waiter is not None:
                 waiter, job.waiter = job.waiter, None
                 trio.lowlevel.reschedule(waiter, job.outcome)

@@ -142,6 +142,8 @@ class Store:
         operations = Operations(Statements(engine.dialect), bootstrap)
         commits = GroupCommit(engine, operations, writes, linger_s=options.linger_s)
         store = cls(engine, bootstrap, writes, commits, operations, files)
+        if engine.dialect.name == "sqlite":  # no network and no other writer to wait for
+            writes.serve_here(commits.serve)
         commits.start()
         store._lookups.start()
         store._lists.start()

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from ngpu_daemon.turn_commits import Pace
 from ngpu_node import ledger_schema
 from ngpu_node.errors import LedgerUnavailable, NodeConfigurationError
 from ngpu_node.ledger import Ledger, StoredAnswer
@@ -31,10 +32,22 @@ from tests.unit.node.builders import (
     task_id,
 )
 
+#: For the thread's way of committing, which the loop takes over while the disk is fast.
+IN_THE_THREAD = Pace(limit_s=0)
+IN_THE_LOOP = Pace(limit_s=60)
 
-def with_ledger(path: Path, body: Callable[[Ledger], Awaitable[None]]) -> None:
+_pace: list[Pace] = []
+
+
+@pytest.fixture(params=[IN_THE_LOOP, IN_THE_THREAD], ids=["loop", "thread"], autouse=True)
+def pace(request: pytest.FixtureRequest) -> None:
+    """Have every test here run with commits in the loop and in the thread."""
+    _pace[:] = [request.param]
+
+
+def with_ledger(path: Path, body: Callable[[Ledger], Awaitable[None]], pace: Pace | None = None) -> None:
     async def main() -> None:
-        ledger = await Ledger.open(path, NODE, CHAIN_ID)
+        ledger = await Ledger.open(path, NODE, CHAIN_ID, pace=pace or _pace[0])
         try:
             with trio.fail_after(20):
                 await body(ledger)
@@ -371,4 +384,4 @@ def test_a_disk_that_hangs_is_given_up(tmp_path: Path) -> None:
         finally:
             free.set()
 
-    with_ledger(tmp_path / "ledger.db", body)
+    with_ledger(tmp_path / "ledger.db", body, IN_THE_THREAD)
