@@ -461,6 +461,7 @@ class Images:
             if fetch.image is None:
                 assert fetch.error is not None
                 raise fetch.error
+            tell(fetch.look())
             entry = self._shelf.get(name)
             assert entry is not None
             if wish.credentials is not None:
@@ -478,6 +479,8 @@ class Images:
             fetch.waiters -= 1
             if fetch.waiters == 0:
                 fetch.scope.cancel()
+                with trio.move_on_after(SETTLE_S, shield=True):  # so that whoever leaves leaves nothing behind
+                    await fetch.done.wait()
 
     async def _fetch(self, fetch: _Fetch, work: Callable[[_Fetch], Awaitable[LocalImage]]) -> None:
         fetch.error = PullBroke("the pull was broken off")
@@ -707,6 +710,7 @@ class Images:
             held_names={name for name, _ in held} | set(self._fetches),
             keep=self._settings.keep,
         )
+        candidates = [entry for entry in candidates if not await self._is_claimed(entry)]
         if sum(entry.size for entry in candidates) < short:
             return
         for entry in candidates:
@@ -720,13 +724,14 @@ class Images:
                 short -= max(gained, 0)
         await self._shelf.save()
 
-    async def _remove_one(self, entry: Entry) -> bool:
-        """Remove an image of ours; tell whether it is gone. One that somebody has named or uses meanwhile stays."""
+    async def _is_claimed(self, entry: Entry) -> bool:
+        """Tell whether somebody else has given an image of ours a tag; it is not ours to remove any more then."""
         attrs = await self._engine.inspect(entry.name)
-        if attrs is not None and [tag for tag in attrs.get("RepoTags") or [] if tag != entry.name]:
-            log.info("image_kept", image=entry.name, reason="somebody gave it a tag")
-            entry.borrowed = True
-            return False
+        entry.borrowed = attrs is not None and any(tag != entry.name for tag in attrs.get("RepoTags") or [])
+        return entry.borrowed
+
+    async def _remove_one(self, entry: Entry) -> bool:
+        """Remove an image of ours; tell whether it is gone. One that somebody uses meanwhile stays."""
         try:
             await self._engine.remove(entry.name)
         except EngineFailed as error:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from ngpu_node.images.problems import CorruptLayer, DiskFull, ImageProblem, OutOfSpace, TotalReached
+from ngpu_node.images.problems import CorruptLayer, DiskFull, ImageProblem, OutOfSpace, Stalled, TotalReached
 
 WAITS_S = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0)
 MAX_TRIES = 8
 
-#: Damage that comes a second time is at the registry; a disk does not empty itself while somebody waits.
-_TRIES: dict[type[ImageProblem], int] = {CorruptLayer: 2, DiskFull: 1, OutOfSpace: 1, TotalReached: 1}
+#: Damage that comes a second time is at the registry; a disk does not empty itself while somebody waits; and Docker
+#: keeps a connection on which nothing comes until the other side ends it: each try at such a one costs it a socket.
+_TRIES: dict[type[ImageProblem], int] = {CorruptLayer: 2, Stalled: 3, DiskFull: 1, OutOfSpace: 1, TotalReached: 1}
 
 
 def wait_before_retry(problem: ImageProblem, tries: int, left_s: float) -> float | None:
