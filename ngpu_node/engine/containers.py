@@ -165,6 +165,7 @@ class Containers:
                         log.info("engine_back")
                         await self._networks.restore()
                         self.facts = await self._engine.facts()
+                        self._gpu_problem = ""
                     self.problem, failures = "", 0
                     self._post_to_all(EngineBack())
                     async for event in events:

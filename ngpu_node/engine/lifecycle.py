@@ -145,10 +145,11 @@ class StartRefused:
 
 @dataclass(frozen=True, slots=True)
 class Impossible:
-    """This node will never run it; nothing was left behind."""
+    """This node will not run it; *until_engine_back*: unless its engine is mended, and so started again."""
 
     reason: str
     word: str = "not_possible_here"
+    until_engine_back: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +282,7 @@ class Life:
         self._readiness_timeout_s = 0.0
         self._wait_s = policy.readiness_wait_s
         self._may_exist = False
+        self._again_with_engine = False
         self._then = _AGAIN
         self._waits_for_engine: Activity | None = None
         self._withdrawn = ""
@@ -345,8 +347,9 @@ class Life:
                 self._may_exist = False
                 self.lacks_room = True
                 return self._say(Phase.QUEUED if ever else Phase.FAILED, reason, Rest(), word="no_room")
-            case Impossible(reason, word):
+            case Impossible(reason, word, until_engine_back):
                 self._then = _Then(Phase.FAILED, reason, None, word)
+                self._again_with_engine = until_engine_back
                 return Clear()
             case StartRefused(reason):
                 return self._death(reason, "start_refused", now_s)
@@ -381,7 +384,7 @@ class Life:
         return activity
 
     def _from_the_beginning(self) -> Activity:
-        self.lacks_room = False
+        self.lacks_room = self._again_with_engine = False
         return Fetch()
 
     def _silent(self, problem: str, now_s: float) -> Activity | None:
@@ -470,4 +473,6 @@ class Life:
 
     def _engine_back(self) -> Activity | None:
         again, self._waits_for_engine = self._waits_for_engine, None
+        if again is None and self._again_with_engine and self.phase is Phase.FAILED:
+            return self._from_the_beginning()
         return again

@@ -44,7 +44,7 @@ from ngpu_node.engine.lifecycle import (
     Unwanted,
     Withdrawn,
 )
-from ngpu_node.errors import DeploymentImpossible, EngineFailed, EngineUnavailable
+from ngpu_node.errors import DeploymentImpossible, EngineFailed, EngineUnavailable, GpusNotGiven
 from ngpu_node.images.images import LocalImage
 from ngpu_node.images.problems import ImageProblem
 from ngpu_node.probes import probe
@@ -202,6 +202,8 @@ class Run:
             return StartRefused(str(error))
         except ImageProblem as error:
             return ImageRefused(str(error), error.again_s, error.reason)
+        except GpusNotGiven as error:
+            return Impossible(str(error), "gpus_not_given", until_engine_back=True)
         except DeploymentImpossible as error:
             return Impossible(str(error))
         raise AssertionError(f"{activity} ended")

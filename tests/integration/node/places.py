@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -63,8 +63,20 @@ class Place:
 
 @asynccontextmanager
 async def a_place(
-    account: Account, *, state: NodeState | None = None, gpus: Sequence[UsableGpu] = (), **chosen: Any
+    account: Account,
+    *,
+    state: NodeState | None = None,
+    gpus: Sequence[UsableGpu] = (),
+    sick: Mapping[str, str] | None = None,
+    shares_per_gpu: int = 1,
+    **chosen: Any,
 ) -> AsyncIterator[Place]:
+    """Run a table of deployments for the duration of the context.
+
+    Args:
+        sick: which of *gpus* must not be used, and why; may be changed while it runs.
+    """
+    against = sick if sick is not None else {}
     engine = await DockerEngine.connect(account.address)
     deployments = Deployments(Changes())
     images = await Images.open(ImageSettings(registries=["127.0.0.1:1"]), None)
@@ -75,7 +87,9 @@ async def a_place(
         account=account,
         images=images,
         trust=TRUST,
-        gpus=lambda: gpus,
+        gpus=lambda: [gpu for gpu in gpus if gpu.uuid not in against],
+        reason_against=lambda uuid: against.get(uuid, ""),
+        shares_per_gpu=shares_per_gpu,
         books=state,
         policy=QUICK,
     )

@@ -163,6 +163,14 @@ def test_what_can_never_run_here_is_cleared_and_has_failed_at_once() -> None:
     assert story.on(Impossible("no NVIDIA runtime")) == Clear()
     assert story.on(Cleared()) == Rest()
     assert story.stands == (Phase.FAILED, "no NVIDIA runtime")
+    assert story.on(EngineBack()) is None
+
+
+def test_what_a_mended_engine_could_run_is_tried_when_it_is_back() -> None:
+    story = Story()
+    story.on(ImageHere(), Impossible("no NVIDIA runtime", until_engine_back=True), Cleared())
+    assert story.life.phase is Phase.FAILED
+    assert story.on(EngineBack()) == Fetch()
 
 
 def test_a_start_the_engine_refused_is_tried_again() -> None:

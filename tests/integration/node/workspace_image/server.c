@@ -149,11 +149,12 @@ static int list_gpus(void) {
 
 int main(int count, char **arguments) {
     setvbuf(stdout, NULL, _IONBF, 0);
+    signal(SIGPIPE, SIG_IGN); /* whoever asked may be gone */
     if (strstr(arguments[0], "nvidia-smi")) return list_gpus();
     puts("hello from the workspace");
     if (count > 1 && !strcmp(arguments[1], "sick")) status = "500 Sick";
     if (count > 1 && !strcmp(arguments[1], "stubborn")) signal(SIGTERM, SIG_IGN);
-    if (count > 1 && !strcmp(arguments[1], "leak") && !fork()) grow();
+    if (count > 1 && !strcmp(arguments[1], "leak") && fork()) grow();
     if (count > 1 && !strcmp(arguments[1], "exit")) {
         puts("I would rather not");
         return 3;
