@@ -3,9 +3,11 @@
 This package is the only one that imports py-libp2p. What the library gets wrong is closed here, each trap in one
 place with the reason beside it, so that the rest of the house can use streams as it uses sockets.
 
-Import from this module; its parts are `host`, `swarm`, `listener`, `noise`, `links`, `yamux`, `stream`, `negotiation`,
-`events`, `reconnect`, `frames`, `limits` and `errors`. The DHT is `dht`, over `kad_messages`, `kad_table`, `kad_walk`,
-`kad_calls`, `kad_store` and `kad_server`; `directory` finds nodes in it; `identify` asks a peer what it is.
+Import from this module; its parts are `host`, `swarm`, `dialling`, `listener`, `noise`, `links`, `yamux`, `stream`,
+`negotiation`, `events`, `reconnect`, `frames`, `limits` and `errors`. The DHT is `dht`, over `kad_messages`,
+`kad_table`, `kad_walk`, `kad_calls`, `kad_store` and `kad_server`; `directory` finds nodes in it. Being reached:
+`autonat` finds out whether others can dial this host, `relay` and `circuits` are the two sides of reaching those that
+cannot be dialled, `hole_punch` goes on from there directly. `identify` asks a peer what it is.
 """
 
 from ngpu_protocol.p2p.errors import (
@@ -23,7 +25,7 @@ from ngpu_protocol.p2p.events import PeerConnected, PeerDisconnected, PeerEvent,
 from ngpu_protocol.p2p.frames import receive_frame, send_frame
 from ngpu_protocol.p2p.host import Host, open_host, parse_multiaddr
 from ngpu_protocol.p2p.limits import HostLimits
-from ngpu_protocol.p2p.reconnect import BackOff, keep_connected
+from ngpu_protocol.p2p.reconnect import BackOff
 from ngpu_protocol.p2p.stream import P2PStream
 from ngpu_protocol.p2p.swarm import StreamHandler
 
@@ -46,7 +48,6 @@ __all__ = [
     "ProtocolRefusedError",
     "StreamHandler",
     "StreamOpenError",
-    "keep_connected",
     "open_host",
     "parse_multiaddr",
     "receive_frame",

@@ -16,8 +16,8 @@ from ngpu_protocol.capabilities import Capability
 from ngpu_protocol.identity import Account
 from ngpu_protocol.node_records import MAX_RECORD_BYTES, RecordGpu, RecordModel, sign_node_record
 from ngpu_protocol.p2p.directory import Directory
-from tests.integration.p2p.dht_peers import Peer, dht_network
-from tests.integration.p2p.peers import LOCAL
+from tests.integration.p2p.dht_peers import Peer, dht_network, dht_peer, now_ms
+from tests.integration.p2p.peers import LOCAL, eventually
 from tests.unit.p2p.made_records import record_of
 
 T4 = Capability.parse("gpu:T4")
@@ -84,6 +84,51 @@ async def test_the_record_is_put_again_before_it_lapses(tmp_path: Path) -> None:
         again = await peers[4].dht.get(peers[1].account.address)
         assert again is not None
         assert again.record.sequence > first.record.sequence
+
+
+@trio_test
+async def test_a_peer_that_dies_is_gone_from_answers_within_its_lifetime(tmp_path: Path) -> None:
+    async with dht_network(5) as peers:
+        async with advertised(peers[1], tmp_path, lifetime_ms=1500):
+            await finds(peers[4], T4, 1)
+        died_s = trio.current_time()  # it neither withdraws nor puts again
+        with trio.fail_after(5):
+            while await peers[3].dht.get(peers[1].account.address, quorum=5):  # noqa: ASYNC110  others' stores
+                await trio.sleep(0.05)
+        assert trio.current_time() - died_s < 2.5
+        for peer in peers:
+            peer.dht.store.expire(now_ms())
+            assert peer.dht.store.record_count == 0
+
+
+@trio_test
+async def test_who_starts_before_the_others_is_known_to_them_too_when_the_first_is_gone(tmp_path: Path) -> None:
+    async with dht_peer() as first, dht_peer(first) as early, advertised(early, tmp_path) as (advertiser, _):
+        await eventually(lambda: advertiser.copies >= 2)
+        async with dht_peer(first) as third, dht_peer(first) as fourth:
+            await eventually(lambda: advertiser.copies >= 4, 15)
+            await first.host._swarm.close()
+            await finds(third, T4, 1)
+            await finds(fourth, T4, 1)
+
+
+@trio_test
+async def test_a_gpu_that_falls_ill_is_told_at_once_and_found_by_nobody(tmp_path: Path) -> None:
+    async with dht_network(5) as peers, advertised(peers[1], tmp_path) as (_, offer):
+        await finds(peers[4], T4, 1)
+        offer.change(gpus=(RecordGpu(id=bytes(32), model="T4", memory_bytes=1, health="xid"),))
+        await finds(peers[3], T4, 0)
+        record = await peers[2].dht.get(peers[1].account.address)
+        assert record is not None
+        assert record.record.gpus[0].health == "xid"
+
+
+@trio_test
+async def test_a_full_disk_keeps_the_record_back_and_the_daemon_up(tmp_path: Path) -> None:
+    async with dht_network(3) as peers, advertised(peers[1], tmp_path / "gone") as (advertiser, _):
+        await trio.sleep(0.5)
+        assert advertiser.latest is None
+        await advertiser.withdraw()
 
 
 @trio_test

@@ -72,6 +72,21 @@ async def test_no_peer_keeps_a_forged_replayed_stale_oversize_or_foreign_record(
 
 
 @trio_test
+async def test_a_record_that_was_withdrawn_cannot_be_played_again() -> None:
+    async with dht_network(4) as peers, host({}, key=HOSTILE) as hostile:
+        victim = peers[0]
+        once = victim.record(5)
+        await victim.dht.put(once)
+        await victim.dht.put(victim.record(6, withdrawn=True))
+        for peer in peers:
+            assert await say(hostile, peer, put(record_key(victim.account.address), once.encode())) is None
+            assert peer.dht.server.refused["stale"] == 1
+            found = await peer.dht.get(victim.account.address)
+            assert found is not None
+            assert found.record.withdrawn
+
+
+@trio_test
 async def test_nobody_can_announce_another_or_fill_a_node_key() -> None:
     async with dht_network(2) as peers, host({}, key=HOSTILE) as hostile:
         key = b"\x12\x20" + os.urandom(32)
