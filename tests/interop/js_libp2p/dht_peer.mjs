@@ -78,8 +78,9 @@ async function main (job) {
   const key = Buffer.from(job.recordKey)
   const value = await node.contentRouting.get(key)
   const record = check(key, value)
-  const gpus = record.gpus.map((gpu) => gpu.model)
-  say({ providers, record: { peerId: record.peer_id, gpus, addresses: record.addresses }, sequence: record.sequence })
+  const gpus = (record.gpus ?? []).map((gpu) => gpu.model) // what is at its default is left out
+  const addresses = record.addresses ?? []
+  say({ providers, record: { peerId: record.peer_id, gpus, addresses }, sequence: record.sequence })
   // A key of a namespace nobody validates; its own validator would refuse it, the hosts must by themselves.
   node.services.dht.validators.ngpu = async () => {}
   await node.contentRouting.put(Buffer.from('/ngpu/other/thing'), value).catch(() => {})
