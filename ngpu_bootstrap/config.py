@@ -159,6 +159,24 @@ class LimitsSection(Section):
     streams_per_node: int = Field(256, ge=1, description="HTTP streams to one node open at once.")
 
 
+class RetentionSection(Section):
+    """How long tasks are kept. Receipts are kept for ever; a task that has not ended is never removed."""
+
+    days: float = Field(90.0, ge=0, description="Days a task is kept after it was accepted. 0: for ever.")
+    bodies_bytes: int = Field(
+        64 * 1024 * MIB, ge=0, description="Bytes that requests and answers may take together; beyond it the oldest go."
+    )
+
+
+class WebhooksSection(Section):
+    """Clients that are called back when a task of theirs has ended."""
+
+    enabled: bool = Field(True, description="Whether clients may name a URL to call back.")
+    allow: tuple[ProxyAddress, ...] = Field(
+        (), description="Addresses or networks that may be called though they are not public."
+    )
+
+
 class BootstrapSettings(DaemonSettings):
     """Everything `ngpu-bootstrap run` can be told."""
 
@@ -204,9 +222,16 @@ class BootstrapSettings(DaemonSettings):
     drain_s: float = Field(25.0, ge=0, description="Seconds running tasks may take to end after SIGTERM.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
     log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: JSON unless on a terminal.")
+    bodies: Path | None = Field(
+        None,
+        description="Folder for requests and answers over 64 KiB, shared by all bootstraps of a PostgreSQL database. "
+        "Empty: beside a SQLite file; in a PostgreSQL database itself.",
+    )
     tls: TlsSection = Field(TlsSection(), description="TLS of the clients' listener.")
     admission: AdmissionSection = Field(AdmissionSection(), description="Which nodes may serve this bootstrap.")
     brc20: Brc20Section = Field(Brc20Section(), description="Who is asked what BTC addresses hold.")
+    retention: RetentionSection = Field(RetentionSection(), description="How long tasks are kept.")
+    webhooks: WebhooksSection = Field(WebhooksSection(), description="Calling clients back.")
     limits: LimitsSection = Field(LimitsSection(), description="Bounds on what clients and nodes may take.")
     region: str = Field("", max_length=64, description="Where this bootstrap is, in a word; stands in its record.")
     discovery: DiscoverySettings = Field(

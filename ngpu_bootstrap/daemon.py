@@ -14,7 +14,7 @@ import json
 import os
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ import trio
 
 from ngpu_bootstrap.admin_socket import serve_admin_socket
 from ngpu_bootstrap.api.app import Parts, build_app
+from ngpu_bootstrap.api.task_calls import TaskControl
 from ngpu_bootstrap.brc20.checker import Brc20Checker
 from ngpu_bootstrap.brc20.desk import Brc20Desk
 from ngpu_bootstrap.brc20.setup import open_checker
@@ -38,6 +39,7 @@ from ngpu_bootstrap.front.callers import parse_networks
 from ngpu_bootstrap.front.reads_api import Wire
 from ngpu_bootstrap.front.routes import Front, TaskIds
 from ngpu_bootstrap.front.wire_times import parse_zone
+from ngpu_bootstrap.membership import Membership
 from ngpu_bootstrap.metrics import Metrics
 from ngpu_bootstrap.operator_keys import OperatorKeys
 from ngpu_bootstrap.registry.confided import Confided
@@ -45,9 +47,13 @@ from ngpu_bootstrap.registry.control import ControlDesk, Greeting
 from ngpu_bootstrap.registry.nodes import Nodes, NodeSession
 from ngpu_bootstrap.registry.placement import Placement
 from ngpu_bootstrap.registry.workspaces import Workspaces
+from ngpu_bootstrap.retention import keep_swept
+from ngpu_bootstrap.store.bodies import BodyLimits
 from ngpu_bootstrap.store.errors import StoreMismatch, StoreUnavailable
-from ngpu_bootstrap.store.records import NodeRow, TaskRecord
-from ngpu_bootstrap.store.store import Store, open_store
+from ngpu_bootstrap.store.records import NodeRow, OpenTask, TaskRecord
+from ngpu_bootstrap.store.store import Store, StoreOptions, open_store
+from ngpu_bootstrap.webhooks.caller import WebhookCaller
+from ngpu_bootstrap.webhooks.rules import WebhookRules
 from ngpu_daemon.datadir import DataDirectory
 from ngpu_daemon.discovery import Discovery
 from ngpu_daemon.drain import Drain
@@ -124,11 +130,24 @@ async def _opened_store(
                 settings.store or directory.path / "bootstrap.db",
                 network=settings.network,
                 bootstrap=account.address,
-                bodies=directory.path / "bodies",
+                bodies=settings.bodies or directory.path / "bodies",
+                options=store_options(settings),
             )
         )
     except (StoreMismatch, StoreUnavailable) as error:
         raise StartError(str(error)) from error
+
+
+def store_options(settings: BootstrapSettings) -> StoreOptions:
+    """Return how the store of *settings* is opened.
+
+    What one bootstrap accepted another may have to finish, so bodies on a database that several share are where all of
+    them are: in the database, unless there is a folder that they share.
+    """
+    if not settings.store or settings.bodies is not None:
+        return StoreOptions()
+    longest = max(settings.limits.task_body_bytes, settings.limits.task_answer_bytes)
+    return StoreOptions(bodies=BodyLimits(inline_bytes=longest))
 
 
 def _tls_context(settings: BootstrapSettings) -> ssl.SSLContext | None:
@@ -233,6 +252,22 @@ class _Bootstrap:
             answer_bytes=limits.task_answer_bytes,
             attempts=limits.attempts,
             now_ms=now_ms,
+            call_back=lambda: self.webhooks.task_ended(),
+        )
+        self.webhook_rules = WebhookRules(
+            parse_networks(settings.webhooks.allow), loopback=settings.has_private_listener
+        )
+        self.webhooks = WebhookCaller(store, self.webhook_rules, token_hash=self._token_hash, now_ms=now_ms)
+        self.task_control = TaskControl(store, self.dispatcher, self.detached, self.watch, now_ms)
+        self.membership = Membership(
+            store,
+            account.address,
+            self.detached,
+            about=lambda: {"http": self.where.get("http", []), "multiaddrs": self.where.get("multiaddrs", [])},
+            adopt=self._adopt,
+            cancel=self.task_control.end,
+            reload=self.workspaces.load,
+            met=self._met_siblings,
         )
         self.brc20 = Brc20Desk(checker, store, now_ms=now_ms)
         self.front = self._front()
@@ -255,6 +290,8 @@ class _Bootstrap:
             brc20=self.brc20,
             checks_per_minute=settings.brc20.checks_per_minute,
             trusted=parse_networks(settings.trusted_proxies),
+            watch=self.watch,
+            check_webhook=self._webhook_problem,
         )
         parts = Parts(
             workspaces=self.workspaces,
@@ -273,6 +310,7 @@ class _Bootstrap:
             now_ms=now_ms,
             answer_failed_try=front.answer_failed_try,
             draining=lambda: self.drain.is_requested,
+            task_control=self.task_control,
         )
         scheme = "https" if self.tls is not None else "http"
         front.application = AsgiHandler(build_app(parts), scheme=scheme)
@@ -396,11 +434,15 @@ class _Bootstrap:
             async with self._host() as host:
                 self.host = host
                 self.discovery = self._discovery_on(host)
+                await self.membership.join()
                 taken_up = await self.detached.recover(self._spec_of)
                 addresses = await nursery.start(self._serve_clients)
                 self.where = self._describe(host, addresses)
                 await nursery.start(self.discovery.run)
                 await nursery.start(serve_admin_socket, self.directory, self.admin)
+                nursery.start_soon(self.membership.run)
+                nursery.start_soon(self.webhooks.run)
+                nursery.start_soon(keep_swept, self.store, self.settings.retention, now_ms)
                 nursery.start_soon(run_watchdog, notifier)
                 with self._announced():
                     # What lives as long as the process need not be looked at by the collector again and again.
@@ -479,6 +521,20 @@ class _Bootstrap:
         finally:
             path.unlink(missing_ok=True)
 
+    def _webhook_problem(self, url: str) -> str:
+        return self.webhook_rules.problem(url) if self.settings.webhooks.enabled else "this bootstrap calls nobody back"
+
+    def _token_hash(self, workspace_id: str, label: str) -> bytes | None:
+        workspace = self.workspaces.get(workspace_id)
+        tokens = workspace.tokens if workspace is not None else ()
+        return next((token.hash for token in tokens if token.label == label), None)
+
+    def _met_siblings(self, siblings: frozenset[str]) -> None:
+        self.receipts.siblings = siblings
+
+    async def _adopt(self, tasks: Sequence[OpenTask]) -> None:
+        await self.detached.adopt(tasks, self._spec_of)
+
     def _spec_of(self, task: TaskRecord) -> WorkspaceSpec | None:
         workspace = self.workspaces.get(task.workspace)
         return workspace.spec if workspace is not None else None
@@ -503,5 +559,6 @@ class _Bootstrap:
             clean = await self.drain.grace(finished, self.settings.drain_s)
             nursery.cancel_scope.cancel()
         log.info("drained", clean=clean)
+        await self.membership.leave()
         with trio.move_on_after(SETTLE_S):
             await self.dispatcher.settle()

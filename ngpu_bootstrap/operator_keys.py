@@ -29,6 +29,7 @@ class Scope(StrEnum):
     ALL = "all"
     READ = "read"  # whatever shows and changes nothing
     WORKSPACES = "workspaces"  # workspaces and their tokens
+    TASKS = "tasks"  # clients' tasks: cancel them
     NODES = "nodes"  # nodes: admit, drain
     ACCOUNTS = "accounts"  # users and products of existing NGPU clients
 

@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 
 from ngpu_bootstrap.api import models, page
 from ngpu_bootstrap.api.live import EVENT_STREAM, LOG_LINES_MAX, Live
+from ngpu_bootstrap.api.task_calls import TaskControl, add_task_calls
 from ngpu_bootstrap.brc20.desk import Brc20Desk
 from ngpu_bootstrap.brc20.policies import Brc20Policy
 from ngpu_bootstrap.credentials import Token, reveal, take_credential
@@ -31,7 +32,7 @@ from ngpu_bootstrap.store.errors import StoreError, UnknownTask
 from ngpu_bootstrap.store.records import TaskRecord
 from ngpu_bootstrap.store.store import Store
 from ngpu_daemon.metrics import CONTENT_TYPE, exposition, software_version
-from ngpu_protocol.errors import AddressError, MalformedError
+from ngpu_protocol.errors import AddressError
 from ngpu_protocol.identity import parse_address
 from ngpu_protocol.statements import STATEMENT_TYPE, Statement
 
@@ -69,6 +70,7 @@ class Parts:
         open_metrics: whether `/metrics` needs no operator key.
         answer_failed_try: what a client gets for a refusal, by the address and fields of its request.
         draining: whether the daemon is about to stop.
+        task_control: cancels tasks and follows them.
     """
 
     workspaces: Workspaces
@@ -87,6 +89,7 @@ class Parts:
     now_ms: Callable[[], int]
     answer_failed_try: Callable[[str, Sequence[tuple[bytes, bytes]], Refusal], Refusal]
     draining: Callable[[], bool]
+    task_control: TaskControl
 
 
 def build_app(parts: Parts, *, is_operators_own: bool = False) -> FastAPI:
@@ -282,19 +285,19 @@ def build_app(parts: Parts, *, is_operators_own: bool = False) -> FastAPI:
         detail = await parts.store.detail(task_id)
         return models.task_view(detail, parts.waits_for(detail.task))
 
-    @app.get("/api/v1/tasks/{task_id}/receipt", tags=["tasks"], responses=_ERRORS)
-    async def get_receipt(
-        task_id: str, token: Annotated[Token | None, Depends(presented)], attempt: int | None = None
-    ) -> dict[str, Any]:
-        """The receipt file: order, receipt and acknowledgement with their signatures, to be verified offline."""
-        await parts.find_task(task_id, None if is_operators_own else token)
-        filed = await parts.store.receipt(task_id, attempt)
-        if filed is None:
-            raise Refusal(404, "no_receipt", f"task {task_id} has no receipt yet")
-        try:
-            return models.receipt_document(filed.order, filed.receipt, parts.chain_id)
-        except MalformedError as error:
-            raise Refusal(404, "no_receipt", f"the receipt on file cannot be shown: {error}") from None
+    add_task_calls(
+        app,
+        control=parts.task_control,
+        store=parts.store,
+        workspaces=parts.workspaces,
+        find_task=parts.find_task,
+        presented=presented,
+        owner=owner,
+        live=live,
+        chain_id=parts.chain_id,
+        is_operators_own=is_operators_own,
+        errors=_ERRORS,
+    )
 
     @app.get("/api/v1/nodes", tags=["nodes"])
     async def list_nodes() -> models.NodeListView:

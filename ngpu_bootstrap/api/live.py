@@ -9,7 +9,7 @@ import contextlib
 import json
 import math
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -84,6 +84,47 @@ class Live:
                         yield b": still here\n\n"
                     await trio.sleep(LOOK_EVERY_S)
                     quiet_s += LOOK_EVERY_S
+
+        return StreamingResponse(pieces(), media_type=EVENT_STREAM, headers={"Cache-Control": "no-store"})
+
+    def follow(
+        self,
+        workspace: str,
+        look: Callable[[], Awaitable[tuple[bool, dict[str, dict[str, Any]]]]],
+        changed: Callable[[], Awaitable[None]],
+    ) -> StreamingResponse:
+        """Return an event for each thing *look* sees, now and whenever it is another; `end` once *look* says so.
+
+        Args:
+            look: returns whether that was all, and what is seen by the name of its event.
+            changed: returns when another look is worth it, within a second or so.
+
+        Raises:
+            NotServed: too many streams of the workspace are open.
+        """
+        place = AsyncExitStack()
+        place.enter_context(self._counted(workspace))
+
+        async def pieces() -> AsyncIterator[bytes]:
+            async with place:
+                before: dict[str, dict[str, Any]] = {}
+                number, spoke_s, end_s = 0, trio.current_time(), trio.current_time() + LONGEST_S
+                while not self._draining() and trio.current_time() < end_s:
+                    over, seen = await look()
+                    for name, document in seen.items():
+                        if before.get(name) != document:
+                            number += 1
+                            spoke_s = trio.current_time()
+                            data = json.dumps(document, separators=(",", ":"))
+                            yield f"id: {number}\nevent: {name}\ndata: {data}\n\n".encode()
+                    before = seen
+                    if over:
+                        yield b"event: end\ndata: {}\n\n"
+                        return
+                    if trio.current_time() - spoke_s >= COMMENT_EVERY_S:
+                        spoke_s = trio.current_time()
+                        yield b": still here\n\n"
+                    await changed()
 
         return StreamingResponse(pieces(), media_type=EVENT_STREAM, headers={"Cache-Control": "no-store"})
 

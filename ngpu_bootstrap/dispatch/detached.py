@@ -86,6 +86,7 @@ class DetachedTasks:
         limit: unfinished tasks of one workspace at most.
         answer_bytes: the largest answer kept.
         attempts: orders signed for one task at most.
+        call_back: told when a task has ended whose client wants to be called.
     """
 
     def __init__(
@@ -99,7 +100,9 @@ class DetachedTasks:
         answer_bytes: int,
         attempts: int,
         now_ms: Callable[[], int],
+        call_back: Callable[[], None] = lambda: None,
     ) -> None:
+        self._call_back = call_back
         self._dispatcher = dispatcher
         self._store = store
         self._nodes = nodes
@@ -357,6 +360,8 @@ class DetachedTasks:
             await self._abandon(call, "internal_error")
         finally:
             self._runs.pop(call.task_id, None)
+            if call.webhook:
+                self._call_back()
             self._unfinished[workspace] -= 1
             if not self._unfinished[workspace]:
                 del self._unfinished[workspace]

@@ -19,6 +19,7 @@ from ngpu_bootstrap.credentials import take_credential
 from ngpu_bootstrap.dispatch.calls import Body, Call, ClientFault, StreamedBody, WholeBody
 from ngpu_bootstrap.dispatch.detached import DetachedTasks
 from ngpu_bootstrap.dispatch.dispatcher import Dispatcher
+from ngpu_bootstrap.dispatch.watch import TaskWatch
 from ngpu_bootstrap.errors import NotServed, Refusal, Unauthorized
 from ngpu_bootstrap.front.answers import Answer, refusal_answer
 from ngpu_bootstrap.front.brc20_api import Brc20Api
@@ -95,6 +96,8 @@ class Front:
         wire: Wire,
         brc20: Brc20Desk,
         checks_per_minute: int,
+        watch: TaskWatch,
+        check_webhook: Callable[[str], str],
         trusted: Sequence[Network] = (),
     ) -> None:
         self._workspaces = workspaces
@@ -126,6 +129,8 @@ class Front:
             async_deadline_s=async_deadline_s,
             new_task_id=new_task_id,
             now_ms=new_task_id.now_ms,
+            watch=watch,
+            check_webhook=check_webhook,
         )
 
     async def handle(self, exchange: Exchange) -> None:

@@ -17,6 +17,7 @@ from ngpu_bootstrap.dispatch.calls import Call, WholeBody
 from ngpu_bootstrap.dispatch.collector import Collector
 from ngpu_bootstrap.dispatch.detached import DetachedTasks
 from ngpu_bootstrap.dispatch.dispatcher import Dispatcher
+from ngpu_bootstrap.dispatch.watch import TaskWatch
 from ngpu_bootstrap.errors import BadRequest, Forbidden, Refusal
 from ngpu_bootstrap.front import answers
 from ngpu_bootstrap.front.answers import Answer, WorkspaceAnswer
@@ -24,6 +25,7 @@ from ngpu_bootstrap.front.bodies import MAX_ADDRESS, unwrap
 from ngpu_bootstrap.front.callers import passed_on_wrapped
 from ngpu_bootstrap.front.paths import Target, parameter_target, parse_parameters, workspace_target
 from ngpu_bootstrap.front.reads_api import ReadsApi, Wire, task_id_in
+from ngpu_bootstrap.front.task_options import task_options
 from ngpu_bootstrap.registry.placement import Placement
 from ngpu_bootstrap.registry.workspaces import Workspace, Workspaces
 from ngpu_bootstrap.store.errors import BodyMissing, IdempotencyKeyUsed
@@ -37,6 +39,9 @@ from ngpu_protocol.workspaces import RESERVED_API_NAMES
 _QUERY = "queryTask"
 _SUBMIT = "schedulingTask"
 _ADDRESS_HEADER = b"btcaddress"
+
+# How long past its deadline a promised task's end may take to be known here.
+LATE_MS = 15_000
 
 ReadBody = Callable[[int], Awaitable[bytes]]
 Read = Callable[[str | None, Token | None], Awaitable[Answer]]
@@ -86,7 +91,11 @@ class TasksApi:
         async_deadline_s: float,
         new_task_id: Callable[[], str],
         now_ms: Callable[[], int],
+        watch: TaskWatch,
+        check_webhook: Callable[[str], str],
     ) -> None:
+        self._watch = watch
+        self._check_webhook = check_webhook
         self._workspaces = workspaces
         self._placement = placement
         self._dispatcher = dispatcher
@@ -139,6 +148,11 @@ class TasksApi:
         spec = workspace.spec
         now_ms = self._now_ms()
         timeout_s = self._async_deadline_s if asked.detach else self._limits.queue_wait_s + spec.request_timeout_s
+        options = task_options(request.headers, self._check_webhook)
+        timeout_s = min(timeout_s, options.timeout_s or timeout_s)
+        # What a client may come back for is promised: its answer is kept at the node until it is here, so that neither
+        # a crash nor a client's second try has it run twice.
+        promised = asked.detach or request.idempotency_key is not None
         call = Call(
             task_id=self._new_task_id(),
             spec=spec,
@@ -150,24 +164,35 @@ class TasksApi:
             body=WholeBody(unwrapped.body),
             accepted_at_ms=now_ms,
             deadline_ms=now_ms + int(timeout_s * 1000),
-            detach=asked.detach,
+            detach=promised,
             wrapped=True,
             idempotency_key=request.idempotency_key,
             btc_address=btc_address,
             user_ip=request.user_ip,
             request_url=request.url,
             token_label=token.label,
+            priority=options.priority,
+            webhook=options.webhook if promised else "",
         )
-        try:
-            if asked.detach:
-                await self._detached.submit(call)
-                self._brc20.note(workspace.id, call.task_id, btc_address)
-                return answers.submitted(call.task_id, self._submit_code)
+        if not promised:
             answer = await self._wait(call)
             self._brc20.note(workspace.id, call.task_id, btc_address)
             return answer
+        task_id = call.task_id
+        try:
+            await self._detached.submit(call)
+            self._brc20.note(workspace.id, call.task_id, btc_address)
         except IdempotencyKeyUsed as used:
-            return await self._again(used.task_id)
+            task_id = used.task_id
+            if not await self._is_same(call, task_id):
+                raise Refusal(
+                    422,
+                    "idempotency_key_reused",
+                    f"this Idempotency-Key was used for another call, task {task_id}; send a new one",
+                ) from None
+        if asked.detach:
+            return answers.submitted(task_id, self._submit_code)
+        return await self._kept_answer(task_id, call.deadline_ms)
 
     async def _wait(self, call: Call) -> Answer:
         """Run a synchronous call and return its answer."""
@@ -177,20 +202,40 @@ class TasksApi:
             return answers.completed(call.task_id, WorkspaceAnswer(sink.status, sink.body, sink.content_type))
         return answers.refusal_answer(result.ending.refusal(), documented=True, task_id=call.task_id)
 
-    async def _again(self, task_id: str) -> Answer:
-        """Answer a call whose `Idempotency-Key` was used before: with that task."""
+    async def _is_same(self, call: Call, task_id: str) -> bool:
+        """Return whether the task of a used key was asked for by the same call as this one."""
         record = await self._store.task(task_id)
-        if record is None or not record.state.is_final:
-            if record is not None and record.detach:
-                return answers.submitted(task_id, self._submit_code)
-            refusal = Refusal(409, "idempotency_key_in_use", f"task {task_id} runs under this Idempotency-Key")
-            return answers.refusal_answer(refusal, documented=True, task_id=task_id)
-        if record.detach:
-            return answers.submitted(task_id, self._submit_code)
+        if record is None:
+            return True
+        asked = (call.api, call.method, call.port, call.target)
+        if asked != (record.api, record.method, record.port, record.target):
+            return False
+        if record.request is None or not isinstance(call.body, WholeBody):
+            return True
+        if record.request.size != len(call.body.content):
+            return False
+        try:
+            return await self._store.read_body(task_id, Part.REQUEST, record.request) == call.body.content
+        except BodyMissing:
+            return True
+
+    async def _kept_answer(self, task_id: str, deadline_ms: int) -> Answer:
+        """Wait for the end of a promised task and answer the synchronous call that asked for it."""
+        while True:
+            record = await self._store.task_state(task_id)
+            if record is None:
+                raise Refusal(410, "answer_gone", f"task {task_id} is no longer kept")
+            if record.state.is_final:
+                break
+            if self._now_ms() >= deadline_ms + LATE_MS:
+                refusal = Refusal(504, "deadline", f"task {task_id} has not ended in time; poll for it")
+                return answers.refusal_answer(refusal, documented=True, task_id=task_id)
+            await self._watch.wait(task_id)
         if record.state is not TaskState.FINISHED:
             refusal = Refusal(record.result_code or 502, record.reason, record.message)
             return answers.refusal_answer(refusal, documented=True, task_id=task_id)
-        return answers.completed(task_id, await self._stored_answer(record))
+        whole = await self._store.task(task_id) or record
+        return answers.completed(task_id, await self._stored_answer(whole))
 
     async def _poll(self, request: UserRequest, query: str | None) -> Answer:
         task_id = task_id_in(query)

@@ -63,6 +63,15 @@ def task(connection: sa.Connection, task_id: str) -> TaskRecord | None:
     return _task(row[:width], _body(row[width : width + 3]), _body(row[width + 3 :]))
 
 
+_TASK_STATE: Final = sa.select(*_TASK_COLUMNS).where(tables.tasks.c.task_id == sa.bindparam("key"))
+
+
+def task_state(connection: sa.Connection, task_id: str) -> TaskRecord | None:
+    """Return a task without its bodies."""
+    row = connection.execute(_TASK_STATE, {"key": task_id}).one_or_none()
+    return _task(row) if row is not None else None
+
+
 def task_by_key(connection: sa.Connection, workspace: str, key: str) -> str | None:
     """Return the id of the task a workspace asked for under an idempotency key."""
     t = tables.tasks

@@ -286,7 +286,7 @@ class Store:
         return self._files.new(task_id, part)
 
     async def accept(self, task: NewTask) -> None:
-        """Commit a new task in state ACCEPTED. From here on it is never lost.
+        """Commit a new task in state ACCEPTED. From here on it is never lost. Cancelled, as ``accept_and_begin``.
 
         Raises:
             IdempotencyKeyUsed: answer with the task it names.
@@ -296,7 +296,7 @@ class Store:
         request = await self._kept(task.task_id, Part.REQUEST, task.request)
         operation = self._operations.accept(_with_request(task, request))
         reached("accept.before_commit")
-        await self._submit(operation, task.request, request)
+        await self._submit(operation, task.request, request, to_the_end=True)
         reached("accept.after_commit")
 
     async def accept_and_begin(self, task: NewTask, start: AttemptStart) -> None:
@@ -382,6 +382,10 @@ class Store:
     async def task(self, task_id: str) -> TaskRecord | None:
         """Return a task with its bodies (large ones as a path, see ``read_body``), None when there is none."""
         return await self._lookups.read(lambda connection: queries.task(connection, task_id))
+
+    async def task_state(self, task_id: str) -> TaskRecord | None:
+        """Return a task without its bodies, None when there is none."""
+        return await self._lookups.read(lambda connection: queries.task_state(connection, task_id))
 
     async def detail(self, task_id: str) -> TaskDetail:
         """Return a task with its attempts and receipts.
