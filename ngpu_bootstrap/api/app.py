@@ -32,7 +32,7 @@ from ngpu_bootstrap.store.errors import StoreError, UnknownTask
 from ngpu_bootstrap.store.records import TaskRecord
 from ngpu_bootstrap.store.store import Store
 from ngpu_daemon.metrics import CONTENT_TYPE, exposition, software_version
-from ngpu_protocol.errors import AddressError
+from ngpu_protocol.errors import AddressError, MalformedError
 from ngpu_protocol.identity import parse_address
 from ngpu_protocol.statements import STATEMENT_TYPE, Statement
 
