@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 RANDOM_DIGITS = 20
 RANDOM_LIMIT = 10**RANDOM_DIGITS
@@ -30,8 +31,13 @@ def format_task_id(now_ms: int, zone_offset_minutes: int, random_digits: int) ->
     """
     if not 0 <= random_digits < RANDOM_LIMIT:
         raise ValueError("random_digits must have at most 20 digits")
-    local = _EPOCH + timedelta(milliseconds=now_ms, minutes=zone_offset_minutes)
-    return f"{local:%Y%m%d_%H_%M_%S}_{random_digits:020d}"
+    return f"{_date_part(now_ms // 1000, zone_offset_minutes)}_{random_digits:020d}"
+
+
+@lru_cache(maxsize=8)
+def _date_part(now_s: int, zone_offset_minutes: int) -> str:
+    # once a second: it costs 3 of the 4 us that an id would take
+    return f"{_EPOCH + timedelta(seconds=now_s, minutes=zone_offset_minutes):%Y%m%d_%H_%M_%S}"
 
 
 def is_task_id(text: str) -> bool:

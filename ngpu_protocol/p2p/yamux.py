@@ -70,7 +70,7 @@ _MAX_STREAM_ID = 2**32 - 2
 
 _ROOM_BYTES = 256 * 1024  # senders wait while more than this is queued for the socket
 _MAX_QUEUE_BYTES = 1024 * 1024
-_HELD_S = 0.0005  # how long the first frame of a busy turn of the loop waits for others
+_HELD_S = 0.00025  # how long the first frame of a busy turn of the loop waits for others
 _MIN_RTT_S = 0.005  # a window that lasted less than four of these was too small, however near the peer is
 
 
