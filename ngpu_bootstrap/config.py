@@ -14,6 +14,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from ngpu_bootstrap.front.wire_times import parse_zone
+from ngpu_bootstrap.scheduling.reasons import Policy
 from ngpu_daemon.discovery import DiscoverySettings
 from ngpu_daemon.settings import DaemonSettings, Section
 from ngpu_protocol.errors import AddressError, NetworkNameError
@@ -177,6 +178,27 @@ class WebhooksSection(Section):
     )
 
 
+class SchedulingSection(Section):
+    """Which nodes get tasks, beyond those that are ready."""
+
+    minimum_version: str = Field(
+        "", pattern=r"^(\d{1,6}(\.\d{1,6}){0,3})?$", description="Nodes with older software get no tasks. Empty: any."
+    )
+    max_round_trip_ms: int = Field(0, ge=0, description="Nodes further away get no tasks. 0 sets no limit.")
+    affinity_keys: int = Field(
+        8192, ge=0, description="Ngpu-Affinity keys of one workspace remembered at once; 0: none sticks."
+    )
+    affinity_idle_s: float = Field(3600.0, gt=0, description="Seconds after its last use that such a key sticks.")
+
+    @property
+    def policy(self) -> Policy:
+        """What scheduling is told of it."""
+        return Policy(
+            minimum_version=tuple(int(part) for part in self.minimum_version.split(".") if part),
+            max_round_trip_s=self.max_round_trip_ms / 1000 if self.max_round_trip_ms else None,
+        )
+
+
 class BootstrapSettings(DaemonSettings):
     """Everything `ngpu-bootstrap run` can be told."""
 
@@ -232,6 +254,7 @@ class BootstrapSettings(DaemonSettings):
     brc20: Brc20Section = Field(Brc20Section(), description="Who is asked what BTC addresses hold.")
     retention: RetentionSection = Field(RetentionSection(), description="How long tasks are kept.")
     webhooks: WebhooksSection = Field(WebhooksSection(), description="Calling clients back.")
+    scheduling: SchedulingSection = Field(SchedulingSection(), description="Which nodes get tasks.")
     limits: LimitsSection = Field(LimitsSection(), description="Bounds on what clients and nodes may take.")
     region: str = Field("", max_length=64, description="Where this bootstrap is, in a word; stands in its record.")
     discovery: DiscoverySettings = Field(

@@ -8,6 +8,7 @@ What is cut by the end of the grace period is taken up by the next start, as aft
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import json
@@ -46,10 +47,11 @@ from ngpu_bootstrap.registry.confided import Confided
 from ngpu_bootstrap.registry.control import ControlDesk, Greeting
 from ngpu_bootstrap.registry.nodes import Nodes, NodeSession
 from ngpu_bootstrap.registry.placement import Placement
+from ngpu_bootstrap.registry.standings import Standings
 from ngpu_bootstrap.registry.workspaces import Workspaces
 from ngpu_bootstrap.retention import keep_swept
 from ngpu_bootstrap.store.bodies import BodyLimits
-from ngpu_bootstrap.store.errors import StoreMismatch, StoreUnavailable
+from ngpu_bootstrap.store.errors import StoreError, StoreMismatch, StoreUnavailable
 from ngpu_bootstrap.store.records import NodeRow, OpenTask, TaskRecord
 from ngpu_bootstrap.store.store import Store, StoreOptions, open_store
 from ngpu_bootstrap.webhooks.caller import WebhookCaller
@@ -190,7 +192,21 @@ class _Bootstrap:
         self.watch = TaskWatch()
         self.draining = Draining()
         limits = settings.limits
-        self.nodes = Nodes(now_ms=now_ms, queue_limit=limits.queued_calls)
+        self.standings = Standings(
+            own=account.address,
+            store=store,
+            now_ms=now_ms,
+            changed=lambda node: self.nodes.standing_changed(node),
+        )
+        self.nodes = Nodes(
+            now_ms=now_ms,
+            queue_limit=limits.queued_calls,
+            policy=settings.scheduling.policy,
+            affinity_keys=settings.scheduling.affinity_keys,
+            affinity_idle_s=settings.scheduling.affinity_idle_s,
+            standing=self.standings.in_short,
+            round_trip_s=lambda peer_id: self.host.round_trip_s(peer_id) if self.host is not None else None,
+        )
         confided = Confided(store, lambda: account)
         self.workspaces = Workspaces(store, confided=confided, now_ms=now_ms, on_change=lambda: self.control.refresh())
         self.placement = Placement(
@@ -211,6 +227,7 @@ class _Bootstrap:
             own=account.address,
             network=self.network,
             judge=judge,
+            standings=self.standings,
             store=store,
             metrics=self.metrics,
             now_ms=now_ms,
@@ -237,6 +254,7 @@ class _Bootstrap:
             store=store,
             nodes=self.nodes,
             judge=judge,
+            standings=self.standings,
             desk=self.receipts,
             metrics=self.metrics,
             limits=DispatchLimits(attempts=limits.attempts, queue_wait_s=limits.queue_wait_s),
@@ -422,6 +440,7 @@ class _Bootstrap:
     async def run(self, task_status: trio.TaskStatus[dict[str, Any]]) -> None:
         notifier = Notifier.from_environment()
         await self.workspaces.load()
+        await self.standings.load()
         await self.placement.load()
         async with trio.open_nursery() as nursery:
             await nursery.start(self.drain.run)
@@ -430,6 +449,7 @@ class _Bootstrap:
             await nursery.start(self.detached.run)
             nursery.start_soon(self.dispatcher.show_running)
             nursery.start_soon(self.nodes.run)
+            nursery.start_soon(self.standings.run)
             nursery.start_soon(self.control.run)
             async with self._host() as host:
                 self.host = host
@@ -562,3 +582,5 @@ class _Bootstrap:
         await self.membership.leave()
         with trio.move_on_after(SETTLE_S):
             await self.dispatcher.settle()
+            with contextlib.suppress(StoreError):
+                await self.standings.flush()

@@ -32,6 +32,7 @@ from ngpu_bootstrap.errors import NotServed
 from ngpu_bootstrap.kill_points import reached
 from ngpu_bootstrap.metrics import Metrics
 from ngpu_bootstrap.registry.nodes import Nodes, NodeSession, Slot
+from ngpu_bootstrap.registry.standings import Standings
 from ngpu_bootstrap.store.errors import AttemptConflict, RecordRefused, StoreError, TaskIsFinal
 from ngpu_bootstrap.store.records import AttemptEnd, AttemptStart, FiledReceipt, Filing, Finish
 from ngpu_bootstrap.store.store import Store
@@ -115,6 +116,7 @@ class Dispatcher:
         store: Store,
         nodes: Nodes,
         judge: Judge,
+        standings: Standings,
         desk: ReceiptDesk,
         metrics: Metrics,
         limits: DispatchLimits,
@@ -128,6 +130,7 @@ class Dispatcher:
         self._store = store
         self._nodes = nodes
         self._judge = judge
+        self._standings = standings
         self._desk = desk
         self._metrics = metrics
         self._limits = limits
@@ -429,6 +432,9 @@ class Dispatcher:
         offered = frozenset(session.gpus_shown) if session is not None else None
         judged = self._judge.judge(attempt.receipt, attempt.signed.order, attempt.observed(), offered_gpus=offered)
         self._metrics.judged(judged.verdict.kind.value, judged.verdict.rule)
+        self._standings.judged(
+            judged.record.node, judged.verdict.kind, rule=judged.verdict.rule, task_id=judged.record.task_id
+        )
         return judged
 
     # -- what is recorded

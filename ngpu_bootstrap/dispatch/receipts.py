@@ -18,6 +18,7 @@ import trio
 
 from ngpu_bootstrap.dispatch.verdicts import Judge
 from ngpu_bootstrap.metrics import Metrics
+from ngpu_bootstrap.registry.standings import Standings
 from ngpu_bootstrap.store.errors import StoreError
 from ngpu_bootstrap.store.records import Filing, Gap
 from ngpu_bootstrap.store.store import Store
@@ -91,6 +92,7 @@ class ReceiptDesk:
         own: Address,
         network: Network,
         judge: Judge,
+        standings: Standings,
         store: Store,
         metrics: Metrics,
         now_ms: Callable[[], int],
@@ -99,6 +101,7 @@ class ReceiptDesk:
         self._own = own
         self._chain_id = network.chain_id
         self._judge = judge
+        self._standings = standings
         self._store = store
         self._metrics = metrics
         self._now_ms = now_ms
@@ -226,6 +229,7 @@ class ReceiptDesk:
         if outcome.filing is Filing.DUPLICATE:
             return outcome.acknowledgement
         self._metrics.judged(judged.verdict.kind.value, judged.verdict.rule)
+        self._standings.judged(order.node, judged.verdict.kind, rule=judged.verdict.rule, task_id=order.task_id)
         return judged.acknowledgement.wire
 
     def _seen(self, order: TaskOrder, awaited: Awaited | None) -> Observed:

@@ -47,6 +47,7 @@ log = structlog.get_logger(__name__)
 FULL_PAUSE_MS = 50
 # How often time alone may change a choice (a pause that ends) for calls that wait.
 TICK_S = 0.1
+MEASURE_MS = 10_000
 REMEMBERED_NODES = 50_000
 RETRY_AFTER_LIMIT_S = 60
 _WHY_FRESH_MS = 1_000
@@ -94,6 +95,7 @@ class NodeSession:
     host: HostOffer | None = None
     assigned: Mapping[str, Collection[int]] = field(default_factory=dict)
     round_trip_s: float | None = None
+    measure_at_ms: int = 0
     load: Load = field(init=False)
 
     def __post_init__(self) -> None:
@@ -605,9 +607,11 @@ class Nodes:
     def _refresh(self, session: NodeSession, *, heard: bool = False) -> None:
         """Work out anew what *session* may get, after it said something or something was decided about it."""
         load, now_ms = session.load, self._now_ms()
-        measured_s = self._round_trip_s(session.peer_id)
-        if measured_s is not None:
-            session.round_trip_s = load.rtt_s = measured_s
+        if now_ms >= session.measure_at_ms:
+            measured_s = self._round_trip_s(session.peer_id)
+            session.measure_at_ms = now_ms + (MEASURE_MS if measured_s is not None else 0)
+            if measured_s is not None:
+                session.round_trip_s = load.rtt_s = measured_s
         load.score, is_trusted = self._standing(session.node)
         facts = NodeFacts(session.admitted, session.software, is_trusted, session.draining, session.round_trip_s)
         load.reason = node_exclusion(facts, self._policy)

@@ -13,6 +13,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from ngpu_bootstrap.scheduling.standing import Standing
 from ngpu_bootstrap.store import tables
 from ngpu_bootstrap.store.errors import (
     AttemptConflict,
@@ -42,6 +43,7 @@ from ngpu_bootstrap.store.records import (
 )
 from ngpu_bootstrap.store.statements import Prepared, Statements
 from ngpu_bootstrap.tasks.states import TaskState
+from ngpu_protocol.identity import Address
 
 Step = tuple[Prepared, tuple[Any, ...]]
 Explain = Callable[[sa.Connection, BaseException | None], StoreError]
@@ -231,6 +233,13 @@ class Operations:
         s = self.statements.see_gpu
         rows = [{"node": node, "gpu": gpu, "model": model, "seen_at_ms": at_ms} for gpu, model in models.items()]
         return Operation(node, [(s, s.bind(row)) for row in rows], _refused)
+
+    def keep_standing(self, bootstrap: Address, node: Address, standing: Standing) -> Operation:
+        """What a bootstrap makes of a node's receipts by now."""
+        s = self.statements.keep_standing
+        values = {name: getattr(standing, name) for name in s.names if name not in ("bootstrap", "node", "rules")}
+        values |= {"bootstrap": bootstrap, "node": node, "rules": json.dumps(dict(standing.rules), sort_keys=True)}
+        return Operation(f"standing {node}", [(s, s.bind(values))], _refused)
 
     def touch(self) -> Operation:
         """A write that changes nothing anyone reads: whether the database can be written again."""

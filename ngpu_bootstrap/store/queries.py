@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
+from ngpu_bootstrap.scheduling.standing import Standing
 from ngpu_bootstrap.store import tables
 from ngpu_bootstrap.store.errors import RecordRefused, UnknownTask
 from ngpu_bootstrap.store.records import (
@@ -230,6 +231,16 @@ def deployments(connection: sa.Connection) -> list[DeploymentRow]:
         DeploymentRow(row.workspace, Address(row.node), row.revision, row.assigned_at_ms)
         for row in connection.execute(sa.select(d).order_by(d.c.workspace, d.c.node))
     ]
+
+
+def standings(connection: sa.Connection) -> list[tuple[Address, Address, Standing]]:
+    """Return what each bootstrap makes of each node: bootstrap, node, standing."""
+    found = []
+    for row in connection.execute(sa.select(tables.node_standings)):
+        values = row._asdict()
+        bootstrap, node = Address(values.pop("bootstrap")), Address(values.pop("node"))
+        found.append((bootstrap, node, Standing(**values | {"rules": json.loads(values["rules"])})))
+    return found
 
 
 def nodes(connection: sa.Connection) -> list[NodeRow]:

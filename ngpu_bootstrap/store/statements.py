@@ -166,6 +166,8 @@ class Statements:
             "see_node", upsert(name, tables.nodes, _names(tables.nodes), keep=("first_seen_ms",)), rows=1
         )
         self.see_gpu = self._prepare("see_gpu", upsert(name, tables.node_gpus, _names(tables.node_gpus)), rows=1)
+        s = tables.node_standings
+        self.keep_standing = self._prepare("keep_standing", upsert(name, s, _names(s)), rows=1)
         self.touch = self._prepare("touch", upsert(name, tables.about, _names(tables.about)), rows=1)
         self.insert_workspace = self._insert("insert_workspace", tables.workspaces, _names(tables.workspaces))
         w = tables.workspaces

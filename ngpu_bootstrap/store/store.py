@@ -20,6 +20,7 @@ import sqlalchemy as sa
 import trio
 
 from ngpu_bootstrap.kill_points import reached
+from ngpu_bootstrap.scheduling.standing import Standing
 from ngpu_bootstrap.store import leases, queries, retention, webhook_rows
 from ngpu_bootstrap.store.bodies import BodyFiles, BodyLimits, BodyWriter
 from ngpu_bootstrap.store.database import database_url, open_engine
@@ -583,6 +584,14 @@ class Store:
         """Keep the model of each of a node's GPUs, by its name in receipts; does not wait."""
         if models:
             self._writes.post(self._operations.see_gpus(node, models, at_ms))
+
+    async def keep_standing(self, node: Address, standing: Standing) -> None:
+        """Store what this bootstrap makes of a node's receipts by now."""
+        await self._writes.submit(self._operations.keep_standing(self._bootstrap, node, standing))
+
+    async def standings(self) -> list[tuple[Address, Address, Standing]]:
+        """Return what each bootstrap on this database makes of each node: bootstrap, node, standing."""
+        return await self._lists.read(queries.standings)
 
     async def nodes(self) -> list[NodeRow]:
         """Return every node ever seen, first seen first."""

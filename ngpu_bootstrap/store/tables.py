@@ -376,3 +376,21 @@ cloud_workspaces = sa.Table(
     sa.Column("document", sa.Text, nullable=False),
     sa.Column("created_at_ms", _MS, nullable=False),
 )
+
+# one row of each bootstrap, which alone writes it: several on one database add theirs up
+node_standings = sa.Table(
+    "node_standings",
+    metadata,
+    sa.Column("bootstrap", sa.Text, primary_key=True),
+    sa.Column("node", sa.Text, primary_key=True),
+    sa.Column("good", sa.Float, nullable=False),
+    sa.Column("bad", sa.Float, nullable=False),
+    sa.Column("at_ms", _MS, nullable=False),
+    _count("verified"),
+    _count("skewed"),
+    _count("disputed"),
+    _text("rules", "{}"),
+    _text("last_rule"),
+    _text("last_task"),
+    _count("last_disputed_at_ms"),
+)

@@ -224,6 +224,11 @@ class Host:
         """Return whether a stream to *peer_id* could be opened without dialling."""
         return bool(self._swarm.usable_connections(_parse_peer_id(peer_id)))
 
+    def round_trip_s(self, peer_id: str) -> float | None:
+        """Return the smoothed round trip to *peer_id* and back; None while it is not connected or not measured."""
+        connections = self._swarm.usable_connections(_parse_peer_id(peer_id))
+        return connections[0].muxed_conn.rtt_s if connections else None
+
     def dialled_at(self, peer_id: str) -> str | None:
         """Return the multiaddr, without ``/p2p``, at which this host dialled *peer_id* directly; None if it did not, or
         that connection stands no more.

@@ -71,6 +71,7 @@ _MAX_STREAM_ID = 2**32 - 2
 _ROOM_BYTES = 256 * 1024  # senders wait while more than this is queued for the socket
 _MAX_QUEUE_BYTES = 1024 * 1024
 _HELD_S = 0.00025  # how long the first frame of a busy turn of the loop waits for others
+_MEASURE_S = 15.0  # how often the round trip is measured while there is traffic
 _MIN_RTT_S = 0.005  # a window that lasted less than four of these was too small, however near the peer is
 
 
@@ -193,8 +194,12 @@ class Muxer(IMuxedConn):
         tick = min(interval, timeout)
         seen, silent_ticks = self._last_received, 0
         self._ping()  # also the first measure of the round trip
+        measured = trio.current_time()
         while True:
             await trio.sleep(tick)
+            if trio.current_time() - measured >= _MEASURE_S:
+                measured = trio.current_time()
+                self._ping()
             self._end_lingering(trio.current_time())
             if self._last_received != seen:
                 seen, silent_ticks = self._last_received, 0
