@@ -16,8 +16,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
-from ngpu_bootstrap.api import models, page
+from ngpu_bootstrap.api import models, page, placements
 from ngpu_bootstrap.api.live import EVENT_STREAM, LOG_LINES_MAX, Live
+from ngpu_bootstrap.api.nodes import NodeParts, add_node_calls
 from ngpu_bootstrap.api.task_calls import TaskControl, add_task_calls
 from ngpu_bootstrap.brc20.desk import Brc20Desk
 from ngpu_bootstrap.brc20.policies import Brc20Policy
@@ -27,6 +28,7 @@ from ngpu_bootstrap.metrics import Metrics
 from ngpu_bootstrap.operator_keys import OperatorKeys, OperatorKeysError, Scope, Standing
 from ngpu_bootstrap.registry.nodes import Nodes
 from ngpu_bootstrap.registry.placement import Placement
+from ngpu_bootstrap.registry.standings import Standings
 from ngpu_bootstrap.registry.workspaces import NewWorkspace, Workspace, Workspaces
 from ngpu_bootstrap.store.errors import StoreError, UnknownTask
 from ngpu_bootstrap.store.records import TaskRecord
@@ -76,6 +78,7 @@ class Parts:
     workspaces: Workspaces
     nodes: Nodes
     placement: Placement
+    standings: Standings
     store: Store
     brc20: Brc20Desk
     metrics: Metrics
@@ -283,7 +286,8 @@ def build_app(parts: Parts, *, is_operators_own: bool = False) -> FastAPI:
         """A task with its attempts, receipts and verdicts."""
         await parts.find_task(task_id, None if is_operators_own else token)
         detail = await parts.store.detail(task_id)
-        return models.task_view(detail, parts.waits_for(detail.task))
+        position = None if detail.task.state.is_final else parts.nodes.place_of(detail.task.workspace, task_id)
+        return models.task_view(detail, parts.waits_for(detail.task), position)
 
     add_task_calls(
         app,
@@ -299,11 +303,22 @@ def build_app(parts: Parts, *, is_operators_own: bool = False) -> FastAPI:
         errors=_ERRORS,
     )
 
-    @app.get("/api/v1/nodes", tags=["nodes"])
-    async def list_nodes() -> models.NodeListView:
-        """Every connected node: what it offers, what runs there, how loaded it is."""
-        sessions = sorted(parts.nodes, key=lambda session: session.node)
-        return models.NodeListView(nodes=[models.node_view(session) for session in sessions])
+    @app.get("/api/v1/tasks/{task_id}/placement", tags=["tasks"], responses=_ERRORS)
+    async def get_placement(
+        task_id: str, token: Annotated[Token | None, Depends(presented)]
+    ) -> placements.PlacementsView:
+        """Why each attempt of a task went where it did: every candidate, why not, and what it was thought to take.
+
+        Kept in memory for the last 4,096 attempts of this run of the bootstrap; candidates that were not compared are
+        shown as of about a second around the choice.
+        """
+        record = await parts.find_task(task_id, None if is_operators_own else token)
+        kept = parts.nodes.placements(task_id)
+        if not kept and record.attempts:
+            raise Refusal(404, "placement_gone", f"how task {task_id} was placed is no longer known: ask sooner")
+        return placements.placements_view(task_id, parts.nodes.place_of(record.workspace, task_id), kept)
+
+    add_node_calls(app, NodeParts(parts.nodes, parts.workspaces, parts.standings, parts.store, parts.now_ms))
 
     if is_operators_own:
 

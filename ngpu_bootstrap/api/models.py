@@ -171,12 +171,6 @@ class NodeView(BaseModel):
     deployments: list[DeploymentView]
 
 
-class NodeListView(BaseModel):
-    """Every connected node, by address."""
-
-    nodes: list[NodeView]
-
-
 class AttemptView(BaseModel):
     """One run of a task on one node."""
 
@@ -224,6 +218,9 @@ class TaskView(BaseModel):
     reason: str
     message: str
     waits_for: str = Field(default="", description="while no node serves the workspace yet: what for")
+    queue_position: int | None = Field(
+        default=None, description="while it waits for a slot: how many of its workspace wait before it"
+    )
     status: int = Field(description="the workspace's own status, 0 while there is none")
     node_addr: str | None
     verdict: str
@@ -359,7 +356,7 @@ def _rollout_view(rollout: RolloutRow | None) -> RolloutView | None:
     )
 
 
-def task_view(detail: TaskDetail, waits_for: str = "") -> TaskView:
+def task_view(detail: TaskDetail, waits_for: str = "", queue_position: int | None = None) -> TaskView:
     """Return everything known of a task but its bodies."""
     task = detail.task
     return TaskView(
@@ -376,6 +373,7 @@ def task_view(detail: TaskDetail, waits_for: str = "") -> TaskView:
         reason=task.reason,
         message=task.message,
         waits_for=waits_for,
+        queue_position=queue_position,
         status=task.status,
         node_addr=task.node,
         verdict=task.verdict,

@@ -89,8 +89,19 @@ def completed(task_id: str, answer: WorkspaceAnswer) -> Answer:
     return json_answer(status, document, {"Ngpu-Task-Id": task_id})
 
 
-def pending(task_id: str, state: int, state_name: str, waits_for: str = "") -> Answer:
-    """Return the answer to a poll of a task that has no result yet; *waits_for* says what it waits for, if known."""
+def pending(
+    task_id: str, state: int, state_name: str, waits_for: str = "", queue_position: int | None = None
+) -> Answer:
+    """Return the answer to a poll of a task that has no result yet.
+
+    Args:
+        waits_for: what it waits for while no node serves its workspace, if known.
+        queue_position: how many wait for a slot before it does; None when it does not wait.
+    """
+    headers: dict[str, str] = {}
+    if queue_position is not None:
+        waits_for = waits_for or f"it waits for a free slot, {queue_position} before it"
+        headers["Ngpu-Queue-Position"] = str(queue_position)
     document = {
         "result_code": PENDING,
         "msg": f"the task is {state_name}: {waits_for}" if waits_for else f"the task is {state_name}",
@@ -98,7 +109,7 @@ def pending(task_id: str, state: int, state_name: str, waits_for: str = "") -> A
         "state": state,
         "data": "",
     }
-    return json_answer(200, {**document, **_ids(task_id)})
+    return json_answer(200, {**document, **_ids(task_id)}, headers)
 
 
 def polled(task_id: str, state: int, answer: WorkspaceAnswer) -> Answer:

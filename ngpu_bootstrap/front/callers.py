@@ -5,6 +5,8 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Sequence
 
+from ngpu_bootstrap.errors import BadRequest
+from ngpu_bootstrap.scheduling.affinity import MAX_KEY_BYTES
 from ngpu_protocol.http1 import Headers, end_to_end, header
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -61,6 +63,20 @@ def passed_on_wrapped(headers: Headers, content_type: bytes | None) -> Headers:
     if content_type is not None:
         kept.append((b"content-type", content_type))
     return kept
+
+
+def affinity_key(headers: Headers) -> bytes:
+    """Return the client's key for calls that belong on one node (`Ngpu-Affinity`), b"" without one.
+
+    Raises:
+        BadRequest: it is longer than anything that is kept.
+    """
+    value = header(headers, b"ngpu-affinity")
+    if value is None:
+        return b""
+    if len(value) > MAX_KEY_BYTES:
+        raise BadRequest("bad_affinity_key", f"Ngpu-Affinity must have at most {MAX_KEY_BYTES} bytes")
+    return value
 
 
 def _within(address: str, networks: Sequence[Network]) -> bool:

@@ -23,13 +23,14 @@ from ngpu_bootstrap.dispatch.watch import TaskWatch
 from ngpu_bootstrap.errors import NotServed, Refusal, Unauthorized
 from ngpu_bootstrap.front.answers import Answer, refusal_answer
 from ngpu_bootstrap.front.brc20_api import Brc20Api
-from ngpu_bootstrap.front.callers import Network, client_address, passed_on
+from ngpu_bootstrap.front.callers import Network, affinity_key, client_address, passed_on
 from ngpu_bootstrap.front.guards import FailedTries, TokenLimits
 from ngpu_bootstrap.front.paths import proxied_target, split_target, unslipped
 from ngpu_bootstrap.front.proxy import ProxySink
 from ngpu_bootstrap.front.reads_api import Wire
 from ngpu_bootstrap.front.tasks_api import TasksApi, UserRequest, address_header
 from ngpu_bootstrap.metrics import Metrics
+from ngpu_bootstrap.registry.nodes import Nodes
 from ngpu_bootstrap.registry.placement import Placement
 from ngpu_bootstrap.registry.workspaces import Workspaces
 from ngpu_bootstrap.store.errors import StoreError
@@ -88,6 +89,7 @@ class Front:
         placement: Placement,
         dispatcher: Dispatcher,
         detached: DetachedTasks,
+        nodes: Nodes,
         store: Store,
         metrics: Metrics,
         limits: LimitsSection,
@@ -122,6 +124,7 @@ class Front:
             placement=placement,
             dispatcher=dispatcher,
             detached=detached,
+            nodes=nodes,
             store=store,
             limits=limits,
             wire=wire,
@@ -213,6 +216,7 @@ class Front:
             deadline_ms=now_ms + int((self._limits.queue_wait_s + spec.request_timeout_s) * 1000),
             idempotency_key=idempotency_key(exchange),
             upgrade=upgrade,
+            affinity=affinity_key(request.headers),
             user_ip=client_address(exchange.remote.host, request.headers, self._trusted),
             request_url=path if presented.query is None else f"{path}?{presented.query}",
             token_label=token.label,

@@ -22,10 +22,11 @@ from ngpu_bootstrap.errors import BadRequest, Forbidden, Refusal
 from ngpu_bootstrap.front import answers
 from ngpu_bootstrap.front.answers import Answer, WorkspaceAnswer
 from ngpu_bootstrap.front.bodies import MAX_ADDRESS, unwrap
-from ngpu_bootstrap.front.callers import passed_on_wrapped
+from ngpu_bootstrap.front.callers import affinity_key, passed_on_wrapped
 from ngpu_bootstrap.front.paths import Target, parameter_target, parse_parameters, workspace_target
 from ngpu_bootstrap.front.reads_api import ReadsApi, Wire, task_id_in
 from ngpu_bootstrap.front.task_options import task_options
+from ngpu_bootstrap.registry.nodes import Nodes
 from ngpu_bootstrap.registry.placement import Placement
 from ngpu_bootstrap.registry.workspaces import Workspace, Workspaces
 from ngpu_bootstrap.store.errors import BodyMissing, IdempotencyKeyUsed
@@ -84,6 +85,7 @@ class TasksApi:
         placement: Placement,
         dispatcher: Dispatcher,
         detached: DetachedTasks,
+        nodes: Nodes,
         store: Store,
         limits: LimitsSection,
         wire: Wire,
@@ -100,6 +102,7 @@ class TasksApi:
         self._placement = placement
         self._dispatcher = dispatcher
         self._detached = detached
+        self._nodes = nodes
         self._store = store
         self._limits = limits
         self._async_deadline_s = async_deadline_s
@@ -168,6 +171,7 @@ class TasksApi:
             wrapped=True,
             idempotency_key=request.idempotency_key,
             btc_address=btc_address,
+            affinity=affinity_key(request.headers),
             user_ip=request.user_ip,
             request_url=request.url,
             token_label=token.label,
@@ -241,7 +245,8 @@ class TasksApi:
         task_id = task_id_in(query)
         record = await self.task(task_id, request.token)
         if not record.state.is_final:
-            return answers.pending(task_id, record.state, record.state.name.lower(), self.waits_for(record))
+            position = self._nodes.place_of(record.workspace, task_id)
+            return answers.pending(task_id, record.state, record.state.name.lower(), self.waits_for(record), position)
         if record.state is TaskState.FINISHED:
             return answers.polled(task_id, record.state, await self._stored_answer(record))
         return answers.polled_failure(task_id, record.state, record.result_code, record.reason, record.message)

@@ -607,6 +607,7 @@ class Nodes:
     def _refresh(self, session: NodeSession, *, heard: bool = False) -> None:
         """Work out anew what *session* may get, after it said something or something was decided about it."""
         load, now_ms = session.load, self._now_ms()
+        load.history.trouble.fade(now_ms)
         if now_ms >= session.measure_at_ms:
             measured_s = self._round_trip_s(session.peer_id)
             session.measure_at_ms = now_ms + (MEASURE_MS if measured_s is not None else 0)
@@ -630,6 +631,7 @@ class Nodes:
         entry.facts = facts
         if heard or is_new:
             entry.full_until_ms = 0
+            entry.history.fade(now_ms)
             entry.room.hear(pool.terms.concurrency, slots_free)
         else:
             entry.room.resize(pool.terms.concurrency)

@@ -2,8 +2,9 @@
 
 Times are averaged as logarithms, since service times have heavy tails and one long task says little about a node; the
 average of a node is drawn towards its workspace's until there are enough of its own (`PRIOR_TASKS`). Failures are an
-exponentially weighted rate. A node whose rate passes `FAILING` is set aside, for `FIRST_PAUSE_MS` at first and twice as
-long each time; then it gets one task at a time until one succeeds. Pure: the time and chance are arguments.
+exponentially weighted rate. Both fade with time: a node that is passed over for what it did can show nothing better,
+and would be passed over for ever. A node whose rate passes `FAILING` is set aside, for `FIRST_PAUSE_MS` at first and
+twice as long each time; then it gets one task at a time until one succeeds. Pure: time and chance are arguments.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ FIRST_PAUSE_MS = 1_000
 LAST_PAUSE_MS = 300_000
 PAUSE_SPREAD = 0.2
 """Pauses differ by up to this share, so that bootstraps do not all come back at once."""
+FAILURE_HALF_LIFE_MS = 30_000
+SPEED_HALF_LIFE_MS = 600_000
 CALM_TASKS = 16
 """After so many successes in a row the next pause is a first one again."""
 FIRST_GUESS_S = 1.0
@@ -72,7 +75,7 @@ class Trouble:
         probing: back from a pause, and nothing has succeeded since.
     """
 
-    __slots__ = ("_calm", "pause_ms", "probing", "rate", "until_ms")
+    __slots__ = ("_at_ms", "_calm", "pause_ms", "probing", "rate", "until_ms")
 
     def __init__(self) -> None:
         self.rate = 0.0
@@ -80,9 +83,17 @@ class Trouble:
         self.pause_ms = 0
         self.probing = False
         self._calm = 0
+        self._at_ms = 0
+
+    def fade(self, now_ms: int) -> None:
+        """Let the rate fade up to *now_ms*."""
+        if self.rate:
+            self.rate *= 0.5 ** (max(0, now_ms - self._at_ms) / FAILURE_HALF_LIFE_MS)
+        self._at_ms = now_ms
 
     def failed(self, now_ms: int, draw: float) -> bool:
         """Count a failure; return whether it set aside what was not."""
+        self.fade(now_ms)
         self.rate += (1.0 - self.rate) * FAILURE_WEIGHT
         self._calm = 0
         if self.until_ms or not (self.probing or self.rate > FAILING):
@@ -120,9 +131,10 @@ class DeploymentHistory:
         speed: its service times over the workspace's typical ones: 2 is a node that takes twice as long.
     """
 
-    __slots__ = ("_log_ratio", "speed", "tasks", "trouble")
+    __slots__ = ("_at_ms", "_log_ratio", "speed", "tasks", "trouble")
 
     def __init__(self) -> None:
+        self._at_ms = 0
         self.trouble = Trouble()
         self.tasks = 0
         self.speed = 1.0
@@ -134,6 +146,17 @@ class DeploymentHistory:
         times.took(log_s)
         self.tasks += 1
         self._log_ratio += (log_s - times.log_s - self._log_ratio) * max(TIME_WEIGHT, 1 / self.tasks)
+        self._set_speed()
+
+    def fade(self, now_ms: int) -> None:
+        """Let failures and speed fade up to *now_ms*."""
+        self.trouble.fade(now_ms)
+        if self._log_ratio:
+            self._log_ratio *= 0.5 ** (max(0, now_ms - self._at_ms) / SPEED_HALF_LIFE_MS)
+            self._set_speed()
+        self._at_ms = now_ms
+
+    def _set_speed(self) -> None:
         known = min(self.tasks, 1 / TIME_WEIGHT)
         self.speed = math.exp(self._log_ratio * known / (known + PRIOR_TASKS))
 

@@ -128,7 +128,9 @@ class Entry:
 
     def reconsider(self) -> None:
         """Work out anew what failures and standing make of its expected finish."""
-        failures = max(self.history.trouble.rate, self.load.history.trouble.rate)
+        own, node = self.history.trouble, self.load.history.trouble
+        # On probation it gets its share of tasks, one at a time: passed over, it could never show that it is well.
+        failures = 0.0 if own.probing or node.probing else max(own.rate, node.rate)
         self.handicap = 1.0 / ((1.0 - min(failures, 0.9)) * max(self.load.score, 0.1))
 
     def expected_s(self, typical_s: float, share: float) -> float:

@@ -130,7 +130,9 @@ def bootstrap() -> Iterator[str]:
             "draining": False, "connected_at_ms": 0, "heard_at_ms": 0, "slots": 8, "slots_free": 7, "running": 1,
             "gpus": [{"id": "0x00", "model": "NVIDIA GeForce RTX 4090", "memory_bytes": 24 * 2**30}],
             "services": [{"project": "acme", "model": "llama", "type": "text-to-text", "copies": 2}],
-            "deployments": [],
+            "deployments": [], "state": "serving", "region": "eu-central", "round_trip_ms": 1.5, "failure_rate": 0.0,
+            "tried_again_at_ms": None,
+            "standing": {"score": 0.5, "verified": 12, "disputed": 1},
         }
     ]  # fmt: skip
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Bootstrap)
@@ -143,7 +145,16 @@ def bootstrap() -> Iterator[str]:
 def test_peers_shows_who_is_connected_and_what_they_offer(bootstrap: str) -> None:
     shown = run("peers.py", "--url", bootstrap)
     assert shown.returncode == 0, shown.stderr
-    for part in (NODE.address, "7 of 8", "RTX 4090, 24 GiB", "acme/llama x2", "serving"):
+    for part in (
+        NODE.address,
+        "1 of 8",
+        "1.5 ms",
+        "eu-central",
+        "12 verified",
+        "RTX 4090, 24 GiB",
+        "acme/llama x2",
+        "serving",
+    ):
         assert part in shown.stdout
     assert json.loads(run("peers.py", "--url", bootstrap, "--json").stdout) == {"nodes": _Bootstrap.nodes}
     _Bootstrap.nodes = []

@@ -424,6 +424,22 @@ def test_a_failing_node_is_set_aside_for_growing_intervals_and_probed_back() -> 
     assert trouble.until_ms - now == FIRST_PAUSE_MS  # forgiven
 
 
+def test_failures_and_speed_fade_so_that_a_node_passed_over_has_another_chance() -> None:
+    pool = a_pool()
+    bad, good = enter(pool, 1), enter(pool, 2)
+    bad.history.fade(NOW)
+    bad.history.trouble.failed(NOW, 0.0)
+    for _ in range(40):
+        pool.took(bad, 5.0)
+        pool.took(good, 1.0)
+    bad.reconsider()
+    assert {_chosen(pool) for _ in range(30)} == {good}
+    for entry in (bad, good):
+        entry.history.fade(NOW + 3_600_000)
+        entry.reconsider()
+    assert {_chosen(pool) for _ in range(60)} == {bad, good}
+
+
 def test_a_node_that_fails_now_and_then_is_kept() -> None:
     trouble = Trouble()
     assert not any(trouble.failed(NOW, 0.0) or any(trouble.succeeded() for _ in range(4)) for _ in range(100))
