@@ -1,13 +1,16 @@
 """A base image made of the interpreter that is running, for machines that can pull none.
 
 Packs the executable, the standard library and the closure of shared libraries that ``ldd`` names into one tar for
-``docker import``: 25 to 75 MB, a second of work. Paths stay as they are on this machine, since an interpreter finds
-its library by where it lies; ``/usr/local/bin/python3`` is a link to it. There is no shell in the image.
+``docker import``: 25 to 75 MB, a second of work; packages that are installed here can go along. Paths stay as they are
+on this machine, since an interpreter finds its library by where it lies; ``/usr/local/bin/python3`` is a link to it.
+There is no shell in the image.
 
 Works for a system's own interpreter, for one built under a home directory (pyenv, uv, conda) and from inside a virtual
 environment, whose base is taken. Needs glibc's or musl's ``ldd``.
 """
 
+import importlib.util
+import os
 import subprocess
 import sys
 import sysconfig
@@ -29,23 +32,29 @@ class PackError(Exception):
     """The interpreter cannot be packed; the message says what is missing."""
 
 
-def pack_interpreter(to: Path) -> int:
+def pack_interpreter(to: Path, packages: Iterable[str] = ()) -> int:
     """Write the tar of the running interpreter to *to* and return its size in bytes.
 
+    Args:
+        packages: import names of installed packages to put beside the standard library (``numpy``, ``PIL``).
+
     Raises:
-        PackError: ``ldd`` is missing or failed.
+        PackError: ``ldd`` is missing or failed, or a package is not installed.
     """
     executable = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
     libraries = {Path(sysconfig.get_path(name, vars=_base_prefix())).resolve() for name in ("stdlib", "platstdlib")}
     files = {executable, *(file for library in libraries for file in _library_files(library))}
-    extensions = [file for file in files if file.suffix == ".so"]
+    added = {file: name for package in packages for file, name in _package_files(package)}
+    extensions = [file for file in (*files, *added) if file.suffix == ".so"]
     with tarfile.open(to, "w") as tar:
         packed = _Packed(tar)
         packed.directory("/tmp", mode=0o1777)
         for file in sorted(files):
             packed.file(file, str(file))
+        for file in sorted(added):
+            packed.file(file, added[file])
         # A library is looked up by the name ldd prints, which is often a link: it is stored under that name.
-        for name in sorted(_shared_libraries([executable, *extensions])):
+        for name in sorted(_shared_libraries([executable, *extensions]) - set(map(str, added))):
             packed.file(Path(name).resolve(), name)
         packed.link(PYTHON_LINK, str(executable))
     return to.stat().st_size
@@ -65,6 +74,25 @@ def _library_files(library: Path) -> Iterator[Path]:
             yield path
 
 
+def _package_files(name: str) -> Iterator[tuple[Path, str]]:
+    """Yield a package's files, and those of the libraries its wheel brought, with their names in the image."""
+    found = importlib.util.find_spec(name)
+    if found is None or not found.submodule_search_locations:
+        raise PackError(f"the package {name} is not installed here")
+    folder = Path(found.submodule_search_locations[0]).resolve()
+    purelib = Path(sysconfig.get_path("purelib", vars=_base_prefix()))
+    # auditwheel puts them beside the package, under the distribution's name: numpy.libs, pillow.libs for PIL
+    beside = [path for path in folder.parent.glob("*.libs") if path.stem.lower() in {name.lower(), _WHEEL.get(name)}]
+    for part in (folder, *beside):
+        for file in part.rglob("*"):
+            inside = file.relative_to(folder.parent)
+            if file.is_file() and not {"tests", "__pycache__", "include"} & set(inside.parts):
+                yield file, str(purelib / inside)
+
+
+_WHEEL = {"PIL": "pillow"}
+
+
 def _shared_libraries(binaries: Iterable[Path]) -> set[str]:
     """Return the absolute names of every shared library the *binaries* load, the program loader included."""
     try:
@@ -79,7 +107,7 @@ def _shared_libraries(binaries: Iterable[Path]) -> set[str]:
         # "libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x…)" or "/lib64/ld-linux-x86-64.so.2 (0x…)"
         if line.startswith((" ", "\t")):
             target = line.partition("=>")[2] or line
-            name = target.strip().partition(" (")[0]
+            name = os.path.normpath(target.strip().partition(" (")[0])
             if name.startswith("/") and Path(name).is_file():
                 names.add(name)
     if not names and "not a dynamic executable" not in run.stderr + run.stdout:
