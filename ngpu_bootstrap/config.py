@@ -138,6 +138,14 @@ class Brc20Section(Section):
         return self
 
 
+class ImagesSection(Section):
+    """Images that clients give as the URL of a file, read once by this bootstrap for their checksum."""
+
+    private_addresses: bool = Field(False, description="Read from addresses of this machine's own network too.")
+    archive_bytes: int = Field(64 * 1024 * MIB, ge=1, description="Largest such file that is read.")
+    archive_timeout_s: float = Field(7200.0, gt=0, description="Seconds the reading of one may take.")
+
+
 class LimitsSection(Section):
     """Bounds on what clients and nodes may take."""
 
@@ -250,6 +258,7 @@ class BootstrapSettings(DaemonSettings):
         "Empty: beside a SQLite file; in a PostgreSQL database itself.",
     )
     tls: TlsSection = Field(TlsSection(), description="TLS of the clients' listener.")
+    images: ImagesSection = Field(ImagesSection(), description="Images given as the URL of a file.")
     admission: AdmissionSection = Field(AdmissionSection(), description="Which nodes may serve this bootstrap.")
     brc20: Brc20Section = Field(Brc20Section(), description="Who is asked what BTC addresses hold.")
     retention: RetentionSection = Field(RetentionSection(), description="How long tasks are kept.")

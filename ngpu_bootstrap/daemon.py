@@ -43,6 +43,7 @@ from ngpu_bootstrap.front.wire_times import parse_zone
 from ngpu_bootstrap.membership import Membership
 from ngpu_bootstrap.metrics import Metrics
 from ngpu_bootstrap.operator_keys import OperatorKeys
+from ngpu_bootstrap.registry.archives import ArchiveLimits, Archives
 from ngpu_bootstrap.registry.confided import Confided
 from ngpu_bootstrap.registry.control import ControlDesk, Greeting
 from ngpu_bootstrap.registry.nodes import Nodes, NodeSession
@@ -63,6 +64,7 @@ from ngpu_daemon.errors import OperatorError
 from ngpu_daemon.keystore import open_keystore, read_passphrase
 from ngpu_daemon.metrics import software_version
 from ngpu_daemon.notify import Notifier, run_watchdog
+from ngpu_daemon.outbound import GuardedTransport, IpAddress, public_only
 from ngpu_protocol.control import CONTROL_PROTOCOL, RECEIPTS_PROTOCOL
 from ngpu_protocol.errors import AddressError
 from ngpu_protocol.gpu_models import canonical_gpu_model
@@ -165,6 +167,10 @@ def _tls_context(settings: BootstrapSettings) -> ssl.SSLContext | None:
     return context
 
 
+def _anywhere(host: str, address: IpAddress) -> bool:
+    return True
+
+
 class _Bootstrap:
     """One run of the daemon: its parts, and who starts and ends them."""
 
@@ -208,11 +214,18 @@ class _Bootstrap:
             round_trip_s=lambda peer_id: self.host.round_trip_s(peer_id) if self.host is not None else None,
         )
         confided = Confided(store, lambda: account)
-        self.workspaces = Workspaces(store, confided=confided, now_ms=now_ms, on_change=lambda: self.control.refresh())
+        self.workspaces = Workspaces(store, confided=confided, now_ms=now_ms, on_change=self._workspaces_changed)
+        images = settings.images
+        self.archives = Archives(
+            self.workspaces,
+            transport=lambda: GuardedTransport(_anywhere if images.private_addresses else public_only),
+            limits=ArchiveLimits(images.archive_bytes, images.archive_timeout_s),
+        )
         self.placement = Placement(
             workspaces=self.workspaces,
             nodes=self.nodes,
             store=store,
+            archives=self.archives,
             replace_after_s=settings.replace_node_after_s,
             now_ms=now_ms,
         )
@@ -453,6 +466,7 @@ class _Bootstrap:
             nursery.start_soon(self.nodes.run)
             nursery.start_soon(self.standings.run)
             nursery.start_soon(self.control.run)
+            nursery.start_soon(self.archives.run)
             async with self._host() as host:
                 self.host = host
                 self.discovery = self._discovery_on(host)
@@ -560,6 +574,10 @@ class _Bootstrap:
     def _spec_of(self, task: TaskRecord) -> WorkspaceSpec | None:
         workspace = self.workspaces.get(task.workspace)
         return workspace.spec if workspace is not None else None
+
+    def _workspaces_changed(self) -> None:
+        self.control.refresh()
+        self.archives.look()
 
     def _is_coming(self, workspace_id: str) -> bool:
         workspace = self.workspaces.get(workspace_id)

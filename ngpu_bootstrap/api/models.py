@@ -307,7 +307,7 @@ def deployments_of(workspace: Workspace, nodes: Nodes, placement: Placement) -> 
 def deployments_view(workspace: Workspace, nodes: Nodes, placement: Placement) -> DeploymentsView:
     """Return how a workspace stands altogether."""
     views = deployments_of(workspace, nodes, placement)
-    short = placement.shortage(workspace.id)
+    short = placement.shortage(workspace)
     return DeploymentsView(
         workspace=workspace.id,
         revision=workspace.spec.revision,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from ngpu_bootstrap.registry.archives import Archives, needs_sum
 from ngpu_bootstrap.registry.assignment import Host, Shortage, Wanted, assign
 from ngpu_bootstrap.registry.nodes import Nodes, NodeSession
 from ngpu_bootstrap.registry.rollout import Place, Step, step
@@ -68,6 +69,7 @@ class Placement:
     """The table of deployments, and what follows from it.
 
     Args:
+        archives: reads images' files whose checksum nobody gave; a revision waits for that.
         replace_after_s: how long a node that is away, or draining, keeps its place.
     """
 
@@ -77,12 +79,14 @@ class Placement:
         workspaces: Workspaces,
         nodes: Nodes,
         store: Store,
+        archives: Archives,
         replace_after_s: float,
         now_ms: Callable[[], int],
     ) -> None:
         self._workspaces = workspaces
         self._nodes = nodes
         self._store = store
+        self._archives = archives
         self._replace_after_ms = int(replace_after_s * 1000)
         self._now_ms = now_ms
         self._rows: dict[str, dict[Address, DeploymentRow]] = {}
@@ -102,9 +106,11 @@ class Placement:
         """Return which nodes are to run an image workspace, by address."""
         return sorted(self._rows.get(workspace_id, {}).values(), key=lambda row: row.node)
 
-    def shortage(self, workspace_id: str) -> Shortage | None:
+    def shortage(self, workspace: Workspace) -> Shortage | None:
         """Return what keeps a workspace from having all its replicas; None when it has them."""
-        return self._short.get(workspace_id)
+        if needs_sum(workspace.wanted):  # how far that is changes without anything being worked out anew
+            return self._unread(workspace)
+        return self._short.get(workspace.id)
 
     def standing(self, workspace: Workspace) -> list[Standing]:
         """Return how *workspace* stands on every node that has it or is to have it, by address."""
@@ -147,13 +153,18 @@ class Placement:
         await self._pin(sessions)
         self._notice(sessions, now_ms)
         current = [workspace for workspace in self._workspaces if not workspace.has_ended(now_ms)]
+        # An image that is not known to be one and the same everywhere goes nowhere, and stops no earlier revision.
+        unread = {workspace.id for workspace in current if needs_sum(workspace.wanted)}
         assigned = assign(
-            [self._wanted(workspace, sessions, now_ms) for workspace in current],
+            [self._wanted(workspace, sessions, now_ms) for workspace in current if workspace.id not in unread],
             [self._host(session, now_ms) for session in sessions.values()],
         )
         told: dict[str, Mapping[Address, int]] = {}
         rolls: list[tuple[Workspace, Step]] = []
         for workspace in current:
+            if workspace.id in unread:
+                told[workspace.id] = {row.node: row.revision for row in self.rows(workspace.id)}
+                continue
             placed = assigned.placed[workspace.id]
             if workspace.is_rolling and workspace.target is not None:
                 decided = step(
@@ -166,7 +177,7 @@ class Placement:
             else:
                 told[workspace.id] = dict.fromkeys(placed, workspace.spec.revision)
         await self._keep({one.id: told[one.id] for one in current if one.spec.is_image}, now_ms)
-        self._short = assigned.short
+        self._short = {**assigned.short, **{one.id: self._unread(one) for one in current if one.id in unread}}
         self._publish(current, told, sessions)
         for workspace, decided in rolls:
             if decided.failure is not None:
@@ -182,6 +193,13 @@ class Placement:
             elif decided.finished:
                 log.info("rollout_finished", workspace=workspace.id, revision=workspace.wanted.revision)
                 await self._workspaces.rolled_out(workspace)
+
+    def _unread(self, workspace: Workspace) -> Shortage:
+        """Return the shortage of a workspace whose image's file is still to be read."""
+        spec = workspace.wanted
+        hindrance = self._archives.hindrance(spec)
+        held = len(self._rows.get(workspace.id, {}))
+        return Shortage(spec.replicas or 1, held, {}, hindrance.reason, hindrance.detail)
 
     async def _pin(self, sessions: Mapping[Address, NodeSession]) -> None:
         """Fix the image of each revision to what the first node that has it found it to be."""

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import http.server
 import json
 import sqlite3
-from collections.abc import Awaitable, Callable
+import threading
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import trio
 
 from ngpu_bootstrap.admin_socket import AdminSocketError
+from ngpu_bootstrap.config import ImagesSection
 from ngpu_protocol import control
 from ngpu_protocol.sealing import open_sealed
 from ngpu_protocol.workspace_secrets import WorkspaceSecrets
@@ -409,3 +413,102 @@ def test_a_workspace_that_failed_for_the_nodes_fault_goes_to_another(tmp_path: P
         assert full.told == ()
 
     run(tmp_path, test, full, other, workspace={**IMAGE, "replicas": 1})
+
+
+TAR = {**{key: value for key, value in IMAGE.items() if key != "image"}, "replicas": 1}
+
+
+class Files(http.server.BaseHTTPRequestHandler):
+    """Serves what a test gives, counts how often, and never twice at once."""
+
+    given: ClassVar[dict[str, tuple[int, bytes]]] = {}
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        status, content = self.given.get(self.path, (404, b""))
+        self.send_response(status)
+        if status == 302:
+            self.send_header("Location", content.decode())
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def files() -> Iterator[str]:
+    Files.given, Files.asked = {}, []
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Files) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_file_without_a_checksum_is_read_once_and_pinned_for_every_node(tmp_path: Path, files: str) -> None:
+    Files.given = {"/i.tar": (302, b"/moved.tar"), "/moved.tar": (200, b"layers" * 100_000)}
+    expected = hashlib.sha256(b"layers" * 100_000).hexdigest()
+
+    async def test(bootstrap: Bootstrap, nodes: list[ScriptedNode]) -> None:
+        for one in nodes:
+            await one.until(lambda one=one: bool(one.told))  # type: ignore[misc]
+            assert one.told[0].image_sha256 == expected
+        assert Files.asked == ["/i.tar", "/moved.tar"]
+
+    asked = {**TAR, "image_url": f"{files}/i.tar", "replicas": 2}
+    run(tmp_path, test, node(), node(), workspace=asked, images=ImagesSection(private_addresses=True))
+
+
+def test_a_file_with_a_checksum_is_not_read_here(tmp_path: Path, files: str) -> None:
+    async def test(bootstrap: Bootstrap, nodes: list[ScriptedNode]) -> None:
+        await deployments_when(bootstrap, lambda view: view["ready"] == 1)
+        assert Files.asked == []
+
+    run(tmp_path, test, node(), workspace={**TAR, "image_url": f"{files}/i.tar", "image_sha256": "ab" * 32})
+
+
+@pytest.mark.parametrize(
+    ("path", "settings", "reason", "says"),
+    [
+        ("/i.tar", {}, "address_not_allowed", "address of this machine or its network"),
+        ("/none.tar", {"private_addresses": True}, "image_missing", "answered 404"),
+        ("/denied.tar", {"private_addresses": True}, "image_denied", "answered 403"),
+        ("/round.tar", {"private_addresses": True}, "image_unreachable", "redirects more than"),
+        ("/i.tar", {"private_addresses": True, "archive_bytes": 3}, "image_too_large", "has more than"),
+        ("/down.tar", {"private_addresses": True}, "image_unreachable", "answered 503; trying again in 5 s"),
+    ],
+)
+def test_a_file_that_cannot_be_read_says_why_and_no_node_is_told(
+    tmp_path: Path, files: str, path: str, settings: dict[str, Any], reason: str, says: str
+) -> None:
+    Files.given = {
+        "/i.tar": (200, b"layers"),
+        "/denied.tar": (403, b""),
+        "/round.tar": (302, b"/round.tar"),
+        "/down.tar": (503, b""),
+    }
+
+    async def test(bootstrap: Bootstrap, nodes: list[ScriptedNode]) -> None:
+        view = await deployments_when(
+            bootstrap, lambda view: bool(view["shortage"]) and view["shortage"]["reason"] == reason
+        )
+        assert says in view["shortage"]["detail"]
+        assert nodes[0].told == ()
+
+    asked = {**TAR, "image_url": files + path}
+    run(tmp_path, test, node(), workspace=asked, images=ImagesSection(**settings))
+
+
+def test_an_update_to_a_file_that_is_missing_leaves_the_old_revision_serving(tmp_path: Path, files: str) -> None:
+    async def test(bootstrap: Bootstrap, nodes: list[ScriptedNode]) -> None:
+        await deployments_when(bootstrap, lambda view: view["ready"] == 1)
+        await update(bootstrap, {"image_url": f"{files}/none.tar"})
+        view = await deployments_when(bootstrap, lambda view: view["rollout"]["state"] == "failed")
+        assert (view["rollout"]["reason"], view["rollout"]["node"], view["ready"]) == ("image_missing", "", 1)
+        assert nodes[0].told[0].revision == 1
+
+    run(tmp_path, test, node(), workspace=IMAGE, images=ImagesSection(private_addresses=True))
