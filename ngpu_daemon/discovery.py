@@ -18,13 +18,14 @@ import trio
 from pydantic import AfterValidator, Field
 
 from ngpu_daemon.advertiser import Advertiser, SequenceFile
+from ngpu_daemon.interfaces import reachable_listeners
 from ngpu_daemon.known_peers import KnownPeers
 from ngpu_daemon.reachability import Reachability
 from ngpu_daemon.settings import Section
 from ngpu_protocol.capabilities import Capability, CapabilityKind
 from ngpu_protocol.identity import Account, Address
 from ngpu_protocol.node_records import NodeRecord, Role, dial_addresses
-from ngpu_protocol.p2p import BadMultiaddrError, Host, parse_multiaddr
+from ngpu_protocol.p2p import BadMultiaddrError, Host, P2PError, parse_multiaddr
 from ngpu_protocol.p2p.autonat import AUTONAT_PROTOCOL, DialBack
 from ngpu_protocol.p2p.circuits import CIRCUIT, attach_circuits
 from ngpu_protocol.p2p.dht import Dht, DhtSettings, open_dht
@@ -39,6 +40,8 @@ log = structlog.get_logger(__name__)
 
 REMEMBER_EVERY_S = 60.0
 LOOK_FOR_BOOTSTRAPS_S = 600.0
+VISIT_TIMEOUT_S = 5.0
+MAX_NEARBY = 16
 BOOTSTRAPS = Capability.of(CapabilityKind.ROLE, Role.BOOTSTRAP)
 
 
@@ -134,6 +137,7 @@ class Discovery:
         self._known = KnownPeers(data_dir / "peers.json")
         self._sequences = SequenceFile(data_dir / "record-sequence")
         self._moved = trio.Event()
+        self._nearby: dict[str, None] = {}  # PeerIds met on the local network
         self._dht: Dht | None = None
         self._advertiser: Advertiser | None = None
         self.directory: Directory | None = None
@@ -143,12 +147,13 @@ class Discovery:
         self._reach = Reachability(
             host,
             attach_circuits(host, reached=self._reached),
-            helpers=helpers,
+            helpers=lambda: (*helpers(), *self._nearby),
             announce=settings.announce,
             serve="always" if is_bootstrap and settings.serve == "auto" else settings.serve,
             relays=settings.relayed and not is_bootstrap,
             changed=self._reach_changed,
         )
+        host.state_addresses(lambda: self._reach.direct)
         # A bootstrap is dialled; it has no use for holes, and its own dials need no port of their own.
         self._puncher = None if is_bootstrap else attach_hole_punching(host, direct=lambda: self._reach.direct)
         host.handle(AUTONAT_PROTOCOL, DialBack(host).serve)
@@ -183,6 +188,8 @@ class Discovery:
                 nursery.start_soon(self._reach.run)
                 nursery.start_soon(self._remember)
                 nursery.start_soon(self._look_for_bootstraps)
+                if self._settings.mdns:
+                    nursery.start_soon(self._look_nearby, nursery)
                 task_status.started()
         raise AssertionError("its tasks run for ever")
 
@@ -256,6 +263,38 @@ class Discovery:
             self._dht.greet(addresses)
             self._known.remember([*addresses, *self._dht.seeds()])
             await trio.sleep(LOOK_FOR_BOOTSTRAPS_S)
+
+    async def _look_nearby(self, nursery: trio.Nursery) -> None:
+        # Loaded here: who does not turn it on pays nothing for it.
+        from ngpu_daemon.mdns import run_mdns
+
+        own_end = f"/p2p/{self._host.peer_id}"
+
+        def heard(addresses: list[str]) -> None:
+            if not any(text.endswith(own_end) for text in addresses):
+                nursery.start_soon(self._visit, addresses)
+
+        await run_mdns(
+            self._host.network.name,
+            lambda: [text + own_end for text in reachable_listeners(self._host.addresses)],
+            heard,
+        )
+
+    async def _visit(self, addresses: Sequence[str]) -> None:
+        """Connect to who said it is nearby; such a peer can say whether we can be dialled, too."""
+        assert self._dht is not None
+        for address in addresses:
+            try:
+                peer = await self._host.connect(address, timeout_s=VISIT_TIMEOUT_S)
+            except P2PError as error:
+                log.info("nearby_peer_unreachable", multiaddr=address, reason=str(error))
+                continue
+            if len(self._nearby) < MAX_NEARBY:
+                self._nearby[peer] = None
+            self._reach.look()
+            self._dht.meet(peer)
+            log.info("nearby_peer", multiaddr=address)
+            return
 
     # -- what is shown
 

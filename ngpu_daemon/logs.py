@@ -116,6 +116,8 @@ def _quiet_libp2p() -> None:
     logging.lastResort = logging.NullHandler()
     library = logging.getLogger("libp2p")
     library.setLevel(logging.ERROR)
+    # It calls each handshake an error that a peer breaks off, as whoever only tries whether we are there does.
+    logging.getLogger("libp2p.network.swarm").setLevel(logging.CRITICAL)
     library.propagate = True
 
 

@@ -140,6 +140,10 @@ class Reachability:
                     await self._news.wait()
         raise AssertionError("it runs for ever")
 
+    def look(self) -> None:
+        """Look anew at who can be asked."""
+        self._news.set()
+
     async def _watch(self) -> None:
         while True:
             async with self._host.events() as events:

@@ -390,6 +390,11 @@ class Dht:
 
     # Who is there.
 
+    def meet(self, peer_id: str) -> None:
+        """Consider a connected peer for the table now, though that was done a moment ago."""
+        self._admitted_s.pop(peer_id, None)
+        self._met(peer_id)
+
     def _met(self, peer_id: str) -> None:
         """Consider a peer for the table: it asked us something, or is connected now."""
         now_s = trio.current_time()

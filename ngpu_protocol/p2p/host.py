@@ -53,12 +53,20 @@ _CLOSE_S = 2.0
 class _LibraryHost(BasicHost):
     """What the library's protocols take for the host: identify and ping today, the DHT later."""
 
+    stated: Callable[[], Sequence[str]] | None = None  # the library asks before its own constructor is done
+
     def __init__(self, swarm: SafeSwarm) -> None:
         super().__init__(swarm, disable_identify_address_discovery=True)
         for protocol in list(self.multiselect.handlers):
             # identify/push is left out: it reads whatever any peer cares to send, for nothing used here.
             if protocol not in (PING, IDENTIFY):
                 del self.multiselect.handlers[protocol]
+
+    def get_addrs(self) -> list[Multiaddr]:
+        """Return what identify tells others of where we are: a wildcard that is listened on helps nobody."""
+        if self.stated is None:
+            return super().get_addrs()
+        return [Multiaddr(text) for text in self.stated()] or super().get_addrs()
 
     def _schedule_identify(self, peer_id: ID, *, reason: str) -> None:
         """Nothing. The library asks every peer that connects to identify itself, in a task of the event loop's own,
@@ -82,6 +90,7 @@ class Host:
         self.network = network
         library_host = _LibraryHost(swarm)
         self.library_host: IHost = library_host
+        self._identified = library_host
         self._swarm = swarm
         self._events = events
         swarm.library_handlers = library_host.multiselect.handlers
@@ -94,6 +103,11 @@ class Host:
             for listener in self._swarm.listeners.values()
             for address in listener.get_addrs()
         ]
+
+    def state_addresses(self, addresses: Callable[[], Sequence[str]]) -> None:
+        """Have peers told that we are at *addresses*, multiaddrs without ``/p2p``, and not where the host listens."""
+        own_end = f"/p2p/{self.peer_id}"
+        self._identified.stated = lambda: [text + own_end for text in addresses()]
 
     def handle(self, protocol: str, handler: StreamHandler) -> None:
         """Serve inbound streams of *protocol*, from now on, each in a task of its own.

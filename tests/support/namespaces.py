@@ -64,11 +64,12 @@ class Internet:
         self._stack = stack
         self._count = 0
         self._plugs: dict[str, str] = {}
+        self.machines: dict[str, Machine] = {}
         self.router = self._machine("router")
         self.router.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
 
     def _machine(self, name: str) -> Machine:
-        machine = Machine(self._folder, name)
+        machine = self.machines[name] = Machine(self._folder, name)
         self._stack.callback(machine.end)
         return machine
 
@@ -100,6 +101,12 @@ class Internet:
             nat.run("iptables", *rule.split())
         self._plugs[name] = self._plugs[nat.name]
         return machine, nat
+
+    def wire(self, one: str, other: str) -> tuple[Machine, Machine]:
+        """Return two machines, 10.88.0.1 and 10.88.0.2, with a cable between them and to nobody else."""
+        left, right = self._machine(one), self._machine(other)
+        self._cable(left, "wire", "10.88.0.1/24", right, "wire", "10.88.0.2/24")
+        return left, right
 
     def pull(self, name: str) -> None:
         """Pull the cable of *name*: packets are lost, nobody is told."""

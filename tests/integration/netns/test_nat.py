@@ -160,6 +160,7 @@ async def test_a_node_behind_nat_serves_is_reached_by_relay_then_directly_and_su
             assert shown["server"]
             reached = await eventually(third, lambda said: f"/tcp/{PORT}/" in said.get("address", ""), "ping", *where)
             assert "/p2p-circuit/" not in reached["address"]
+            await becomes(bootstrap, lambda shown: shown["peers_known"] == 1)
 
 
 async def eventually_call(machine: Machine, bootstrap: Daemon, token: str) -> str:
@@ -205,3 +206,22 @@ async def test_a_bootstrap_that_changes_its_address_is_found_again_by_its_record
         with trio.fail_after(20):
             while (await whole_status(moving))["nodes"] != 2:  # noqa: ASYNC110  another process's news
                 await trio.sleep(0.1)
+
+
+@trio_test
+async def test_two_nodes_on_one_wire_find_each_other_by_mdns_and_one_that_did_not_ask_for_it_binds_nothing(
+    net: Internet, tmp_path: Path
+) -> None:
+    left, right = net.wire("left", "right")
+    one = node_on(left, tmp_path / "one", tables=("[discovery]", "mdns = true"))
+    two = node_on(right, tmp_path / "two", tables=("[discovery]", "mdns = true"))
+    quiet = node_on(net.machine("quiet")[0], tmp_path / "quiet")
+    async with running(one, two, quiet):
+        # Neither knows a bootstrap: each tells the other that it can be dialled, so both keep the DHT.
+        for node in (one, two):
+            await becomes(node, lambda shown: shown["server"] and shown["peers_known"] == 1)
+        where = f"/ip4/10.88.0.2/tcp/{PORT}/p2p/{two.where['peer_id']}"
+        await eventually(left, lambda seen: len(seen) == 2, "dht", "find", "role:node", "--peer", where)
+        mdns_port = ":14E9 "
+        for machine, binds in ((left, True), (net.machines["quiet"], False)):
+            assert (mdns_port in machine.run("cat", "/proc/net/udp")) is binds
