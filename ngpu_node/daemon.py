@@ -111,6 +111,7 @@ class Node:
             account.address,
             self._changes,
             withheld=Withheld(tuple(settings.gpus.withhold), settings.gpus.withhold_memory_bytes),
+            shares=settings.gpus.shares_per_gpu,
             data_dir=settings.data_dir,
         )
         self._totals = Totals(0, 0)

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from ngpu_protocol.control import GpuOffer, HostOffer
 from ngpu_protocol.gpu_models import canonical_gpu_model, gpu_model_names
 from ngpu_protocol.identity import Address
+from ngpu_protocol.image_references import parse_image_reference
 from ngpu_protocol.workspaces import WorkspaceSpec
 
 LIMIT_PER_NODE = 256
@@ -293,9 +294,7 @@ def _usable(spec: WorkspaceSpec, host: Host, wanted: str) -> list[int]:
 def _registry_allowed(spec: WorkspaceSpec, offer: HostOffer) -> bool:
     if not offer.registries or spec.image is None:
         return True
-    first, slash, _ = spec.image.partition("/")
-    named = bool(slash) and ("." in first or ":" in first or first == "localhost")
-    return (first.lower() if named else "docker.io") in offer.registries
+    return parse_image_reference(spec.image).domain.lower() in {name.lower() for name in offer.registries}
 
 
 def _shortage(wanted: Wanted, rooms: Mapping[Address, _Room], placed: Sequence[Address]) -> Shortage | None:

@@ -39,9 +39,7 @@ NODE_FAULTS = frozenset(
         "image_wrong_platform",
         "registry_not_allowed",
         "address_not_allowed",
-        "egress_refused",
-        "memory_refused",
-        "cpus_refused",
+        "no_room",
     }
 )
 _NODE_FAULT_PREFIXES = ("gpu", "engine")

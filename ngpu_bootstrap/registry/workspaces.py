@@ -28,6 +28,7 @@ from ngpu_bootstrap.store.errors import UnknownWorkspace, WorkspaceConflict
 from ngpu_bootstrap.store.records import RolloutRow, WorkspaceRow, WorkspaceToken
 from ngpu_bootstrap.store.store import Store
 from ngpu_protocol.errors import MalformedError
+from ngpu_protocol.image_references import parse_image_reference
 from ngpu_protocol.workspace_secrets import NO_SECRETS, WorkspaceSecrets
 from ngpu_protocol.workspaces import WorkspaceSpec, describe_errors
 
@@ -220,7 +221,7 @@ class Workspaces:
         """
         while True:
             workspace_id = str(_ID_LOW + secrets.randbelow(_ID_HIGH - _ID_LOW))
-            spec = WorkspaceSpec(id=workspace_id, **new.fields())
+            spec = _named_pin(WorkspaceSpec(id=workspace_id, **new.fields()))
             sealed = self._confided.at_rest(complete(new.secrets, NO_SECRETS, spec), workspace_id, spec.revision)
             token = make_token(workspace_id, secrets.token_bytes(SECRET_BYTES))
             now_ms = self._now_ms()
@@ -307,7 +308,7 @@ class Workspaces:
         if spec.runs_like(before) and confided == kept and not repin:
             return await self._amend(workspace, spec)
         revision = workspace.newest + 1
-        spec = WorkspaceSpec(**new.fields(), id=workspace_id, revision=revision)
+        spec = _named_pin(WorkspaceSpec(**new.fields(), id=workspace_id, revision=revision))
         sealed = self._confided.at_rest(confided, workspace_id, revision)
         rollout = None
         if spec.is_image:
@@ -426,6 +427,12 @@ def _label_number(label: str) -> int:
 def _workspace(row: WorkspaceRow) -> Workspace:
     spec = WorkspaceSpec.from_wire({**row.spec, "id": row.id, "revision": row.revision})
     return Workspace(spec, row.owner, row.tokens, row.created_at_ms)
+
+
+def _named_pin(spec: WorkspaceSpec) -> WorkspaceSpec:
+    """Return *spec* with its image pinned where the reference names a digest."""
+    digest = parse_image_reference(spec.image).digest if spec.image is not None else None
+    return spec.model_copy(update={"image_digest": digest}) if digest else spec
 
 
 def _spec(workspace_id: str, revision: int, document: Any) -> WorkspaceSpec:

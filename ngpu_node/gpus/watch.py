@@ -106,6 +106,7 @@ class GpuWatch:
         changes: Changes,
         *,
         withheld: Withheld | None = None,
+        shares: int = 1,
         surroundings: Surroundings | None = None,
         data_dir: Path = Path("/"),
         pace: Pace | None = None,
@@ -117,6 +118,7 @@ class GpuWatch:
 
         Args:
             changes: told when what may be offered is different.
+            shares: deployments that may hold a device at once.
             surroundings: may be given later, before `run`.
         """
         self.inventory: Inventory = NOT_LOOKED
@@ -126,6 +128,7 @@ class GpuWatch:
         self._node = node
         self._changes = changes
         self._withheld = withheld or Withheld()
+        self._shares = shares
         self._data_dir = data_dir
         self._pace = pace or Pace()
         self._policy = policy or Policy()
@@ -152,7 +155,7 @@ class GpuWatch:
 
     def offers(self) -> tuple[GpuOffer, ...]:
         """Return what bootstraps are told of this node's devices."""
-        return tuple(GpuOffer(id=gpu.id, model=gpu.model, memory_bytes=gpu.memory_bytes) for gpu in self.usable())
+        return tuple(GpuOffer(gpu.id, gpu.model, gpu.memory_bytes, self._shares) for gpu in self.usable())
 
     def models(self) -> dict[bytes, str]:
         """Return the canonical model of each device the driver lists, by how it is called outside."""

@@ -210,6 +210,19 @@ def test_the_image_is_pinned_to_what_the_first_node_found_and_every_node_is_told
     run(tmp_path, test, first, second)
 
 
+def test_a_digest_in_the_reference_is_the_pin_whatever_a_node_says(tmp_path: Path) -> None:
+    named = "sha256:" + "cd" * 32
+
+    async def test(bootstrap: Bootstrap, nodes: list[ScriptedNode]) -> None:
+        await deployments_when(bootstrap, lambda view: view["ready"] == 1)
+        assert nodes[0].told[0].image_digest == named
+        await update(bootstrap, {"image": "registry.example/echo:2"})
+        await nodes[0].until(lambda: nodes[0].told[0].image_digest == f"sha256:{DIGEST.hex()}")
+
+    asked = {**IMAGE, "image": f"registry.example/echo:1@{named}"}
+    run(tmp_path, test, node(deploy=lambda spec: ready(spec, DIGEST)), workspace=asked)
+
+
 def test_a_node_that_is_away_for_long_is_replaced_and_one_that_comes_back_in_time_is_not(tmp_path: Path) -> None:
     settings = settings_for(tmp_path / "bootstrap", replace_node_after_s=0.5)
     first, second = (node(), node())
