@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ngpu_bootstrap.account_cli import product_app, user_app
 from ngpu_bootstrap.cli_options import (
     ArgumentError,
     ConfigOption,
@@ -44,6 +45,8 @@ key_app = typer.Typer(help="Operators' keys for managing this bootstrap over HTT
 app.add_typer(workspace_app, name="workspace")
 workspace_app.add_typer(token_app, name="token")
 app.add_typer(key_app, name="key")
+app.add_typer(user_app, name="user")
+app.add_typer(product_app, name="product")
 
 
 _DURATION = re.compile(r"(?P<count>[0-9]{1,9})(?P<unit>[smhd]?)")

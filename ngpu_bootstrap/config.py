@@ -146,6 +146,15 @@ class ImagesSection(Section):
     archive_timeout_s: float = Field(7200.0, gt=0, description="Seconds the reading of one may take.")
 
 
+class CompatSection(Section):
+    """What clients written for other gateways may call."""
+
+    ngpu_cloud: bool = Field(
+        False, description="Serve what clients of the NGPU cloud call: accounts, images, products, node lists."
+    )
+    session_days: float = Field(7.0, gt=0, le=365, description="Days a login of such a client lasts.")
+
+
 class LimitsSection(Section):
     """Bounds on what clients and nodes may take."""
 
@@ -264,6 +273,7 @@ class BootstrapSettings(DaemonSettings):
     retention: RetentionSection = Field(RetentionSection(), description="How long tasks are kept.")
     webhooks: WebhooksSection = Field(WebhooksSection(), description="Calling clients back.")
     scheduling: SchedulingSection = Field(SchedulingSection(), description="Which nodes get tasks.")
+    compat: CompatSection = Field(CompatSection(), description="What clients written for other gateways may call.")
     limits: LimitsSection = Field(LimitsSection(), description="Bounds on what clients and nodes may take.")
     region: str = Field("", max_length=64, description="Where this bootstrap is, in a word; stands in its record.")
     discovery: DiscoverySettings = Field(

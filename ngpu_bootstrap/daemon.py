@@ -29,6 +29,9 @@ from ngpu_bootstrap.api.task_calls import TaskControl
 from ngpu_bootstrap.brc20.checker import Brc20Checker
 from ngpu_bootstrap.brc20.desk import Brc20Desk
 from ngpu_bootstrap.brc20.setup import open_checker
+from ngpu_bootstrap.compat.cloud import Cloud
+from ngpu_bootstrap.compat.extension import NgpuCloud
+from ngpu_bootstrap.compat.user_calls import UserCalls
 from ngpu_bootstrap.config import BootstrapSettings, parse_host_port
 from ngpu_bootstrap.dispatch.detached import DetachedTasks
 from ngpu_bootstrap.dispatch.dispatcher import Dispatcher, DispatchLimits
@@ -301,6 +304,7 @@ class _Bootstrap:
             met=self._met_siblings,
         )
         self.brc20 = Brc20Desk(checker, store, now_ms=now_ms)
+        self.compat: NgpuCloud | None = None
         self.front = self._front()
         self._show_gauges()
 
@@ -345,10 +349,32 @@ class _Bootstrap:
             draining=lambda: self.drain.is_requested,
             task_control=self.task_control,
         )
+        if settings.compat.ngpu_cloud:
+            self.compat = self._compat(front)
+            front.tasks_api.extension = self.compat
         scheme = "https" if self.tls is not None else "http"
         front.application = AsgiHandler(build_app(parts), scheme=scheme)
         self.admin = AsgiHandler(build_app(parts, is_operators_own=True))
         return front
+
+    def _compat(self, front: Front) -> NgpuCloud:
+        settings = self.settings
+        cloud = Cloud(
+            store=self.store,
+            workspaces=self.workspaces,
+            placement=self.placement,
+            failed_tries=front.failed_tries,
+            session_s=settings.compat.session_days * 86_400,
+            now_ms=now_ms,
+        )
+        user_calls = UserCalls(
+            reads=front.tasks_api.reads,
+            nodes=self.nodes,
+            store=self.store,
+            chain_id=self.network.chain_id,
+            now_ms=now_ms,
+        )
+        return NgpuCloud(cloud, user_calls, body_bytes=settings.limits.api_body_bytes)
 
     def _show_gauges(self) -> None:
         gauge = self.metrics.gauge
@@ -460,6 +486,8 @@ class _Bootstrap:
         async with trio.open_nursery() as nursery:
             await nursery.start(self.drain.run)
             await nursery.start(self.brc20.run)
+            if self.compat is not None:
+                await self.compat.cloud.load()
             await nursery.start(self.dispatcher.run)
             await nursery.start(self.detached.run)
             nursery.start_soon(self.dispatcher.show_running)

@@ -252,6 +252,23 @@ def _asked(
     run_main(main)
 
 
+@app.command("sign-binding")
+def sign_binding(
+    wallet: Annotated[str, typer.Option(help="The account that is paid for this node's work: 0x and 40 digits.")],
+    org: Annotated[str, typer.Option(help="Who the owner is, for people.")] = "",
+    config: ConfigOption = None,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Print, signed with this node's key, who is paid for its work: the body of `POST /user/nodeRegister`."""
+
+    def main() -> None:
+        from ngpu_node.binding import signed_binding
+
+        typer.echo(json.dumps(signed_binding(_settings(config, data_dir=data_dir), wallet, org)))
+
+    run_main(main)
+
+
 @app.command("sample-config")
 def sample_config() -> None:
     """Print a configuration file that documents every key."""

@@ -24,6 +24,7 @@ from ngpu_bootstrap.errors import NotServed, Refusal, Unauthorized
 from ngpu_bootstrap.front.answers import Answer, refusal_answer
 from ngpu_bootstrap.front.brc20_api import Brc20Api
 from ngpu_bootstrap.front.callers import Network, affinity_key, client_address, passed_on
+from ngpu_bootstrap.front.extension import Extension
 from ngpu_bootstrap.front.guards import FailedTries, TokenLimits
 from ngpu_bootstrap.front.paths import proxied_target, split_target, unslipped
 from ngpu_bootstrap.front.proxy import ProxySink
@@ -146,6 +147,9 @@ class Front:
             elif path.startswith("/brc20/"):
                 documented = True
                 await self._brc20(exchange, path, query)
+            elif self.extension is not None and path.startswith(self.extension.prefix):
+                documented = True
+                await self._extended(exchange, self.extension, path, query)
             elif path.startswith("/user/"):
                 documented = True
                 await self._user(exchange, path, query)
@@ -249,6 +253,18 @@ class Front:
         if length is not None and length <= WHOLE_BODY_BYTES:
             return WholeBody(await exchange.receive_all(WHOLE_BODY_BYTES))
         return StreamedBody(exchange)
+
+    @property
+    def extension(self) -> Extension | None:
+        """What answers the calls of existing NGPU clients, where the operator asked for that."""
+        return self.tasks_api.extension
+
+    async def _extended(self, exchange: Exchange, extension: Extension, path: str, query: str | None) -> None:
+        request = exchange.request
+        client = client_address(exchange.remote.host, request.headers, self._trusted)
+        exchange.max_body_bytes = self._limits.api_body_bytes
+        answer = await extension.call(request.method, path, query, request.headers, client, exchange.receive_all)
+        await respond(exchange, answer)
 
     async def _brc20(self, exchange: Exchange, path: str, query: str | None) -> None:
         path, query = unslipped(path, query)

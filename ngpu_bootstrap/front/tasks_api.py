@@ -23,6 +23,7 @@ from ngpu_bootstrap.front import answers
 from ngpu_bootstrap.front.answers import Answer, WorkspaceAnswer
 from ngpu_bootstrap.front.bodies import MAX_ADDRESS, unwrap
 from ngpu_bootstrap.front.callers import affinity_key, passed_on_wrapped
+from ngpu_bootstrap.front.extension import Extension, ReadBody
 from ngpu_bootstrap.front.paths import Target, parameter_target, parse_parameters, workspace_target
 from ngpu_bootstrap.front.reads_api import ReadsApi, Wire, task_id_in
 from ngpu_bootstrap.front.task_options import task_options
@@ -44,7 +45,6 @@ _ADDRESS_HEADER = b"btcaddress"
 # How long past its deadline a promised task's end may take to be known here.
 LATE_MS = 15_000
 
-ReadBody = Callable[[int], Awaitable[bytes]]
 Read = Callable[[str | None, Token | None], Awaitable[Answer]]
 
 
@@ -76,7 +76,11 @@ class _Asked:
 
 
 class TasksApi:
-    """Answers the calls under `/user/`."""
+    """Answers the calls under `/user/`.
+
+    Attributes:
+        extension: answers the calls of existing NGPU clients, where the operator asked for that.
+    """
 
     def __init__(
         self,
@@ -109,6 +113,7 @@ class TasksApi:
         self._new_task_id = new_task_id
         self._now_ms = now_ms
         self._brc20 = brc20
+        self.extension: Extension | None = None
         self._submit_code = wire.submit_result_code
         self.reads = ReadsApi(workspaces=workspaces, placement=placement, store=store, find_task=self.task, wire=wire)
         self._reads: dict[str, Read] = {
@@ -132,14 +137,32 @@ class TasksApi:
                 raise _method_not_allowed("GET")
             return await (read(query, request.token) if read is not None else self._poll(request, query))
         if name in RESERVED_API_NAMES and name != _SUBMIT:
-            raise Refusal(404, "not_found", f"{name} is not offered here")
+            if self.extension is None:
+                raise Refusal(404, "not_found", f"{name} is not offered here")
+            return await self.extension.user_call(
+                name, request.method, query, request.headers, request.token, read_body
+            )
         if reading and name != _SUBMIT:
-            return await self._poll(request, query)
+            answer = await self._poll(request, query)
+            return answer if self.extension is None else self.extension.poll(name, answer)
         if request.method != "POST":
             raise _method_not_allowed("POST")
         workspace, token = self._workspaces.authenticate(request.token)
-        asked = _submission(workspace, query) if name == _SUBMIT else _named(workspace, name, query)
+        asked = self._submission(workspace, query) if name == _SUBMIT else _named(workspace, name, query)
         return await self._perform(request, workspace, token, asked, read_body)
+
+    def _submission(self, workspace: Workspace, query: str | None) -> _Asked:
+        """Return what `POST /user/schedulingTask?paramUrl=&paramPort=` asks for."""
+        parameters = parse_parameters(query, ("paramUrl", "paramPort"))
+        if "paramUrl" not in parameters:
+            raise BadRequest(
+                "param_url_missing", "name the path to call in your workspace: ?paramUrl=<path>&paramPort=<port>"
+            )
+        port = parameters.get("paramPort", "")
+        if port and self.extension is not None:
+            port = self.extension.port_of(workspace.id, port)
+        where = parameter_target(parameters["paramUrl"], port, workspace.spec.ports)
+        return _Asked(_SUBMIT, "POST", where, detach=True)
 
     async def _perform(
         self, request: UserRequest, workspace: Workspace, token: WorkspaceToken, asked: _Asked, read_body: ReadBody
@@ -282,17 +305,6 @@ class TasksApi:
             except BodyMissing:
                 raise Refusal(410, "answer_gone", "the answer of this task is no longer kept") from None
         return WorkspaceAnswer(record.status, body, record.content_type)
-
-
-def _submission(workspace: Workspace, query: str | None) -> _Asked:
-    """Return what `POST /user/schedulingTask?paramUrl=&paramPort=` asks for."""
-    parameters = parse_parameters(query, ("paramUrl", "paramPort"))
-    if "paramUrl" not in parameters:
-        raise BadRequest(
-            "param_url_missing", "name the path to call in your workspace: ?paramUrl=<path>&paramPort=<port>"
-        )
-    where = parameter_target(parameters["paramUrl"], parameters.get("paramPort", ""), workspace.spec.ports)
-    return _Asked(_SUBMIT, "POST", where, detach=True)
 
 
 def _named(workspace: Workspace, name: str, query: str | None) -> _Asked:

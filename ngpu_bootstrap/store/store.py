@@ -494,6 +494,10 @@ class Store:
         """Return what *work* reads; it must be short."""
         return await self._lookups.read(work)
 
+    async def look_over(self, work: Callable[[sa.Connection], T]) -> T:
+        """Return what *work* reads, however long that takes."""
+        return await self._lists.read(work)
+
     # --- retention
 
     async def remove_old(self, *, before_ms: int | None, bodies_bytes: int | None, limit: int = 500) -> int:
