@@ -17,6 +17,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Res
 from starlette.exceptions import HTTPException
 
 from ngpu_bootstrap.api import models, page, placements
+from ngpu_bootstrap.api.documented_calls import complete
 from ngpu_bootstrap.api.live import EVENT_STREAM, LOG_LINES_MAX, Live
 from ngpu_bootstrap.api.nodes import NodeParts, add_node_calls
 from ngpu_bootstrap.api.task_calls import TaskControl, add_task_calls
@@ -44,8 +45,8 @@ _DESCRIPTION = """\
 A bootstrap peer of the NGPU network: clients call workspaces here, nodes with GPUs run them, and every call leaves a \
 receipt that both sides signed.
 
-Calls of workspaces themselves are not listed here: /proxy/<port>/<path> passes any request through to a workspace, \
-with a workspace token in Authorization, and /user/... wraps requests as the NGPU gateway's documents have them."""
+Beside what is listed here, /proxy/<port>/<path> passes any request through to a workspace, with a workspace token in \
+Authorization."""
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": models.ErrorView, "description": description}
@@ -335,6 +336,15 @@ def build_app(parts: Parts, *, is_operators_own: bool = False) -> FastAPI:
                 return {"signature": "0x" + parts.sign_statement(statement).hex()}
             except (MalformedError, ValueError) as error:
                 raise Refusal(400, "bad_statement", str(error)) from None
+
+    own_document = app.openapi
+
+    def whole_document() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = complete(own_document())
+        return app.openapi_schema
+
+    app.openapi = whole_document  # type: ignore[method-assign]
 
     @app.get("/docs", include_in_schema=False)
     async def documentation() -> HTMLResponse:

@@ -228,6 +228,8 @@ def test_the_pages_for_people_and_monitors(tmp_path: Path) -> None:
         assert b"<script" not in page.body
         document = json.loads((await bootstrap.call("GET", "/openapi.json", token=None)).body)
         assert "/api/v1/tasks/{task_id}/receipt" in document["paths"]
+        assert {"/user/schedulingTask", "/user/queryTaskList", "/brc20/checkAddress"} <= set(document["paths"])
+        assert "`" not in page.body.decode().partition("<h1>Shapes</h1>")[0]
         metrics = (await bootstrap.call("GET", "/metrics", token=None)).body.decode()
         assert 'ngpu_tasks_total{api="proxy",state="finished"} 1.0' in metrics
         assert 'ngpu_verdicts_total{rule="",verdict="verified"} 1.0' in metrics

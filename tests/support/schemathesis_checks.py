@@ -1,0 +1,22 @@
+"""What schemathesis checks of every answer beside the absence of 5xx: that a refusal says what is wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import schemathesis
+
+
+@schemathesis.check
+def refusals_say_what_is_wrong(context: Any, response: Any, case: Any) -> None:
+    """A refusal under the documented paths has `result_code` and `msg`, elsewhere `reason` and `message`."""
+    if response.status_code < 400 or case.method.upper() == "HEAD":
+        return
+    document = response.json()
+    if case.path.startswith(("/user/", "/brc20/")):
+        assert document["result_code"] == response.status_code, document
+        words = document["msg"]
+    else:
+        words = document["message"]
+    assert document["reason"]
+    assert len(words) > 8
