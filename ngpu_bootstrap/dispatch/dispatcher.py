@@ -47,6 +47,9 @@ from ngpu_protocol.wire_errors import Reason
 
 log = structlog.get_logger(__name__)
 
+# Orders refused for want of a slot that do not count as one of a task's attempts.
+FULL_REFUSALS = 16
+
 # Ends of tasks being committed while their clients have their answers; beyond it new attempts wait for the store.
 UNRECORDED_LIMIT = 2048
 
@@ -168,6 +171,7 @@ class Dispatcher:
         """
         tried: set[NodeSession] = set()
         number = progress.attempts
+        full = 0  # orders refused for want of a slot
         before: Attempt | None = None
         client_waits = not (call.detach or progress.promised)
         while True:
@@ -189,7 +193,9 @@ class Dispatcher:
             number += 1
             is_new = before is None and not progress.promised
             attempt, judged = await self._attempt(call, sink, slot, number, before, is_new, client_waits)
-            if attempt.how is How.ANSWERED or not self._may_repeat(call, sink, attempt):
+            if attempt.reason == Reason.NO_FREE_SLOT:
+                full += 1
+            if attempt.how is How.ANSWERED or not self._may_repeat(call, sink, attempt, full):
                 if call.detach and attempt.how in (How.LOST, How.DEADLINE):
                     return Result(ending_of(attempt, None), attempt)
                 ending = ending_of(attempt, judged)
@@ -403,7 +409,7 @@ class Dispatcher:
         await self._store.begin_attempt(start, previous=previous)
         reached("begin.after_commit")
 
-    def _may_repeat(self, call: Call, sink: Sink, attempt: Attempt) -> bool:
+    def _may_repeat(self, call: Call, sink: Sink, attempt: Attempt, full: int) -> bool:
         if attempt.cancel_asked or not call.body.can_be_sent or attempt.how in (How.OVERSIZE, How.SWITCHED):
             return False
         if attempt.reason == Outcome.DEADLINE:
@@ -418,7 +424,9 @@ class Dispatcher:
                 bytes_to_client=sink.reached_client,
                 refused=attempt.reason if attempt.how is How.REFUSED else "",
                 upgrade=call.upgrade,
-                attempts=attempt.number,
+                # Where several bootstraps share busy nodes, others are there first again and again: that costs a round
+                # trip each time and nobody's work, so it has a bound of its own.
+                attempts=attempt.number - min(full, FULL_REFUSALS),
                 cap=self._limits.attempts,
                 deadline_at_ms=call.deadline_ms,
                 now_ms=self._now_ms(),

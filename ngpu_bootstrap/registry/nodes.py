@@ -43,8 +43,6 @@ from ngpu_protocol.workspaces import WorkspaceSpec
 
 log = structlog.get_logger(__name__)
 
-# A node that refused for want of a slot is not asked again before this, unless it says something or we release one.
-FULL_PAUSE_MS = 50
 # How often time alone may change a choice (a pause that ends) for calls that wait.
 TICK_S = 0.1
 MEASURE_MS = 10_000
@@ -436,8 +434,7 @@ class Nodes:
     def refused_full(self, slot: Slot) -> None:
         """Note that the node had no slot after all: our estimate was too good."""
         entry = slot.entry
-        entry.full_until_ms = self._now_ms() + FULL_PAUSE_MS
-        entry.pool.settle(entry, self._now_ms())
+        entry.pool.full_after_all(entry, self._now_ms())
         heapq.heappush(self._due, (entry.full_until_ms, next(self._numbers), entry.load.node, None))
 
     def ended(self, slot: Slot, fared: Fared, seconds: float) -> None:
@@ -447,6 +444,11 @@ class Nodes:
             return
         own, node = entry.history.trouble, entry.load.history.trouble
         if fared is Fared.WELL:
+            entry.known_ms = self._now_ms()
+            if entry.full_until_ms > entry.known_ms:  # the slot this one had is free now
+                entry.full_until_ms = 0
+                entry.pool.settle(entry, entry.known_ms)
+                self._serve(entry.load)
             entry.pool.took(entry, seconds)
             on_probation = own.succeeded() | node.succeeded()
             entry.reconsider()
@@ -631,6 +633,7 @@ class Nodes:
         entry.facts = facts
         if heard or is_new:
             entry.full_until_ms = 0
+            entry.known_ms = now_ms
             entry.history.fade(now_ms)
             entry.room.hear(pool.terms.concurrency, slots_free)
         else:

@@ -10,6 +10,10 @@ GPU models, and a decision looks at a few of the first bucket that is not empty:
 
     expected finish = (round trip + typical time * speed * (1 + CROWDING * share in use)) / (1 - failures) / standing
 
+Where other bootstraps use the same nodes, news of them is old by up to a heartbeat, and a slot said to be free may be
+taken. How often that happens is measured (`Pool.contention`: refusals for want of a slot); the more often, the more a
+node is preferred of which something is known since lately: it reported, or an attempt of ours ended there.
+
 Drawing before choosing is what keeps several bootstraps with the same second-old news from all choosing the same node
 (Mitzenmacher, *The power of two choices in randomized load balancing*, 2001, and *How useful is old information?*,
 2000); two draws would nearly do, a few more see differences of speed. Where no candidate has a free slot the call waits
@@ -45,6 +49,13 @@ from ngpu_protocol.identity import Address
 
 SAMPLE = 4
 NEAR_EQUAL = 0.1
+FIRST_FULL_PAUSE_S = 0.05
+LAST_FULL_PAUSE_S = 1.0
+CONTENTION_WEIGHT = 1 / 64
+CONTENDED = 0.01
+"""From this share of refused attempts on the age of the news counts, and twice as many candidates are looked at."""
+STALENESS = 4.0
+"""How much a second of not having heard weighs against a node where every choice is contended."""
 CROWDING = 0.5
 """How much longer a task is expected to take on a node whose every other slot is taken: between 0, where tasks do not
 feel each other, and 1, where two take twice as long. What is measured of a node holds its usual crowding already."""
@@ -91,10 +102,13 @@ class Entry:
         reason: why it gets nothing, None when it may get tasks; never TRIED or NO_FREE_SLOT, which are of the moment.
         facts: what the node said of the deployment.
         full_until_ms: it refused for want of a slot, and is not asked before then.
+        known_ms: when it was last known how full it is: its node said so, or an attempt of ours ended there.
         place: where it stands in its bucket; -1 when it is in none.
     """
 
-    __slots__ = ("facts", "full_until_ms", "handicap", "history", "load", "place", "pool", "rank", "reason", "room")
+    __slots__ = (
+        "facts", "full_until_ms", "handicap", "history", "known_ms", "load", "place", "pool", "rank", "reason", "room",
+    )  # fmt: skip
 
     def __init__(self, pool: Pool, load: Load, history: DeploymentHistory) -> None:
         self.pool = pool
@@ -105,6 +119,7 @@ class Entry:
         self.reason: Exclusion | None = Exclusion.NOT_DEPLOYED
         self.rank = 0
         self.full_until_ms = 0
+        self.known_ms = load.heard_at_ms
         self.handicap = 1.0
         self.place = -1
 
@@ -199,6 +214,7 @@ class Pool:
         ready: how many of them have no exclusion, full ones included.
         line: the calls that wait.
         choices: made so far.
+        contention: the share of attempts of late that a node refused for want of a slot: others were there first.
         photographs: the last ones, oldest first.
     """
 
@@ -211,6 +227,7 @@ class Pool:
         self.line: Line[Any, Any] = Line()
         self.entries: dict[Address, Entry] = {}
         self.ready = 0
+        self.contention = 0.0
         self.choices = 0
         self.photographs: deque[Photograph] = deque()
         self.photographs_taken = 0
@@ -269,8 +286,16 @@ class Pool:
         elif entry.place >= 0:
             self._leave(entry)
 
+    def full_after_all(self, entry: Entry, now_ms: int) -> None:
+        """Take in that the node had no slot: it is not asked before one should have become free, or it says so."""
+        self.contention += (1.0 - self.contention) * CONTENTION_WEIGHT
+        pause_s = min(LAST_FULL_PAUSE_S, max(FIRST_FULL_PAUSE_S, self.typical_s / max(1, entry.room.slots)))
+        entry.full_until_ms = now_ms + int(pause_s * 1000)
+        self.settle(entry, now_ms)
+
     def took(self, entry: Entry, seconds: float) -> None:
         """Take in how long a task took there that was answered."""
+        self.contention -= self.contention * CONTENTION_WEIGHT
         entry.history.took(seconds, self.times)
         self.typical_s = self.times.typical_s
 
@@ -324,10 +349,11 @@ class Pool:
         self, bucket: list[Entry], now_ms: int, draw: Callable[[], float], tried: Collection[Any]
     ) -> Choice | None:
         seen: list[tuple[float, Entry, float]] = []
-        typical_s = self.typical_s
+        typical_s, contention = self.typical_s, self.contention
         best = -1.0
         place = 0
-        while place < len(bucket) and len(seen) < self._sample:
+        sample = self._sample * 2 if contention > CONTENDED else self._sample
+        while place < len(bucket) and len(seen) < sample:
             rest = len(bucket) - place
             if rest > 1:
                 drawn = place + int(draw() * rest)
@@ -352,6 +378,8 @@ class Pool:
             slots = entry.room.slots
             share = 1.0 - free / slots if free < slots else 0.0
             expected_s = entry.expected_s(typical_s, share)
+            if contention > CONTENDED and now_ms > entry.known_ms:
+                expected_s *= 1.0 + contention * STALENESS * (now_ms - entry.known_ms) / 1000
             if best < 0.0 or expected_s < best:
                 best = expected_s
             seen.append((expected_s, entry, share))

@@ -268,7 +268,7 @@ def test_a_node_that_was_full_after_all_is_asked_again_after_a_pause() -> None:
             nursery.start_soon(view.run)
             began = trio.current_time()
             await view.acquire(SPEC, timeout_s=5)
-            assert trio.current_time() - began < 0.5
+            assert trio.current_time() - began <= 1.0
             nursery.cancel_scope.cancel()
 
     virtually(test)
