@@ -23,6 +23,7 @@ from ngpu_bootstrap.store.errors import StoreError
 from ngpu_bootstrap.store.records import Filing, Gap
 from ngpu_bootstrap.store.store import Store
 from ngpu_protocol import control
+from ngpu_protocol.acknowledgements import VerdictKind
 from ngpu_protocol.control import MAX_MESSAGE_BYTES, Ack, Head, Offer, UnknownMessage, decode_receipts, encode_message
 from ngpu_protocol.errors import MalformedError, SignatureError
 from ngpu_protocol.identity import Address
@@ -253,7 +254,7 @@ class ReceiptDesk:
                 await stream.send_all(frames[start : start + BATCH_BYTES])
 
     async def _ask_for_gaps(self, node: Address, line: _Line) -> None:
-        """Ask, for ever, for receipts that were missing at two checks in a row; say when one is owed for too long."""
+        """Ask, for ever, for receipts that were missing at two checks in a row; dispute those owed for too long."""
         missing_since: dict[Gap, float] = {}
         while True:
             await trio.sleep(GAP_CHECK_S)
@@ -264,6 +265,9 @@ class ReceiptDesk:
                 missing_since = {gap: missing_since.get(gap, now_s) for gap in gaps}
                 for gap in asked:
                     overdue = now_s - missing_since[gap] > GAP_DISPUTED_S
+                    if overdue and await self._store.note_withheld(node, gap, self._now_ms()):
+                        self._metrics.judged(VerdictKind.DISPUTED.value, "chain")
+                        self._standings.judged(node, VerdictKind.DISPUTED, rule="chain", task_id="")
                     say = log.warning if overdue else log.info
                     say("receipts_missing", node=node, first=gap.from_sequence, last=gap.to_sequence, overdue=overdue)
                     line.put(encode_message(control.Gap(gap.from_sequence, gap.to_sequence)))

@@ -28,10 +28,12 @@ from ngpu_bootstrap.store.errors import (
 )
 from ngpu_bootstrap.store.handoff import Job
 from ngpu_bootstrap.store.records import (
+    NO_HASH,
     AttemptEnd,
     AttemptStart,
     DeploymentRow,
     Finish,
+    Gap,
     NewReceipt,
     NewTask,
     NodeRow,
@@ -221,6 +223,22 @@ class Operations:
             "found_at_ms": receipt.received_at_ms,
         }
         return s, s.bind(values)
+
+    def withheld(self, bootstrap: str, node: str, gap: Gap, at_ms: int) -> Operation:
+        """Receipts that a node has owed for too long, as evidence against it: there is nothing of theirs to keep."""
+        s = self.statements.insert_fault
+        values = {
+            "bootstrap": bootstrap,
+            "node": node,
+            "sequence": gap.from_sequence,
+            "kind": "withheld",
+            "hash": NO_HASH,
+            "raw": b"",
+            "expected": f"receipts {gap.from_sequence} to {gap.to_sequence}".encode(),
+            "actual": b"",
+            "found_at_ms": at_ms,
+        }
+        return Operation(node, [(s, s.bind(values))], _refused)
 
     def see_node(self, node: NodeRow) -> Operation:
         """A node as it was last seen."""

@@ -418,7 +418,8 @@ class NodeRow:
 class ChainFault:
     """Evidence against a node: *raw* is the offending receipt.
 
-    *kind* is ``equivocation``, ``broken_link`` or ``forged`` (then the node may be innocent).
+    *kind* is ``equivocation``, ``broken_link``, ``forged`` (then the node may be innocent), or ``withheld``: receipts
+    from *sequence* on that never came; *raw* is empty then and *expected* names them.
     """
 
     bootstrap: Address

@@ -570,6 +570,14 @@ class Store:
         """
         return self._links.before(bootstrap or self._bootstrap, node, sequence)
 
+    async def note_withheld(self, node: Address, gap: Gap, at_ms: int) -> bool:
+        """Keep as evidence that *node* has owed the receipts of *gap* for too long; False if it is known already."""
+        known = await self.faults(node)
+        if any(one.kind == "withheld" and one.sequence == gap.from_sequence for one in known):
+            return False
+        await self._writes.submit(self._operations.withheld(self._bootstrap, node, gap, at_ms))
+        return True
+
     async def faults(self, node: Address) -> list[ChainFault]:
         """Return the evidence kept against *node*."""
         return await self._lists.read(lambda connection: queries.faults(connection, node))

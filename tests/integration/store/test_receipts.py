@@ -153,3 +153,18 @@ async def test_the_link_before_is_at_hand_while_receipts_flow_and_after_asking_f
         assert store.link_before(NODE, 2) is None
         await store.chain_head(NODE)
         assert store.link_before(NODE, 2) == ReceiptLink(1, receipt_hash(1))
+
+
+@trio_test
+async def test_receipts_owed_for_too_long_are_evidence_once(directory: Path) -> None:
+    async with a_store(directory) as store:
+        for number in (1, 4):
+            await store.late_receipt(a_receipt(number))
+        [gap] = await store.gaps(NODE)
+        assert await store.note_withheld(NODE, gap, 5_000)
+        assert not await store.note_withheld(NODE, gap, 6_000)
+    async with a_store(directory) as store:
+        assert not await store.note_withheld(NODE, gap, 7_000)
+        [fault] = await store.faults(NODE)
+        assert (fault.kind, fault.sequence, fault.found_at_ms) == ("withheld", 2, 5_000)
+        assert fault.expected == b"receipts 2 to 3"
