@@ -38,6 +38,7 @@ _DIALS_AT_ONCE = 16
 _PER_PEER_S = 2.0
 """How often one peer may ask, in the long run; a few times at once are free."""
 _BURST = 6
+_MAX_PACED = 4096
 
 
 async def ask_dialable(host: Host, peer_id: str, addresses: Sequence[str], *, timeout_s: float = 15.0) -> str | None:
@@ -114,8 +115,10 @@ class DialBack:
 
     def _may_ask(self, peer: str) -> bool:
         now_s = trio.current_time()
-        if len(self._spent) > 4096:
+        if len(self._spent) >= _MAX_PACED:
             self._spent = {other: until_s for other, until_s in self._spent.items() if until_s > now_s}
+            if len(self._spent) >= _MAX_PACED:
+                return False
         until_s = max(self._spent.get(peer, -math.inf), now_s)
         if until_s - now_s > _PER_PEER_S * _BURST:
             return False

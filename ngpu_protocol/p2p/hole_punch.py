@@ -41,11 +41,25 @@ _log = structlog.get_logger(__name__)
 DCUTR_PROTOCOL = "/libp2p/dcutr"
 TRIES = 3
 _MAX_BYTES = 4096
-_MAX_ADDRESSES = 4
+_MAX_ADDRESSES = 2
 _TALK_S = 5.0
 _DIAL_S = 3.0
 _AGAIN_S = 0.05
+_TRIES_PER_ADDRESS = 8
 _AT_ONCE = 16
+_PACE_S = 2.0
+_MAX_PACED = 4096
+# A peer names what we dial, so nothing on this machine or its own networks is: a NAT's outside is never there.
+_NEVER = (
+    ipaddress.IPv4Network("0.0.0.0/8"),
+    ipaddress.IPv4Network("10.0.0.0/8"),
+    ipaddress.IPv4Network("100.64.0.0/10"),
+    ipaddress.IPv4Network("127.0.0.0/8"),
+    ipaddress.IPv4Network("169.254.0.0/16"),
+    ipaddress.IPv4Network("172.16.0.0/12"),
+    ipaddress.IPv4Network("192.168.0.0/16"),
+    ipaddress.IPv4Network("224.0.0.0/3"),
+)
 
 
 class HolePuncher:
@@ -59,6 +73,7 @@ class HolePuncher:
         self._host = host
         self._direct = direct
         self._room = trio.CapacityLimiter(_AT_ONCE)
+        self._paced: dict[str, float] = {}  # until when a peer must wait with its next attempt
         self.opened = 0
 
     async def reach(self, peer: str) -> bool:
@@ -67,6 +82,8 @@ class HolePuncher:
             for attempt in range(TRIES):
                 if self._host.is_directly_connected(peer):
                     return True
+                if attempt:
+                    await trio.sleep(_PACE_S)
                 try:
                     with trio.fail_after(_TALK_S + _DIAL_S):
                         if await self._try(peer):
@@ -99,7 +116,7 @@ class HolePuncher:
     async def serve(self, stream: P2PStream) -> None:
         """Take part in an attempt of the other end."""
         peer = stream.remote_peer
-        if self._host.is_directly_connected(peer) or self._room.available_tokens < 1:
+        if self._host.is_directly_connected(peer) or self._room.available_tokens < 1 or not self._may_ask(peer):
             stream.reset_nowait()
             return
         async with self._room:
@@ -112,6 +129,15 @@ class HolePuncher:
                     self.opened += 1
             except (P2PError, MalformedError, trio.TooSlowError) as error:
                 _log.debug("hole_not_punched", peer=peer, reason=str(error))
+
+    def _may_ask(self, peer: str) -> bool:
+        now_s = trio.current_time()
+        if len(self._paced) >= _MAX_PACED:
+            self._paced = {other: until_s for other, until_s in self._paced.items() if until_s > now_s}
+        if self._paced.get(peer, 0.0) > now_s or len(self._paced) >= _MAX_PACED:
+            return False
+        self._paced[peer] = now_s + _PACE_S
+        return True
 
     async def _seen_at(self, peer: str) -> list[str]:
         """Return multiaddrs at which *peer* may find us: where we can be dialled, and where its relay sees us."""
@@ -132,7 +158,7 @@ class HolePuncher:
 
             async def dial(endpoint: tuple[str, int]) -> None:
                 nonlocal won
-                while True:
+                for _ in range(_TRIES_PER_ADDRESS):
                     try:
                         await self._host.punch(endpoint, peer, is_client=is_client)
                     except OSError as error:
@@ -167,7 +193,7 @@ def _endpoints(message: HolePunch) -> list[tuple[str, int]]:
         if len(parts) != 5 or parts[1] != "ip4" or parts[3] != "tcp":
             continue
         address = ipaddress.IPv4Address(parts[2])
-        if not (address.is_unspecified or address.is_multicast or address.is_reserved) and int(parts[4]) > 0:
+        if not any(address in network for network in _NEVER) and int(parts[4]) > 0:
             found.append((parts[2], int(parts[4])))
     return found
 

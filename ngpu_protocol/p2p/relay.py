@@ -212,6 +212,8 @@ class Relay:
         left = min(most, left + (now_s - then_s) * most / 60)
         if len(self._paced) >= _MAX_SOURCES:
             self._paced = {peer: entry for peer, entry in self._paced.items() if now_s - entry[1] < 60}
+            if len(self._paced) >= _MAX_SOURCES:
+                return False  # that many new peers in a minute are nobody's
         self._paced[source] = (max(0.0, left - 1), now_s)
         return left >= 1
 

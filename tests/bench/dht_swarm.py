@@ -5,7 +5,8 @@
 Each process runs its share of the peers; those of the first are the bootstraps everybody else starts from. Then:
 
 1. Three nodes advertise a GPU nobody else has; every peer looks for it, a few at a time (`found`, p50, p99).
-2. The peers rest, which shows what an idle one costs.
+2. The peers rest, which shows what an idle one costs. So do a real `ngpu-bootstrap` and a real `ngpu-node`, which
+   joined the same DHT: what the node's whole process uses, and how much memory it has.
 3. The first processes, with 30 % of all peers and every bootstrap, get SIGKILL at the same moment. From then on peers
    look for the rare GPU until all lookups of a round succeed (`recovered_s`), and one more round is measured.
 4. A new peer joins, knowing only two survivors, and looks.
@@ -24,6 +25,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,7 @@ from typing import Any
 import structlog
 import trio
 
+from ngpu_node.admin import ask_status
 from ngpu_protocol.capabilities import Capability, capabilities_of
 from ngpu_protocol.identity import Account
 from ngpu_protocol.networks import network_named
@@ -39,6 +42,7 @@ from ngpu_protocol.node_records import DEFAULT_LIFETIME_MS, NodeRecord, RecordGp
 from ngpu_protocol.p2p import Host, HostLimits, open_host
 from ngpu_protocol.p2p.dht import Dht, DhtSettings, open_dht, wall_ms
 from ngpu_protocol.p2p.directory import Directory
+from tests.integration.whole_path.rig import free_port, prepare
 
 RARE = Capability.parse("gpu:H200")
 LOCAL = network_named("local")
@@ -46,7 +50,7 @@ LOCAL = network_named("local")
 LIMITS = HostLimits(connections_per_ip=1024, upgrades_per_ip=256, upgrades=512)
 AT_ONCE = 2
 REST_S = 45.0
-IDLE_S = 15.0
+IDLE_S = 20.0
 RECOVERY_LIMIT_S = 60.0
 
 
@@ -186,12 +190,61 @@ def summary(results: list[tuple[float, int]], wanted: int) -> dict[str, Any]:
     }
 
 
+class Daemons:
+    """A real bootstrap and a real node in the swarm's DHT, with nothing to do."""
+
+    def __init__(self, folder: Path, seeds: list[str]) -> None:
+        discovery = ["[discovery]", f"peers = {json.dumps(seeds)}"]
+        port = free_port()
+        listen = [f'listen = ["/ip4/127.0.0.1/tcp/{port}"]', f'http_listen = "127.0.0.1:{free_port()}"']
+        peer_id = prepare(folder / "bootstrap", [*listen, *discovery])
+        bootstrap = f"/ip4/127.0.0.1/tcp/{port}/p2p/{peer_id}"
+        lines = [
+            'listen = ["/ip4/127.0.0.1/tcp/0"]',
+            'model_listen = "127.0.0.1:0"',
+            'engine = "none"',
+            'region = "eu"',
+        ]
+        lines += ["[[bootstraps]]", f"multiaddrs = [{json.dumps(bootstrap)}]", *discovery]
+        prepare(folder / "node", lines)
+        self.node_folder = folder / "node"
+        self._processes = [
+            _started("ngpu_bootstrap", folder / "bootstrap"),
+            _started("ngpu_node.cli", folder / "node"),
+        ]
+
+    def node_usage(self) -> dict[str, float]:
+        """Return the node's processor time and memory so far."""
+        pid = self._processes[1].pid
+        ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        cpu_s = (int(ticks[11]) + int(ticks[12])) / os.sysconf("SC_CLK_TCK")
+        return {"cpu_s": cpu_s, "rss_bytes": pages * os.sysconf("SC_PAGE_SIZE")}
+
+    def node_discovery(self) -> dict[str, Any]:
+        """Return what the node says of its part in the DHT."""
+        shown: dict[str, Any] = trio.run(ask_status, self.node_folder / "data" / "admin.sock")["discovery"]
+        return {name: shown[name] for name in ("server", "peers_known", "record_copies")}
+
+    def end(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.wait()
+
+
+def _started(module: str, folder: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", module, "run", "--config", str(folder / "config.toml")]
+    with (folder / "log").open("ab") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log)
+
+
 def run_swarm(peers: int, processes: int) -> dict[str, Any]:
     """Return the figures of one run."""
     share = max(1, peers // processes)
     victims = max(1, round(processes * 0.3))
     members = [Member(share) for _ in range(processes)]
     figures: dict[str, Any] = {"peers": share * processes, "processes": processes}
+    ended = contextlib.ExitStack()
     try:
         began_s = time.perf_counter()
         seeds = members[0].do(do="start", seeds=[])
@@ -207,10 +260,19 @@ def run_swarm(peers: int, processes: int) -> dict[str, Any]:
         figures["first_lookups"] = look_round(members, wanted)
         figures["lookups"] = look_round(members, wanted)
 
+        daemons = Daemons(Path(ended.enter_context(tempfile.TemporaryDirectory())), seeds[:3])
+        ended.callback(daemons.end)
         time.sleep(REST_S)
+        node_before = daemons.node_usage()
         before = [member.do(do="usage") for member in members]
         time.sleep(IDLE_S)
         after = [member.do(do="usage") for member in members]
+        node_after = daemons.node_usage()
+        figures["idle_ngpu_node"] = {
+            "percent_of_a_core": round(100 * (node_after["cpu_s"] - node_before["cpu_s"]) / IDLE_S, 2),
+            "rss_mb": round(node_after["rss_bytes"] / 1e6),
+            **daemons.node_discovery(),
+        }
         used_s = sum(b["cpu_s"] - a["cpu_s"] for a, b in zip(before, after, strict=True))
         figures["idle_peer_percent_of_a_core"] = round(100 * used_s / IDLE_S / (share * processes), 3)
         figures["process_rss_mb"] = round(max(usage["rss_bytes"] for usage in after) / 1e6)
@@ -236,6 +298,7 @@ def run_swarm(peers: int, processes: int) -> dict[str, Any]:
         late.do(do="seeded")
         figures["late_joiner"] = summary([tuple(result) for result in late.do(do="look", timeout_s=5)], wanted)
     finally:
+        ended.close()
         for member in members:
             member.end()
     return figures
