@@ -66,7 +66,7 @@ class Internet:
         self._plugs: dict[str, str] = {}
         self.machines: dict[str, Machine] = {}
         self.router = self._machine("router")
-        self.router.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
+        self.router.run("sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
 
     def _machine(self, name: str) -> Machine:
         machine = self.machines[name] = Machine(self._folder, name)
@@ -90,7 +90,7 @@ class Internet:
         machine = self._machine(name)
         self._cable(nat, "lan", "10.77.0.1/24", machine, "lan", "10.77.0.2/24")
         machine.run("ip", "route", "add", "default", "via", "10.77.0.1")
-        nat.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
+        nat.run("sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
         for rule in (
             "-t nat -A POSTROUTING -o wan -j MASQUERADE",
             "-P INPUT DROP",
