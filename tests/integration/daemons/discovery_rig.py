@@ -62,7 +62,7 @@ async def third_peer(*seeds: str) -> AsyncIterator[tuple[Host, Dht, Directory]]:
 
 
 async def found(
-    directory: Directory, wanted: str, nodes: set[str], within_s: float = 30, *, check_alive: bool = False
+    directory: Directory, wanted: str, nodes: set[str], within_s: float = 60, *, check_alive: bool = False
 ) -> None:
     """Wait until exactly *nodes* are found by *wanted*."""
     seen: Any = None
@@ -87,7 +87,7 @@ async def status(daemon: Daemon) -> dict[str, Any]:
     return shown
 
 
-async def becomes(daemon: Daemon, holds: Callable[[dict[str, Any]], object], within_s: float = 30) -> dict[str, Any]:
+async def becomes(daemon: Daemon, holds: Callable[[dict[str, Any]], object], within_s: float = 60) -> dict[str, Any]:
     """Return the daemon's status of its discovery once *holds*."""
     shown: dict[str, Any] = {}
     with trio.move_on_after(within_s):
@@ -97,7 +97,7 @@ async def becomes(daemon: Daemon, holds: Callable[[dict[str, Any]], object], wit
     raise AssertionError(f"it stays {shown}\n{daemon.log[-3000:]}")
 
 
-async def linked(node: Daemon, count: int, at: str = "", within_s: float = 40) -> None:
+async def linked(node: Daemon, count: int, at: str = "", within_s: float = 90) -> None:
     """Wait until *count* bootstraps have welcomed *node*, one of them at *at*."""
     shown: Any = None
     with trio.move_on_after(within_s):

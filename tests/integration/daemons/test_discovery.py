@@ -25,7 +25,7 @@ from tests.integration.daemons.discovery_rig import (
 )
 from tests.integration.whole_path.rig import free_port
 
-pytestmark = pytest.mark.timeout_s(120)
+pytestmark = pytest.mark.timeout_s(240)
 
 
 @trio_test
