@@ -141,7 +141,8 @@ async def test_a_node_behind_nat_serves_is_reached_by_relay_then_directly_and_su
             assert reached["direct"] is False
             assert (await status(bootstrap))["relay_reservations"] == 1
 
-            # The line breaks, and is noticed (after six seconds; the limit is for busy machines). It heals: back without anybody's help, and serving.
+            # The line breaks: noticed after six seconds (the limit is for busy machines). It heals: back without
+            # anybody's help, and serving.
             net.pull("inside")
             with trio.fail_after(30):
                 while (await whole_status(bootstrap))["nodes"]:  # noqa: ASYNC110  another process's news
