@@ -325,6 +325,8 @@ def _show(found: dict[str, Any], console: Console) -> None:
     console.print(
         f"container engine: {engine['name']} {engine['version']} {engine['problem']}".rstrip(), highlight=False
     )
+    for line in found["advice"]:
+        console.print(f"could be better: {line} (`ngpu-node doctor`)", markup=False, highlight=False, soft_wrap=True)
 
 
 def _span(seconds: float) -> str:

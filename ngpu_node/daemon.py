@@ -39,6 +39,7 @@ from ngpu_node.courier import Courier
 from ngpu_node.deployments import Deployment, Deployments
 from ngpu_node.earnings import LEDGER_FILE
 from ngpu_node.engine.backend import EngineBackend, EngineStatus, open_backend
+from ngpu_node.engine.outlook import Finding
 from ngpu_node.errors import LedgerUnavailable, NodeConfigurationError
 from ngpu_node.execution.admission import AdmissionState
 from ngpu_node.execution.attempts import Attempts
@@ -224,7 +225,7 @@ class Node:
             nursery.start_soon(self._watch_totals, ledger)
             self._discovery = await self._discovery_on(host, state, backend)
             await nursery.start(self._discovery.run)
-            status = partial(self._status, host, state, engine, ledger, owner)
+            status = partial(self._status, host, state, engine, ledger, owner, backend.findings)
             admin = AdminApi(self._registry, status, self._gpus.status, owner_api.handle)
             await nursery.start(serve_admin_socket, self._directory.admin_socket, admin)
             models = ModelApi(self._servers, partial(_identity, host))
@@ -410,7 +411,13 @@ class Node:
         return Counter(str(deployment.phase) for deployment in self._deployments).items()
 
     async def _status(
-        self, host: Host, state: AdmissionState[Deployment], engine: EngineStatus, ledger: Ledger, owner: Owner
+        self,
+        host: Host,
+        state: AdmissionState[Deployment],
+        engine: EngineStatus,
+        ledger: Ledger,
+        owner: Owner,
+        findings: Callable[[], Iterable[Finding]],
     ) -> dict[str, Any]:
         self._totals = await ledger.totals()
         now_s = trio.current_time()
@@ -469,6 +476,7 @@ class Node:
             ],
             "gpu_problem": self._gpus.inventory.reason,
             "engine": asdict(engine),
+            "advice": [f"{f.subject}: {f.text}" for f in findings() if f.advice],
             "discovery": self._discovery.status(),
             "receipts": self._totals.receipts,
             "receipts_owed": self._totals.owed,

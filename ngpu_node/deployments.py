@@ -24,6 +24,7 @@ import structlog
 import trio
 
 from ngpu_node.changes import Changes
+from ngpu_node.errors import StateUnavailable
 from ngpu_node.images.progress import Progress
 from ngpu_node.revisions import MakeRoom, Standing, Stop, TakeBack, settle
 from ngpu_node.upstreams import Upstream
@@ -34,6 +35,7 @@ log = structlog.get_logger(__name__)
 
 #: How long the last attempts of an unwanted deployment may go on.
 STOP_GRACE_S = 30.0
+WRITE_AGAIN_S = 10.0
 
 _NO_IMAGE = bytes(32)
 
@@ -286,6 +288,9 @@ class Deployments:
         for workspace in touched:
             self._settle(service, workspace)
         self._to_write.announce()
+        # Said again even where nothing is new: a bootstrap counts on what it told this node to run, and hears of what
+        # was adopted before it had told.
+        self._changes.announce()
 
     # -- leaving the machine for a while -------------------------------------------------------------------------------
 
@@ -418,11 +423,15 @@ class Deployments:
                 for wish in wishes.values()
                 if (d := self.revisions(wish.service, wish.spec.id).get(wish.spec.revision)) is None or d.unwanted
             ]
+            wait_s = math.inf
             try:
                 await keeper.keep_deployments([*kept, *again])
-            except OSError as error:
+            except StateUnavailable as error:
+                # What runs goes on: only the next start would know less.
                 log.error("deployments_not_written", reason=str(error))
-            await self._to_write.beyond(seen)
+                wait_s = WRITE_AGAIN_S
+            with trio.move_on_after(wait_s):
+                await self._to_write.beyond(seen)
 
 
 _NONE: Mapping[int, Deployment] = {}

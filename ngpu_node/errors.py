@@ -47,3 +47,7 @@ class DeploymentImpossible(NodeError):
 
 class GpusNotGiven(DeploymentImpossible):
     """The engine cannot give containers their GPUs; the message has the fix."""
+
+
+class StateUnavailable(NodeError):
+    """What the node must know again after a restart cannot be written (disk full or failing)."""

@@ -15,6 +15,7 @@ from typing import Any
 from ngpu_node.container_logs import ContainerLogs
 from ngpu_node.deployments import Deployment, Deployments
 from ngpu_node.engine.outlook import Finding
+from ngpu_node.errors import StateUnavailable
 from ngpu_node.owner import Lending, Owner
 from ngpu_protocol.http1 import Exchange
 
@@ -48,8 +49,12 @@ class OwnerApi:
             found = [{"subject": f.subject, "text": f.text, "advice": f.advice} for f in self._findings()]
             await exchange.respond_json(200, {"findings": found})
         elif method == "POST" and path in _WORDS:
-            await self._owner.say(_WORDS[path])
-            await exchange.respond_json(200, self.lending())
+            try:
+                await self._owner.say(_WORDS[path])
+            except StateUnavailable as error:
+                await exchange.respond_json(503, {"reason": "not_written", "message": str(error)})
+            else:
+                await exchange.respond_json(200, self.lending())
         elif method == "GET" and (match := _LOGS.fullmatch(path)) is not None:
             here = [d for d in self._deployments if d.spec.id == match[1]]
             await self._logs.answer(exchange, here, match[1])

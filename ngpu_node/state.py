@@ -22,7 +22,7 @@ import trio
 
 from ngpu_node.deployments import KeptDeployment
 from ngpu_node.engine.room import Grant
-from ngpu_node.errors import NodeConfigurationError
+from ngpu_node.errors import NodeConfigurationError, StateUnavailable
 from ngpu_protocol.errors import MalformedError
 from ngpu_protocol.workspaces import WorkspaceSpec
 
@@ -58,7 +58,10 @@ MIGRATIONS: tuple[str, ...] = (
 
 
 class NodeState:
-    """The file; one task writes at a time."""
+    """The file; one task writes at a time.
+
+    Every method raises `StateUnavailable` where the file cannot be read or written.
+    """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
@@ -84,8 +87,11 @@ class NodeState:
             with self._connection:  # a transaction
                 return call(self._connection)
 
-        async with self._turn:
-            return await trio.to_thread.run_sync(do)
+        try:
+            async with self._turn:
+                return await trio.to_thread.run_sync(do)
+        except sqlite3.Error as error:
+            raise StateUnavailable(f"workspaces.db cannot be used ({error}): is the disk full?") from error
 
     # -- deployments ---------------------------------------------------------------------------------------------------
 

@@ -135,7 +135,8 @@ async def open_backend(
         if settings.engine == "docker":
             raise NodeConfigurationError(f'engine = "docker": {error}') from error
         log.info("no_engine", reason=str(error))
-        yield NoEngine(deployments, f"this node runs no images: {error}"), EngineStatus("none", problem=str(error))
+        problem = f"this node runs no images: {error}; restart ngpu-node once one runs"
+        yield NoEngine(deployments, problem), EngineStatus("none", problem=str(error))
         return
     images = None
     try:

@@ -52,7 +52,7 @@ from ngpu_node.engine.networks import Networks
 from ngpu_node.engine.outlook import BreakOff, Finding, Log, Machine
 from ngpu_node.engine.room import Grant, Lack, Limits, Need, Room
 from ngpu_node.engine.run import Run
-from ngpu_node.errors import DeploymentImpossible, EngineFailed, EngineUnavailable, GpusNotGiven
+from ngpu_node.errors import DeploymentImpossible, EngineFailed, EngineUnavailable, GpusNotGiven, StateUnavailable
 from ngpu_node.gpus.choice import UsableGpu
 from ngpu_node.gpus.containers import COMMAND as GPU_COMMAND
 from ngpu_node.gpus.containers import lost_inside
@@ -229,8 +229,8 @@ class Containers:
         while True:
             try:
                 await self.sweep()
-            except (EngineUnavailable, EngineFailed) as error:
-                log.info("engine_unavailable", reason=str(error))
+            except (EngineUnavailable, EngineFailed, StateUnavailable) as error:
+                log.info("sweep_put_off", reason=str(error))
             await trio.sleep(SWEEP_INTERVAL_S)
 
     async def sweep(self) -> None:

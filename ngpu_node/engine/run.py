@@ -24,6 +24,7 @@ from ngpu_node.engine.lifecycle import (
     Ask,
     Clear,
     Cleared,
+    Doubted,
     Due,
     Emptied,
     Empty,
@@ -39,12 +40,13 @@ from ngpu_node.engine.lifecycle import (
     Place,
     Pulling,
     Rest,
+    RoomChanged,
     Silent,
     StartRefused,
     Unwanted,
     Withdrawn,
 )
-from ngpu_node.errors import DeploymentImpossible, EngineFailed, EngineUnavailable, GpusNotGiven
+from ngpu_node.errors import DeploymentImpossible, EngineFailed, EngineUnavailable, GpusNotGiven, StateUnavailable
 from ngpu_node.images.images import LocalImage
 from ngpu_node.images.problems import ImageProblem
 from ngpu_node.probes import probe
@@ -60,7 +62,7 @@ log = structlog.get_logger(__name__)
 BREAK_OFF_AFTER_S = 1.0
 #: How long the way down may take when the daemon ends.
 REMOVE_TIMEOUT_S = 30.0
-#: Nobody posts as much while an activity lets go; what is beyond it would be said again by the next look.
+#: The loop takes letters as fast as they come, so they are few; what may be said often is left out beyond half of it.
 MAILBOX = 256
 
 
@@ -95,10 +97,13 @@ class Run:
         self._post(event, None)
 
     def _post(self, event: Event, number: int | None) -> None:
+        waiting = self._mail[0].statistics().current_buffer_used
+        if waiting >= MAILBOX // 2 and isinstance(event, RoomChanged | Doubted):
+            return  # one more of those would say nothing that the ones before it do not
         try:
             self._mail[0].send_nowait(_Letter(event, number))
         except (trio.WouldBlock, trio.ClosedResourceError, trio.BrokenResourceError):
-            log.warning("event_lost", deployment=self.deployment.key, kind=type(event).__name__)
+            log.error("event_lost", deployment=self.deployment.key, kind=type(event).__name__)
 
     def told(self) -> None:
         """Post what the table now wants of the deployment."""
@@ -136,7 +141,7 @@ class Run:
             with trio.move_on_after(REMOVE_TIMEOUT_S, shield=True):
                 try:
                     await self._clear()
-                except (EngineUnavailable, EngineFailed) as error:
+                except (EngineUnavailable, EngineFailed, StateUnavailable) as error:
                     log.warning("container_not_removed", deployment=self.deployment.key, reason=str(error))
 
     def _tell(self) -> None:
@@ -195,6 +200,9 @@ class Run:
                     pass
         except EngineUnavailable as error:
             return EngineLost(str(error))
+        except StateUnavailable as error:
+            # No container starts on what is not written down; what was given back and is not, the next start sweeps.
+            return Cleared() if isinstance(activity, Clear) else StartRefused(str(error))
         except EngineFailed as error:
             if isinstance(activity, Clear):
                 # The engine would not remove it now. It is tried again like an engine that does not answer.

@@ -10,7 +10,7 @@ from trio.testing import trio_test
 
 from ngpu_node.deployments import KeptDeployment
 from ngpu_node.engine.room import Grant
-from ngpu_node.errors import NodeConfigurationError
+from ngpu_node.errors import NodeConfigurationError, StateUnavailable
 from ngpu_node.state import open_state
 from ngpu_protocol.workspaces import WorkspaceSpec
 
@@ -39,6 +39,17 @@ async def test_everything_is_there_again(tmp_path: Path) -> None:
         assert await state.owners_word("hold") == "drained"
         assert await state.owners_word("other") == ""
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+@trio_test
+async def test_a_disk_that_fails_is_an_error_of_ours_and_says_so(tmp_path: Path) -> None:
+    async with open_state(tmp_path / "workspaces.db") as state:
+        state._connection.execute("PRAGMA query_only = ON")  # as a disk that takes nothing more
+        with pytest.raises(StateUnavailable, match="is the disk full"):
+            await state.keep_holding("acme/7/1", Grant(1, 1.0))
+        assert await state.holdings() == {}
+        state._connection.execute("PRAGMA query_only = OFF")
+        await state.keep_holding("acme/7/1", Grant(1, 1.0))
 
 
 @trio_test
