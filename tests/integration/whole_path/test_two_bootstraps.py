@@ -1,0 +1,126 @@
+"""Two bootstraps of one service on one PostgreSQL database, as real processes: either serves, and one dies."""
+
+from __future__ import annotations
+
+import json
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+
+from ngpu_protocol.http1 import HttpError, serve_tcp
+from tests.integration.whole_path.rig import SPEC, Daemon, Network, add_workspace, free_port, prepare
+from tests.integration.whole_path.workspace import Workspace
+from tests.support.postgres import new_database
+
+JSON = [(b"content-type", b"application/json")]
+# what the design promises: the tasks of a killed bootstrap run elsewhere within this
+TAKEN_OVER_WITHIN_S = 10.0
+
+
+@pytest.mark.needs_postgres
+@pytest.mark.timeout_s(240)
+def test_one_of_two_is_killed_and_the_other_carries_its_tasks_on(tmp_path: Path) -> None:
+    """Killed while a detached task and an attached call of its run and others wait."""
+    with new_database() as url:
+        trio.run(main, tmp_path, url)
+
+
+async def main(tmp_path: Path, url: str) -> None:
+    workspace = Workspace()
+    bootstraps, multiaddrs = [], []
+    for name in ("one", "two"):
+        folder, port = tmp_path / name, free_port()
+        peer_id = prepare(
+            folder,
+            [
+                f'listen = ["/ip4/127.0.0.1/tcp/{port}"]',
+                f'http_listen = "127.0.0.1:{free_port()}"',
+                f"store = {json.dumps(url)}",
+                'service = "pair"',
+                "drain_s = 3",
+            ],
+        )
+        bootstraps.append(Daemon("ngpu_bootstrap", folder, "bootstrap.json"))
+        multiaddrs.append(f"/ip4/127.0.0.1/tcp/{port}/p2p/{peer_id}")
+    folder = tmp_path / "node"
+    lines = ['listen = ["/ip4/127.0.0.1/tcp/0"]', 'model_listen = "127.0.0.1:0"', 'engine = "none"', "slots = 64"]
+    for multiaddr in multiaddrs:
+        lines += ["[[bootstraps]]", f"multiaddrs = [{json.dumps(multiaddr)}]", 'service = "pair"']
+    prepare(folder, lines)
+    node = Daemon("ngpu_node.cli", folder, "node.json")
+    async with trio.open_nursery() as nursery:
+        bound = await nursery.start(partial(serve_tcp, workspace, host="127.0.0.1", port=0))
+        one = Network(bootstraps[0], [node], bound[0].port)
+        two = Network(bootstraps[1], [node], bound[0].port)
+        try:
+            await one.bootstrap.start()  # the first one makes the schema
+            async with trio.open_nursery() as starting:
+                starting.start_soon(two.bootstrap.start)
+                starting.start_soon(node.start)
+            await one.connect_client()
+            await two.connect_client()
+            one.workspace, one.token = await add_workspace(one.bootstrap, {**SPEC, "concurrency": 2})
+            two.workspace, two.token = one.workspace, one.token
+            await one.register(node)
+            await one.ready()
+            await two.ready()
+            with trio.fail_after(150):
+                await die_and_be_replaced(one, two, workspace)
+        finally:
+            with trio.CancelScope(shield=True):
+                for daemon in (node, *bootstraps):
+                    if daemon.process is not None and daemon.process.poll() is None:
+                        await daemon.kill()
+        nursery.cancel_scope.cancel()
+
+
+async def die_and_be_replaced(one: Network, two: Network, workspace: Workspace) -> None:
+    attached: list[str] = []
+
+    async def attached_call() -> None:
+        async with one.stream("POST", "/proxy/8080/hang", b"x") as response:
+            attached.append(next(v for n, v in response.headers if n == b"ngpu-task-id").decode())
+            with pytest.raises(HttpError):
+                await response.read(1000)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(attached_call)
+        await workspace.begun.wait()
+        workspace.begun = trio.Event()
+        tasks = []
+        for number in range(5):
+            answer = await one.call("POST", "/user/train", b'{"data": "t%d"}' % number, JSON)
+            tasks.append(str(answer.document["taskId"]))
+        await workspace.begun.wait()
+        # asked of the other, while the first one has them
+        assert (await two.task(tasks[0], lambda view: view["state"] == 2))["attempts"]
+        assert (await two.task(tasks[4], lambda view: True))["state"] == 0
+        # and cancelled there
+        cancelled = await two.call("DELETE", f"/api/v1/tasks/{tasks[4]}")
+        assert cancelled.document["state"] == 5, cancelled.document
+        await one.bootstrap.kill()
+    killed_s = time.monotonic()
+    workspace.gate.set()
+    for number, task_id in enumerate(tasks[:4]):
+        document = await two.poll(task_id, within_s=60)
+        assert (document["result_code"], document["data"]) == (200, f"t{number}")
+    took_s = time.monotonic() - killed_s
+    assert took_s < TAKEN_OVER_WITHIN_S, two.bootstrap.log[-3000:]
+    assert sorted(workspace.bodies) == [b"t%d" % number for number in range(4)]
+    for task_id in tasks[:4]:
+        view = await two.task(task_id, lambda view: view["verdict"] != "")
+        assert (view["verdict"], len(view["attempts"])) == ("verified", 1)
+    view = await two.task(attached[0])
+    assert (view["state"], view["reason"]) == (4, "bootstrap_lost")
+
+    # it comes back, and each answers for both
+    await one.bootstrap.start()
+    await one.connect_client()
+    assert (await one.poll(tasks[0]))["data"] == "t0"
+    await one.ready()
+    for net, other in ((one, two), (two, one)):
+        answer = await net.call("POST", "/user/train", b'{"data": "again"}', JSON)
+        assert (await other.poll(str(answer.document["taskId"])))["data"] == "again"
