@@ -60,6 +60,7 @@ class Daemon:
     within: tuple[str, ...] = ()  # a command that runs it somewhere else, such as `nsenter`
     process: trio.Process | None = None
     where: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
 
     @property
     def log(self) -> str:
@@ -71,7 +72,9 @@ class Daemon:
         path.unlink(missing_ok=True)
         log = (self.folder / "log").open("ab")
         command = [*self.within, sys.executable, "-m", self.module, "run", "--config", str(self.folder / "config.toml")]
-        self.process = await trio.lowlevel.open_process(command, cwd=ROOT, stdout=log, stderr=log, env=os.environ)
+        self.process = await trio.lowlevel.open_process(
+            command, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, **self.environment}
+        )
         log.close()
         with trio.move_on_after(START_S):
             while not path.exists():
@@ -233,6 +236,7 @@ async def network(
     nodes: int = 1,
     spec: dict[str, Any] | None = None,
     bootstrap_lines: tuple[str, ...] = (),
+    node_module: str = "ngpu_node.cli",
 ) -> AsyncIterator[Network]:
     """Run a network whose workspace is served by *handler* in this process."""
     port = free_port()
@@ -253,7 +257,7 @@ async def network(
         lines = ['listen = ["/ip4/127.0.0.1/tcp/0"]', 'model_listen = "127.0.0.1:0"', 'engine = "none"', "drain_s = 3"]
         lines += ["slots = 64", "[[bootstraps]]", f"multiaddrs = [{json.dumps(multiaddr)}]", 'service = "test"']
         prepare(folder, lines)
-        node_daemons.append(Daemon("ngpu_node.cli", folder, "node.json"))
+        node_daemons.append(Daemon(node_module, folder, "node.json"))
     bootstrap = Daemon("ngpu_bootstrap", boot_folder, "bootstrap.json")
     async with trio.open_nursery() as nursery:
         bound = await nursery.start(partial(serve_tcp, handler, host="127.0.0.1", port=0))
