@@ -27,6 +27,7 @@ from ngpu_bootstrap.cli_options import (
 )
 from ngpu_bootstrap.config import DEFAULT_DATA_DIR, BootstrapSettings
 from ngpu_bootstrap.credentials import reveal
+from ngpu_bootstrap.db_cli import db_app
 from ngpu_bootstrap.operator_keys import Scope
 from ngpu_bootstrap.workspace_cli import add_commands
 from ngpu_daemon.entry import run_main
@@ -47,6 +48,7 @@ workspace_app.add_typer(token_app, name="token")
 app.add_typer(key_app, name="key")
 app.add_typer(user_app, name="user")
 app.add_typer(product_app, name="product")
+app.add_typer(db_app, name="db")
 
 
 _DURATION = re.compile(r"(?P<count>[0-9]{1,9})(?P<unit>[smhd]?)")

@@ -204,7 +204,7 @@ class DetachedTasks:
             found = Unfinished.from_store(task)
             decision = decide(found, now_ms=self._now_ms())
             spec = specs(task.task)
-            log.info("task_taken_up", task_id=found.task_id, decision=type(decision).__name__.lower())
+            log.debug("task_taken_up", task_id=found.task_id, decision=type(decision).__name__.lower())
             reached("recover.decided")
             if found.task_id in self._runs:
                 continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Collection, Iterable
 from typing import Any, Final
@@ -15,6 +16,7 @@ from ngpu_bootstrap.store.records import (
     AttemptRecord,
     ChainFault,
     DeploymentRow,
+    HeaderList,
     NewReceipt,
     NodeRow,
     OpenTask,
@@ -291,9 +293,15 @@ def named_paths(connection: sa.Connection, paths: Iterable[str]) -> set[str]:
     return found.intersection(wanted)
 
 
+@functools.lru_cache(1024)
+def _headers(text: str) -> HeaderList:
+    """Return stored headers: those of a client's tasks are mostly alike."""
+    return tuple((name, value) for name, value in json.loads(text))
+
+
 def _task(row: Any, request: StoredBody | None = None, response: StoredBody | None = None) -> TaskRecord:
     values = dict(zip(_TASK_NAMES, row, strict=True))
-    values["headers"] = tuple((name, value) for name, value in json.loads(values["headers"]))
+    values["headers"] = _headers(values["headers"])
     values["state"] = TaskState(values["state"])
     values["detach"] = bool(values["detach"])
     values["wrapped"] = bool(values["wrapped"])
