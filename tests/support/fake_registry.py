@@ -45,6 +45,19 @@ class MadeImage:
     layers: tuple[str, ...]
     blobs: dict[str, bytes] = field(repr=False)
 
+    @classmethod
+    def of(cls, config: bytes, layers: Sequence[bytes]) -> MadeImage:
+        """Return the image of a configuration and gzipped layers."""
+        blobs = {digest_of(blob): blob for blob in (*layers, config)}
+        manifest = {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "config": {"mediaType": CONFIG, "size": len(config), "digest": digest_of(config)},
+            "layers": [{"mediaType": LAYER, "size": len(layer), "digest": digest_of(layer)} for layer in layers],
+        }
+        digests = tuple(digest_of(layer) for layer in layers)
+        return cls(json.dumps(manifest).encode(), digest_of(config), digests, blobs)
+
     @property
     def digest(self) -> str:
         return digest_of(self.manifest)
@@ -78,30 +91,18 @@ def make_image(
     """
     source = random.Random(str(seed))
     contents = [*base, *(source.randbytes(size) for size in sizes)]
-    blobs, layers, unpacked = {}, [], []
+    layers, unpacked = [], []
     for number, content in enumerate(contents):
         data, diff_id = layer_of(content, f"data-{number}")
-        blobs[digest_of(data)] = data
-        layers.append(digest_of(data))
+        layers.append(data)
         unpacked.append(diff_id)
-    config = json.dumps(
-        {
-            "architecture": architecture,
-            "os": "linux",
-            "config": {"Cmd": ["/data-0"], "Labels": {"seed": str(seed)}},
-            "rootfs": {"type": "layers", "diff_ids": unpacked},
-        }
-    ).encode()
-    blobs[digest_of(config)] = config
-    manifest = json.dumps(
-        {
-            "schemaVersion": 2,
-            "mediaType": MANIFEST,
-            "config": {"mediaType": CONFIG, "size": len(config), "digest": digest_of(config)},
-            "layers": [{"mediaType": LAYER, "size": len(blobs[layer]), "digest": layer} for layer in layers],
-        }
-    ).encode()
-    return MadeImage(manifest, digest_of(config), tuple(layers), blobs)
+    config = {
+        "architecture": architecture,
+        "os": "linux",
+        "config": {"Cmd": ["/data-0"], "Labels": {"seed": str(seed)}},
+        "rootfs": {"type": "layers", "diff_ids": unpacked},
+    }
+    return MadeImage.of(json.dumps(config).encode(), layers)
 
 
 def list_of(*images: tuple[str, MadeImage]) -> bytes:

@@ -30,7 +30,7 @@ def build(reference: str) -> str:
             tar.addfile(entry)
     client = docker.from_env()
     try:
-        repository, _, tag = reference.partition(":")
+        repository, _, tag = reference.rpartition(":")
         changes = ['ENTRYPOINT ["/server"]', "EXPOSE 8080"]
         client.api.import_image_from_data(archive.getvalue(), repository=repository, tag=tag, changes=changes)
         return str(client.images.get(reference).id)
