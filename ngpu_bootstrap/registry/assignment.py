@@ -133,6 +133,7 @@ class _Room:
     memory_bytes: int | None
     cpus: float | None
     workspaces: int = 0
+    of_types: dict[tuple[str, int], list[int]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, host: Host) -> _Room:
@@ -153,10 +154,23 @@ class _Room:
             self.cpus -= spec.cpus or 0.0
         self.workspaces += 1
 
+    def usable(self, wanted: str, memory_bytes: int = 0) -> list[int]:
+        """Return the indices of the GPUs of type *wanted*, of any for the empty one, with that much memory."""
+        found = self.of_types.get((wanted, memory_bytes))
+        if found is None:
+            name = canonical_gpu_model(wanted) if wanted else ""
+            found = self.of_types[wanted, memory_bytes] = [
+                index
+                for index, gpu in enumerate(self.host.gpus)
+                if gpu.memory_bytes >= memory_bytes
+                and (not name or name in gpu_model_names(gpu.model, gpu.memory_bytes))
+            ]
+        return found
+
     def free_gpus(self, spec: WorkspaceSpec) -> list[int]:
         """Return the GPUs that *spec* may have: all of one type, the first it names that has enough free."""
         for wanted in spec.gpu_types or [""]:
-            found = [index for index in _usable(spec, self.host, wanted) if self.gpus[index] > 0]
+            found = [index for index in self.usable(wanted, spec.min_gpu_memory_bytes) if self.gpus[index] > 0]
             if len(found) >= spec.gpu_count:
                 return found
         return []
@@ -166,7 +180,7 @@ class _Room:
         if not spec.gpu_count:
             return 0
         for place, wanted in enumerate(spec.gpu_types):
-            if sum(self.gpus[index] > 0 for index in _usable(spec, self.host, wanted)) >= spec.gpu_count:
+            if sum(self.gpus[index] > 0 for index in self.usable(wanted, spec.min_gpu_memory_bytes)) >= spec.gpu_count:
                 return place
         return len(spec.gpu_types)
 
@@ -216,13 +230,15 @@ def _fill(wanted: Wanted, rooms: Mapping[Address, _Room], placed: list[Address])
     """Add the best of the other nodes, and where they are too few, the ones that had it and are no longer quite fit."""
     spec = wanted.spec
     limit = spec.replicas if spec.replicas is not None else len(rooms) + len(placed)
-    while len(placed) < limit:
-        free = [room for node, room in rooms.items() if node not in placed and lack(wanted, room) is None]
-        if not free:
-            break
-        best = min(free, key=lambda room: (room.preference(spec), room.workspaces, room.host.node))
-        best.take(spec)
-        placed.append(best.host.node)
+    if len(placed) >= limit:
+        return
+    kept = set(placed)
+    # a workspace takes room of each node once, so the order among the free ones does not change on the way
+    free = [room for node, room in rooms.items() if node not in kept and lack(wanted, room) is None]
+    free.sort(key=lambda room: (room.preference(spec), room.workspaces, room.host.node))
+    for room in free[: limit - len(placed)]:
+        room.take(spec)
+        placed.append(room.host.node)
     for node in sorted(wanted.held):
         if len(placed) >= limit:
             return
@@ -268,27 +284,15 @@ def lack(wanted: Wanted, room: _Room) -> Lack | None:
 
 def _lacking_gpus(spec: WorkspaceSpec, room: _Room, offer: HostOffer) -> Lack | None:
     types = spec.gpu_types or [""]
-    if spec.gpu_types and not any(_of_type(room.host, wanted) for wanted in types):
+    if spec.gpu_types and not any(room.usable(wanted) for wanted in types):
         return Lack.GPU_TYPE
-    if max(len(_of_type(room.host, wanted)) for wanted in types) < spec.gpu_count:
+    if max(len(room.usable(wanted)) for wanted in types) < spec.gpu_count:
         return Lack.GPU_COUNT
-    if max(len(_usable(spec, room.host, wanted)) for wanted in types) < spec.gpu_count:
+    if max(len(room.usable(wanted, spec.min_gpu_memory_bytes)) for wanted in types) < spec.gpu_count:
         return Lack.GPU_MEMORY
     if not offer.gpu_runtime:
         return Lack.GPU_RUNTIME
     return None if room.free_gpus(spec) else Lack.GPUS_TAKEN
-
-
-def _of_type(host: Host, wanted: str) -> list[int]:
-    """Return the indices of the host's GPUs of the type *wanted*, all of them for the empty one."""
-    if not wanted:
-        return list(range(len(host.gpus)))
-    name = canonical_gpu_model(wanted)
-    return [index for index, gpu in enumerate(host.gpus) if name in gpu_model_names(gpu.model, gpu.memory_bytes)]
-
-
-def _usable(spec: WorkspaceSpec, host: Host, wanted: str) -> list[int]:
-    return [index for index in _of_type(host, wanted) if host.gpus[index].memory_bytes >= spec.min_gpu_memory_bytes]
 
 
 def _registry_allowed(spec: WorkspaceSpec, offer: HostOffer) -> bool:
@@ -302,8 +306,9 @@ def _shortage(wanted: Wanted, rooms: Mapping[Address, _Room], placed: Sequence[A
     number = spec.replicas if spec.replicas is not None else 1
     if len(placed) >= number:
         return None
+    has_it = set(placed)
     lacks = Counter(
-        found for node, room in rooms.items() if node not in placed and (found := lack(wanted, room)) is not None
+        found for node, room in rooms.items() if node not in has_it and (found := lack(wanted, room)) is not None
     )
     reason = str(lacks.most_common(1)[0][0]) if lacks else "nodes"
     parts = [f"{count} {_words(found, spec, wanted.image_bytes)}" for found, count in lacks.most_common()]

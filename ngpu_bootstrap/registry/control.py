@@ -136,6 +136,8 @@ class ControlDesk:
         while True:
             with trio.move_on_after(TICK_S):
                 await self._stale.wait()
+            if not self._stale.is_set() and not self._placement.waits:
+                continue
             self._stale = trio.Event()
             await trio.sleep(SETTLE_S)
             try:

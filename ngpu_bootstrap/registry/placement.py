@@ -100,6 +100,12 @@ class Placement:
         for row in await self._store.deployments():
             self._rows.setdefault(row.workspace, {})[row.node] = row
 
+    @property
+    def waits(self) -> bool:
+        """Whether the passing of time alone may change who should run what."""
+        ends = any(workspace.spec.end_at is not None for workspace in self._workspaces)
+        return bool(ends or self._away_since or self._failed_on or self._short)
+
     def rows(self, workspace_id: str) -> Sequence[DeploymentRow]:
         """Return which nodes are to run an image workspace, by address."""
         return sorted(self._rows.get(workspace_id, {}).values(), key=lambda row: row.node)

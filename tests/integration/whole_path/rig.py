@@ -237,8 +237,10 @@ async def network(
     spec: dict[str, Any] | None = None,
     bootstrap_lines: tuple[str, ...] = (),
     node_module: str = "ngpu_node.cli",
+    engine: str = "none",
+    node_lines: tuple[str, ...] = (),
 ) -> AsyncIterator[Network]:
-    """Run a network whose workspace is served by *handler* in this process."""
+    """Run a network whose workspace is served by *handler* in this process, or as *spec* has it."""
     port = free_port()
     boot_folder = tmp_path / "bootstrap"
     peer_id = prepare(
@@ -254,8 +256,19 @@ async def network(
     node_daemons = []
     for number in range(nodes):
         folder = tmp_path / f"node{number}"
-        lines = ['listen = ["/ip4/127.0.0.1/tcp/0"]', 'model_listen = "127.0.0.1:0"', 'engine = "none"', "drain_s = 3"]
-        lines += ["slots = 64", "[[bootstraps]]", f"multiaddrs = [{json.dumps(multiaddr)}]", 'service = "test"']
+        lines = [
+            'listen = ["/ip4/127.0.0.1/tcp/0"]',
+            'model_listen = "127.0.0.1:0"',
+            f'engine = "{engine}"',
+            "drain_s = 3",
+        ]
+        lines += [
+            "slots = 64",
+            "[[bootstraps]]",
+            f"multiaddrs = [{json.dumps(multiaddr)}]",
+            'service = "test"',
+            *node_lines,
+        ]
         prepare(folder, lines)
         node_daemons.append(Daemon(node_module, folder, "node.json"))
     bootstrap = Daemon("ngpu_bootstrap", boot_folder, "bootstrap.json")
