@@ -300,7 +300,7 @@ class _Bootstrap:
             about=lambda: {"http": self.where.get("http", []), "multiaddrs": self.where.get("multiaddrs", [])},
             adopt=self._adopt,
             cancel=self.task_control.end,
-            reload=self.workspaces.load,
+            reload=self._reload,
             met=self._met_siblings,
         )
         self.brc20 = Brc20Desk(checker, store, now_ms=now_ms)
@@ -606,6 +606,10 @@ class _Bootstrap:
     def _workspaces_changed(self) -> None:
         self.control.refresh()
         self.archives.look()
+
+    async def _reload(self) -> None:
+        await self.placement.load()
+        await self.workspaces.load()
 
     def _is_coming(self, workspace_id: str) -> bool:
         workspace = self.workspaces.get(workspace_id)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import structlog
+import trio
 
 from ngpu_bootstrap.registry.archives import Archives, needs_sum
 from ngpu_bootstrap.registry.assignment import Host, Shortage, Wanted, assign
@@ -87,6 +88,8 @@ class Placement:
         self._archives = archives
         self._replace_after_ms = int(replace_after_s * 1000)
         self._now_ms = now_ms
+        # one at a time: a table read anew must not be older than what is being stored
+        self._working = trio.Lock()
         self._rows: dict[str, dict[Address, DeploymentRow]] = {}
         self._before: dict[tuple[str, Address], int] = {}
         self._away_since: dict[Address, int] = {}
@@ -96,9 +99,12 @@ class Placement:
         self.serving: Mapping[Address, Mapping[str, Collection[int]]] = {}
 
     async def load(self) -> None:
-        """Read the table from the store."""
-        for row in await self._store.deployments():
-            self._rows.setdefault(row.workspace, {})[row.node] = row
+        """Read the table from the store, at the start and when another bootstrap of this database has changed it."""
+        async with self._working:
+            rows: dict[str, dict[Address, DeploymentRow]] = {}
+            for row in await self._store.deployments():
+                rows.setdefault(row.workspace, {})[row.node] = row
+            self._rows = rows
 
     @property
     def waits(self) -> bool:
@@ -152,6 +158,10 @@ class Placement:
         Raises:
             StoreError: it could not be stored; `desired` is what it was.
         """
+        async with self._working:
+            await self._work_out()
+
+    async def _work_out(self) -> None:
         now_ms = self._now_ms()
         sessions = {session.node: session for session in self._nodes if session.reported}
         await self._pin(sessions)

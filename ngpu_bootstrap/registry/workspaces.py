@@ -160,19 +160,20 @@ class Workspaces:
 
     async def load(self) -> None:
         """Read every workspace from the store."""
-        rollouts = {row.workspace: row for row in await self._store.rollouts()}
-        by_id: dict[str, Workspace] = {}
-        for row in await self._store.list_workspaces():
-            workspace = Workspace(_spec(row.id, row.revision, row.spec), row.owner, row.tokens, row.created_at_ms)
-            rollout = rollouts.get(row.id)
-            if rollout is not None and rollout.target == row.revision:
-                base = await self._store.workspace_spec(row.id, rollout.base)
-                if base is not None:
-                    spec = _spec(row.id, rollout.base, base)
-                    workspace = replace(workspace, spec=spec, target=workspace.spec, rollout=rollout)
-            by_id[row.id] = workspace
-        self._by_id = by_id
-        self._on_change()
+        async with self._changing:
+            rollouts = {row.workspace: row for row in await self._store.rollouts()}
+            by_id: dict[str, Workspace] = {}
+            for row in await self._store.list_workspaces():
+                workspace = Workspace(_spec(row.id, row.revision, row.spec), row.owner, row.tokens, row.created_at_ms)
+                rollout = rollouts.get(row.id)
+                if rollout is not None and rollout.target == row.revision:
+                    base = await self._store.workspace_spec(row.id, rollout.base)
+                    if base is not None:
+                        spec = _spec(row.id, rollout.base, base)
+                        workspace = replace(workspace, spec=spec, target=workspace.spec, rollout=rollout)
+                by_id[row.id] = workspace
+            self._by_id = by_id
+            self._on_change()
 
     def get(self, workspace_id: str) -> Workspace | None:
         """Return the workspace, or None when there is none of this id."""

@@ -117,11 +117,16 @@ def cancels_asked(connection: sa.Connection, own: str) -> list[str]:
 
 
 def workspaces_mark(connection: sa.Connection) -> tuple[Any, ...]:
-    """Return what changes with any workspace or token."""
+    """Return what changes with any workspace or token, with where they run and what is on its way."""
     w, k = tables.workspaces, tables.workspace_tokens
+    d, r = tables.deployments, tables.workspace_rollouts
+    of_deployments = sa.select(sa.func.count(), sa.func.max(d.c.assigned_at_ms), sa.func.sum(d.c.revision))
+    of_rollouts = sa.select(sa.func.count(), sa.func.sum(r.c.target), sa.func.sum(r.c.failed_at_ms))
     of_workspaces = sa.select(sa.func.count(), sa.func.max(w.c.updated_at_ms), sa.func.sum(w.c.revision))
     of_tokens = sa.select(sa.func.count(), sa.func.max(k.c.created_at_ms), sa.func.sum(k.c.expires_at_ms))
     return (
         *connection.execute(of_workspaces.select_from(w)).one(),
         *connection.execute(of_tokens.select_from(k)).one(),
+        *connection.execute(of_deployments.select_from(d)).one(),
+        *connection.execute(of_rollouts.select_from(r)).one(),
     )
