@@ -34,6 +34,7 @@ from ngpu_bootstrap.store.store import open_store
 from ngpu_daemon.datadir import DataDirectory
 from ngpu_daemon.errors import OperatorError
 from ngpu_daemon.keystore import open_keystore, read_passphrase
+from ngpu_daemon.logs import configure_logging
 from ngpu_protocol.identity import Account, Address
 from ngpu_protocol.workspaces import describe_errors
 
@@ -200,6 +201,7 @@ class Management:
                 await workspaces.load()
                 return await work(workspaces)
 
+        configure_logging("error", "auto")  # to stderr: what a command prints is its answer alone
         try:
             with self._directory.lock():
                 return trio.run(main)
