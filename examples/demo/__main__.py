@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import httpx
+from ngpu_client import Client, NgpuError
 
 from . import image, kept, tasks
 from .network import MODEL, PROJECT, CommandFailed, LocalNetwork, Workspace
@@ -61,7 +61,7 @@ def main() -> int:
         code = 130
     except (StartError, CommandFailed, tasks.TaskFailed, image.ImageError) as error:
         screen.line(f"error: {error}")
-    except httpx.HTTPError as error:
+    except NgpuError as error:
         screen.line(f"error: the bootstrap did not answer: {type(error).__name__}: {error}")
     if arguments.json:
         sys.stdout.flush()
@@ -197,9 +197,9 @@ class Demonstration:
         self._screen.line(f"curl -s {bearer} {url}/user/chat -H 'Content-Type: application/json' -d {wrapped}")
         self._screen.line(f"\nlogs: {self._folder}\nstop it with: scripts/demo --stop")
 
-    def _client(self) -> httpx.Client:
+    def _client(self) -> Client:
         assert self._workspace is not None
-        return httpx.Client(base_url=self._network.url, headers=self._workspace.headers, timeout=60, trust_env=False)
+        return Client(self._network.url, self._workspace.token)
 
 
 def _model_server(port: int) -> list[str]:

@@ -1,23 +1,23 @@
-"""The three tasks a client runs in the demonstration, spoken as any client would: plain HTTP, nothing of this project.
+"""The three tasks a client runs in the demonstration, with `ngpu_client` as any program would.
 
-Each returns a `TaskRun` with the receipt file the bootstrap gives for it. A task's receipt may arrive after its answer
-(the node sends it last), and its acknowledgement after that, so `collect_receipt` asks until both are there.
+Each returns a `TaskRun`; `collect_receipt` adds the receipt file the bootstrap gives for it, checked here rule by rule,
+against the bytes that were sent and that came where the client saw them whole.
 """
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from json import loads
+from typing import Any, TypeVar
 
-import httpx
+from ngpu_client import Client, NgpuError, Options, Progress, Result
 
 PORT = 8000
 CHAT_PATH = "/v1/chat/completions"
 RECEIPT_TIMEOUT_S = 15.0
-_POLL_S = 0.1
+TASK_TIMEOUT_S = 60.0
 
-Say = Callable[[str], None]
+T = TypeVar("T")
 
 
 class TaskFailed(Exception):
@@ -32,14 +32,18 @@ class TaskRun:
         mode: sync, async or stream.
         text: the words the workspace answered.
         wall_ms: from sending the request to having the whole answer, at the client.
+        result: the answer as the client got it, None for a streamed one.
         receipt_file: the document of ``GET /api/v1/tasks/{id}/receipt``.
+        broken: names of the rules that do not hold.
     """
 
     task_id: str
     mode: str
     text: str
     wall_ms: int
+    result: Result | None = None
     receipt_file: dict[str, Any] = field(default_factory=dict)
+    broken: tuple[str, ...] = ()
 
     @property
     def receipt(self) -> dict[str, Any]:
@@ -59,112 +63,91 @@ class TaskRun:
 
     @property
     def verified(self) -> bool:
-        """Whether the receipt met every rule."""
-        return self.verdict == "verified"
+        """Whether the receipt met every rule, at the bootstrap and here."""
+        return self.verdict == "verified" and not self.broken
 
 
-def synchronous(client: httpx.Client) -> TaskRun:
-    """Call the workspace by the name it declares and wait for the answer, which comes wrapped in ``data``."""
+def synchronous(client: Client) -> TaskRun:
+    """Call the workspace by the name it declares and wait for the answer, which comes with the call."""
     started = time.monotonic()
-    body = json.dumps(_chat("What does a receipt say?", seed=1, max_tokens=24))
-    answer = client.post("/user/chat", json={"data": body})
-    document = _document(answer)
-    return TaskRun(
-        task_id=str(document["taskId"]),
-        mode="sync",
-        text=_completion_text(document["data"]),
-        wall_ms=_ms_since(started),
-    )
+    result = _asked(lambda: client.call("chat", _chat("What does a receipt say?", seed=1, max_tokens=24)))
+    return TaskRun(result.task_id, "sync", _completion_text(result), _ms_since(started), result)
 
 
-def asynchronous(client: httpx.Client, say: Say) -> TaskRun:
-    """Submit a task and poll for its answer, as long jobs are run."""
+def asynchronous(client: Client, say: Callable[[str], None]) -> TaskRun:
+    """Submit a task and come back for its answer, as long jobs are run."""
     started = time.monotonic()
-    body = json.dumps(_chat("How does a node admit an order?", seed=2, max_tokens=48))
-    submitted = client.post(
-        "/user/schedulingTask", params={"paramUrl": CHAT_PATH.lstrip("/"), "paramPort": PORT}, json={"data": body}
-    )
-    task_id = str(_document(submitted)["taskId"])
-    say(f"submitted {task_id}")
-    polls = 0
-    while True:
-        polls += 1
-        document = client.get("/user/queryTask", params={"taskID": task_id}).json()
-        code = document.get("result_code")
-        if code == 200:
-            break
-        if code != 100 or time.monotonic() - started > 60:
-            raise TaskFailed(f"the asynchronous task {task_id} ended with {document}")
-        time.sleep(0.25)
-    say(f"finished after {polls} polls")
-    return TaskRun(task_id, "async", _completion_text(document["data"]), _ms_since(started))
+
+    def run() -> Result:
+        return client.run(
+            CHAT_PATH.lstrip("/"),
+            _chat("How does a node admit an order?", seed=2, max_tokens=48),
+            port=PORT,
+            options=Options(timeout_s=TASK_TIMEOUT_S),
+            within_s=TASK_TIMEOUT_S,
+            on_progress=lambda progress: say(_progress_text(progress)),
+        )
+
+    result = _asked(run)
+    return TaskRun(result.task_id, "async", _completion_text(result), _ms_since(started), result)
 
 
-def streamed(client: httpx.Client, show_event: Callable[[int, str], None]) -> TaskRun:
+def streamed(client: Client, show_event: Callable[[int, str], None]) -> TaskRun:
     """Stream a completion through ``/proxy/``; *show_event* gets each piece with its milliseconds as it arrives."""
     started = time.monotonic()
     request = {**_chat("A task runs", seed=3, max_tokens=16), "stream": True}
     pieces: list[str] = []
     done = False
-    with client.stream("POST", f"/proxy/{PORT}{CHAT_PATH}", json=request) as answer:
-        if answer.status_code != 200:
-            raise TaskFailed(f"the streamed task was answered {answer.status_code}: {answer.read()[:500]!r}")
-        task_id = answer.headers.get("ngpu-task-id", "")
-        for line in answer.iter_lines():
-            if not line.startswith("data: "):
-                continue
-            if line == "data: [DONE]":
-                done = True
-                continue
-            piece = json.loads(line[6:])["choices"][0]["delta"].get("content", "")
-            if piece:
-                pieces.append(piece)
-                show_event(_ms_since(started), piece)
-    if not done or not task_id:
+    try:
+        with client.stream("POST", CHAT_PATH, port=PORT, json=request) as answer:
+            if answer.status != 200:
+                raise TaskFailed(f"the workspace answered {answer.status}: {b''.join(answer.bytes())[:500]!r}")
+            for event in answer.events():
+                if event == "[DONE]":
+                    done = True
+                    continue
+                piece = loads(event)["choices"][0]["delta"].get("content", "")
+                if piece:
+                    pieces.append(piece)
+                    show_event(_ms_since(started), piece)
+    except NgpuError as error:
+        raise TaskFailed(f"the streamed task: {error}") from error
+    if not done or not answer.task_id:
         raise TaskFailed("the stream ended without its last event, or without a task id")
-    return TaskRun(task_id, "stream", "".join(pieces), _ms_since(started))
+    return TaskRun(answer.task_id, "stream", "".join(pieces), _ms_since(started))
 
 
-def collect_receipt(client: httpx.Client, run: TaskRun) -> None:
-    """Fetch the task's receipt file once it is acknowledged.
+def collect_receipt(client: Client, run: TaskRun) -> None:
+    """Fetch the task's receipt once it is acknowledged, and check it.
 
     Raises:
         TaskFailed: it is not there in time.
     """
-    deadline = time.monotonic() + RECEIPT_TIMEOUT_S
-    while True:
-        answer = client.get(f"/api/v1/tasks/{run.task_id}/receipt")
-        if answer.status_code == 200:
-            run.receipt_file = answer.json()
-            if run.receipt_file.get("acknowledgement"):
-                return
-        if time.monotonic() > deadline:
-            raise TaskFailed(
-                f"no acknowledged receipt of task {run.task_id} within {RECEIPT_TIMEOUT_S:.0f} s: "
-                f"{answer.status_code} {answer.text[:300]}"
-            )
-        time.sleep(_POLL_S)
+    checked = _asked(lambda: client.check(run.result or run.task_id, within_s=RECEIPT_TIMEOUT_S))
+    run.receipt_file = checked.file.to_document()
+    run.broken = checked.broken
+
+
+def _asked(ask: Callable[[], T]) -> T:
+    try:
+        return ask()
+    except NgpuError as error:
+        raise TaskFailed(str(error)) from error
+
+
+def _progress_text(progress: Progress) -> str:
+    return f"{progress.task_id}: {progress.message}"
 
 
 def _chat(prompt: str, *, seed: int, max_tokens: int) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": prompt}], "seed": seed, "max_tokens": max_tokens}
 
 
-def _document(answer: httpx.Response) -> dict[str, Any]:
+def _completion_text(result: Result) -> str:
     try:
-        document = answer.json()
-    except ValueError:
-        document = None
-    if answer.status_code != 200 or not isinstance(document, dict) or not document.get("taskId"):
-        raise TaskFailed(f"{answer.request.url} was answered {answer.status_code}: {answer.text[:500]}")
-    return document
-
-
-def _completion_text(data: str) -> str:
-    try:
-        return str(json.loads(data)["choices"][0]["message"]["content"])
+        return str(result.json()["choices"][0]["message"]["content"])
     except (ValueError, LookupError, TypeError) as error:
-        raise TaskFailed(f"the workspace's answer is not a chat completion: {data[:500]}") from error
+        raise TaskFailed(f"the workspace's answer is not a chat completion: {result.text[:500]}") from error
 
 
 def _ms_since(started: float) -> int:
