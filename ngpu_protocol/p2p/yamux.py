@@ -249,7 +249,8 @@ class Muxer(IMuxedConn):
         self._going_away = True
         with trio.move_on_after(timeout_s):
             self._send_control(_pack(0, _GO_AWAY, 0, 0, _GO_AWAY_NORMAL))
-            while self._outbox or self._unsent:
+            # What is queued stays queued once the connection has ended, and then there is nothing to wait for.
+            while (self._outbox or self._unsent) and not self.close_reason:
                 await self.wait_room()
             self._link.shutdown()
             await self.event_closed.wait()
