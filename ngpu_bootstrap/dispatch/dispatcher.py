@@ -297,6 +297,7 @@ class Dispatcher:
             promised=promised,
             affinity=call.affinity,
             task_id=call.task_id,
+            priority=call.priority,
         )
 
     async def _attempt(

@@ -342,8 +342,9 @@ class Nodes:
         promised: bool = False,
         affinity: bytes = b"",
         task_id: str = "",
+        priority: int = 0,
     ) -> Slot:
-        """Return a slot for one attempt of *spec*, waiting for one in a bounded queue, first come first served.
+        """Return a slot for one attempt of *spec*, waiting in a bounded queue: by priority, then by coming.
 
         Args:
             tried: sessions that must not be asked again for this task.
@@ -352,6 +353,7 @@ class Nodes:
                 client's in the queue, and gets nothing once this bootstrap stops.
             affinity: a key that sticks to a node; empty for none.
             task_id: under which its place in the queue is asked for.
+            priority: higher goes before what waits for the same workspace.
 
         Raises:
             NotServed: 503 when no node serves the workspace, 429 when the queue is full or the wait was too long.
@@ -366,7 +368,9 @@ class Nodes:
             granted.append(slot)
             ready.set()
 
-        waiter = self.join(spec, take_turn, tried=tried, promised=promised, affinity=affinity, task_id=task_id)
+        waiter = self.join(
+            spec, take_turn, tried=tried, promised=promised, affinity=affinity, task_id=task_id, priority=priority
+        )
         try:
             with trio.move_on_after(timeout_s):
                 await ready.wait()
@@ -398,6 +402,7 @@ class Nodes:
         promised: bool = False,
         affinity: bytes = b"",
         task_id: str = "",
+        priority: int = 0,
     ) -> Waiting:
         """Put a call into the queue: *granted* is called with its slot when its turn came, perhaps at once.
 
@@ -420,7 +425,7 @@ class Nodes:
                     headers=self._queue_headers(pool),
                 )
         only = self._stuck_to(pool, affinity, tried, now_ms) if affinity else None
-        waiter: Waiting = Waiter(task_id, granted, tried, only, promised)
+        waiter: Waiting = Waiter(task_id, granted, tried, only, promised, priority)
         pool.line.join(waiter)
         self._serve_pool(pool)
         return waiter

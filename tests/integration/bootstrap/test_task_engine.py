@@ -275,6 +275,28 @@ def test_a_client_sets_a_shorter_time_and_a_priority(tmp_path: Path) -> None:
     run(tmp_path, test, concurrency=1)
 
 
+def test_a_higher_priority_goes_before_what_waits_for_the_same_workspace(tmp_path: Path) -> None:
+    async def test(bootstrap: Bootstrap, node: ScriptedNode) -> None:
+        hold = Holding(node)
+        first = await submit(bootstrap)
+        await hold.begun.wait()
+        waiting = {
+            priority: await submit(bootstrap, headers=[(b"ngpu-priority", b"%d" % priority)])
+            for priority in (0, 3, 9, 5)
+        }
+        last = await submit(bootstrap)
+        for task_id in (*waiting.values(), last):
+            await task_when(bootstrap, task_id, lambda view: view["queue_position"] is not None)
+        view = await task_when(bootstrap, waiting[5], lambda view: view["queue_position"] == 1)
+        assert view["state"] == 0
+        hold.gate.set()
+        await task_when(bootstrap, last, lambda view: view["state"] == 3)
+        ran = [signed.order.task_id for signed in node.orders]
+        assert ran == [first, waiting[9], waiting[5], waiting[3], waiting[0], last]
+
+    run(tmp_path, test, concurrency=1)
+
+
 class Calls(list[tuple[dict[bytes, bytes], bytes]]):
     """What was called, fields and body each; *second* is set with the second one."""
 

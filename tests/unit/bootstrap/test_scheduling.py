@@ -511,26 +511,29 @@ def test_keys_stick_within_a_bound_and_rest_for_a_while() -> None:
 @given(
     st.lists(
         st.one_of(
-            st.tuples(st.just("join"), st.booleans(), st.sampled_from(["any", "picky"])),
-            st.tuples(st.just("serve"), st.booleans(), st.just("")),
-            st.tuples(st.just("leave"), st.booleans(), st.just("")),
+            st.tuples(
+                st.just("join"), st.booleans(), st.sampled_from(["any", "picky"]), st.sampled_from([0, 0, 0, 5, 9])
+            ),
+            st.tuples(st.just("serve"), st.booleans(), st.just(""), st.just(0)),
+            st.tuples(st.just("leave"), st.booleans(), st.just(""), st.just(0)),
         ),
         max_size=60,
     ),
     st.integers(0, 2**32),
 )
-def test_nobody_is_overtaken_by_who_came_later_and_could_take_the_same_slot(
-    events: list[tuple[str, bool, str]], seed: int
+def test_nobody_is_overtaken_by_who_came_later_without_a_higher_priority_and_could_take_the_same_slot(
+    events: list[tuple[str, bool, str, int]], seed: int
 ) -> None:
     chance = random.Random(seed)
     line: Line[str, int] = Line()
     waiting: list[Waiter[str, int]] = []
-    for number, (event, promised, kind) in enumerate(events):
+    for number, (event, promised, kind, priority) in enumerate(events):
         if event == "join":
             waiter: Waiter[str, int] = Waiter(str(number), lambda slot: None, ("x",) if kind == "picky" else ())
-            waiter.promised = promised
+            waiter.promised, waiter.priority = promised, priority
             line.join(waiter)
             waiting.append(waiter)
+            waiting.sort(key=lambda one: (-one.priority, one.number))
         elif event == "leave" and waiting:
             line.leave(waiting.pop(chance.randrange(len(waiting))))
         elif event == "serve":
@@ -538,7 +541,7 @@ def test_nobody_is_overtaken_by_who_came_later_and_could_take_the_same_slot(
             able = [one for one in waiting if not one.tried and (promised or not one.promised)]
             assert head is (able[0] if able else None)
             picky = [one for one in waiting if one.tried and (promised or not one.promised)]
-            before = [one for one in picky if head is None or one.number < head.number]
+            before = [one for one in picky if head is None or one.place < head.place]
             assert list(line.picky_before(head, promised=promised)) == before
             if head is not None:
                 line.leave(head)
