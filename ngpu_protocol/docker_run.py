@@ -149,7 +149,7 @@ class _Parser:
             if not name and given == "all":
                 count = 1
             elif name in ("", "count") and given.isascii() and given.isdigit():
-                count = int(given)
+                count = int(given[:6])
             elif name == "device":
                 count = len([one for one in given.split(",") if one])
             elif name != "capabilities":

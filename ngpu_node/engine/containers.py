@@ -208,8 +208,13 @@ class Containers:
             return Ended("the container was removed by someone else", word="removed")
         if now.running:
             return None
-        run.last_log = await self._engine.log_tail(container_id, LAST_LOG_LINES, LAST_LOG_BYTES)
-        words = await self._engine.last_words(container_id)
+        words = ""
+        try:
+            run.last_log = await self._engine.log_tail(container_id, LAST_LOG_LINES, LAST_LOG_BYTES)
+            words = await self._engine.last_words(container_id)
+        except EngineFailed as error:
+            # a log that cannot be read makes the end no less the workspace's: it counts, or it would start forever
+            log.info("container_log_unreadable", container=now.name, reason=str(error))
         how = "out of memory" if now.oom_killed else f"exit code {now.exit_code}"
         text = f"the container ended ({how})" + (f"; it last said: {words}" if words else "")
         return Ended(text, word="out_of_memory" if now.oom_killed else "exited")
@@ -239,6 +244,8 @@ class Containers:
         for container in await self._engine.listed():
             if container.id in ours or container.name in self._starting or container.name in self._names():
                 continue
+            if self._starting and LABEL_WORKSPACE not in container.labels:
+                continue  # a helper that may be at work for one that starts
             if self._may_be_wanted(container.labels.get(LABEL_SERVICE, ""), container.labels):
                 continue
             log.info("container_removed", container=container.name, reason="no deployment here")
@@ -257,17 +264,18 @@ class Containers:
         return trusted and not self.deployments.knows_wishes_of(service)
 
     async def _sweep_books(self) -> None:
-        here = {deployment.key for deployment in self._runs}
-        for holder in [holder for holder in self._room if holder not in here]:
+        for holder in list(self._room):
+            if holder in {deployment.key for deployment in self._runs}:  # looked at each time: one may come meanwhile
+                continue
             service = holder.rsplit("/", 2)[0]
             if not self._may_be_wanted(service, {LABEL_WORKSPACE: ""}):
                 await self._give_back(holder)
 
     async def _sweep_volumes(self) -> None:
-        wanted = {(d.service, d.spec.id) for d in self.deployments}
         for name, labels in (await self._engine.volumes()).items():
             service, workspace = labels.get(LABEL_SERVICE, ""), labels.get(LABEL_WORKSPACE, "")
-            if (service, workspace) in wanted or self._may_be_wanted(service, labels):
+            # looked at each time: while the engine is asked, a wish may come for a workspace whose data is here
+            if self.deployments.revisions(service, workspace) or self._may_be_wanted(service, labels):
                 continue
             try:
                 await self._engine.remove_volume(name)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import io
 import socket
+import struct
 import tarfile
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -26,6 +27,7 @@ import docker
 import requests
 import structlog
 import trio
+import urllib3
 from docker.errors import APIError, DockerException, NotFound
 from docker.models.containers import Container
 from docker.types import Mount
@@ -42,6 +44,9 @@ LOG_TAIL_LINES = 10
 LOG_PIECE_BYTES = 64 * 1024
 EXEC_OUTPUT_BYTES = 16 * 1024
 EVENTS_HELD = 1000
+
+#: What the SDK lets through when the engine ends in the middle of a log or of a program's output.
+_BROKEN_OFF = (urllib3.exceptions.HTTPError, struct.error)
 
 T = TypeVar("T")
 
@@ -198,7 +203,7 @@ class DockerEngine:
             try:
                 for event in stream:
                     token.run_sync_soon(tell, ContainerEvent(str(event.get("id")), str(event.get("Action"))))
-            except (DockerException, requests.RequestException, OSError, ValueError, AttributeError):
+            except (*_BROKEN_OFF, DockerException, requests.RequestException, OSError, ValueError, AttributeError):
                 return  # closed under it, by the engine's end or by ours
             finally:
                 with contextlib.suppress(trio.RunFinishedError):
@@ -302,7 +307,8 @@ class DockerEngine:
             except BaseException:
                 # or it would be found next time, and be of no use
                 if helper is not None:
-                    helper.remove(force=True)
+                    with contextlib.suppress(NotFound):
+                        helper.remove(force=True)
                 self._client.api.remove_volume(name)
                 raise
             helper.remove(force=True)
@@ -462,6 +468,7 @@ class DockerEngine:
                 trio.RunFinishedError,
                 DockerException,
                 requests.RequestException,
+                *_BROKEN_OFF,
                 OSError,
                 ValueError,
                 AttributeError,
@@ -522,7 +529,7 @@ class DockerEngine:
             return await trio.to_thread.run_sync(call, abandon_on_cancel=abandon, limiter=self._threads)
         except APIError as error:
             raise EngineFailed(f"the container engine says: {_first_line(error.explanation or error)}") from error
-        except (DockerException, requests.RequestException, OSError) as error:
+        except (*_BROKEN_OFF, DockerException, requests.RequestException, OSError) as error:
             raise EngineUnavailable(f"the container engine does not answer: {_first_line(error)}") from error
 
 

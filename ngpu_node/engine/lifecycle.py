@@ -18,6 +18,7 @@ takes an event and returns the activity that takes the place of the running one,
 
 Deaths in a row count while none of the containers was ready for `stable_s`. What is not the workspace's fault does not
 count: a sick GPU, an engine that stopped. An engine that is away is waited for; what was being done is done again when
+it is back, and every `engine_wait_s`: one call may fail with an engine that never went away, of which nobody says that
 it is back. Room, and the GPUs in it, are only given back when the engine said that the container is gone.
 """
 
@@ -35,6 +36,7 @@ class Policy:
     Attributes:
         restart_waits_s: after the first death in a row, the second, ...; the last for all later ones.
         max_deaths: of so many in a row the last is final.
+        engine_wait_s: what the engine did not do is tried again after this, unless it is known to be back before.
         stop_grace_s: how long the last tasks of what shall stop may go on.
     """
 
@@ -46,6 +48,7 @@ class Policy:
     stable_s: float = 60.0
     restart_waits_s: tuple[float, ...] = (1.0, 2.0, 5.0, 15.0, 30.0)
     max_deaths: int = 5
+    engine_wait_s: float = 30.0
     stop_grace_s: float = 30.0
 
 
@@ -64,7 +67,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Ask for an HTTP answer in *after_s*. Ends with `Answered` or `Silent`."""
+    """Ask for an HTTP answer in *after_s*. Ends with `Answered`, `Silent`, `GpuSick` or `EngineLost`."""
 
     after_s: float
 
@@ -312,6 +315,8 @@ class Life:
                 return self._allowed()
             case EngineBack():
                 return self._engine_back()
+            case Due() if self._waits_for_engine is not None:
+                return self._engine_back()
             case EngineLost(reason):
                 return self._engine_lost(reason)
             case Cleared():
@@ -463,13 +468,16 @@ class Life:
         return Rest(then.wait_s) if then.wait_s else self._from_the_beginning()
 
     def _engine_lost(self, reason: str) -> Activity | None:
+        if isinstance(self.activity, Ask):
+            # only its look at the GPUs needs the engine; whether the workspace still answers is asked as before
+            return Ask(self._policy.health_interval_s)
         if not isinstance(self.activity, Fetch | Place | Clear):
             return None
         # a start that was cut off may have left a container: clear first, under a name that is ours
         self._waits_for_engine = self.activity
         if self.phase is not Phase.STOPPING:
             self._say(Phase.UNHEALTHY if self._ready_since_s is not None else Phase.QUEUED, reason, word="engine_away")
-        return Rest()
+        return Rest(self._policy.engine_wait_s)
 
     def _engine_back(self) -> Activity | None:
         again, self._waits_for_engine = self._waits_for_engine, None

@@ -121,10 +121,11 @@ class Networks:
         if not egress:
             return Place(self._closed)
         async with self._opening:
-            if not self._has_open:
+            # again where the rules could not be set before: another program may have held the packet filter just then
+            if not self._has_open or self._problem:
                 await self._engine.ensure_network(self._open, self._open_bridge, internal=False)
-                await self._close(with_open=True)
                 self._has_open = True
+                await self._close(with_open=True)
         if self._problem:
             raise DeploymentImpossible(
                 "the workspace wants egress, and this node cannot keep it out of its owner's network: "

@@ -29,6 +29,11 @@ MAX_REDIRECTS = 5
 PIECE_BYTES = 256 * 1024
 
 
+def without_query(url: str) -> str:
+    """Return *url* as it may be shown and logged: a query often is a signature that opens the file."""
+    return url.partition("?")[0]
+
+
 class Download:
     """One download; as a context manager it opens and closes the connection.
 
@@ -48,6 +53,7 @@ class Download:
             allow_private: whether this host may be at an address of this machine's network.
         """
         self._url = url
+        self._shown = without_query(url)
         self._limit = limit
         self._answer_timeout_s = answer_timeout_s
         self._allow_private = allow_private
@@ -61,7 +67,7 @@ class Download:
             with trio.move_on_after(self._answer_timeout_s) as waiting:
                 self._response = await self._open()
             if waiting.cancelled_caught:
-                raise Stalled(f"the server of {self._url} has not answered for {self._answer_timeout_s:g} s")
+                raise Stalled(f"the server of {self._shown} has not answered for {self._answer_timeout_s:g} s")
         except BaseException:
             await self._stack.aclose()
             raise
@@ -87,7 +93,7 @@ class Download:
         try:
             response = await self._stack.enter_async_context(client.stream("GET", self._url))
         except AddressRefused as error:
-            raise AddressNotAllowed(f"{self._url}: {error}, where this node's owner lets no client point") from error
+            raise AddressNotAllowed(f"{self._shown}: {error}, where this node's owner lets no client point") from error
         except (httpx.TransportError, httpx.TooManyRedirects, httpx.InvalidURL) as error:
             raise self._unreachable(error) from error
         if response.status_code != 200:
@@ -110,18 +116,18 @@ class Download:
 
     def _check_size(self, size: int) -> None:
         if self._limit is not None and size > self._limit:
-            raise TooLarge(f"the file at {self._url}", size=size, limit=self._limit)
+            raise TooLarge(f"the file at {self._shown}", size=size, limit=self._limit)
 
     def _unreachable(self, error: Exception) -> ImageProblem:
-        return RegistryDown(f"{self._url} cannot be fetched: {str(error) or type(error).__name__}")
+        return RegistryDown(f"{self._shown} cannot be fetched: {str(error) or type(error).__name__}")
 
     def _refusal(self, status: int) -> ImageProblem:
         if status in (404, 410):
-            return ImageMissing(f"there is no file at {self._url} ({status})")
+            return ImageMissing(f"there is no file at {self._shown} ({status})")
         if status in (401, 403):
-            return BadCredentials(f"{self._url} wants a login ({status}): give a URL that anybody may fetch")
+            return BadCredentials(f"{self._shown} wants a login ({status}): give a URL that anybody may fetch")
         if status == 429:
-            return RateLimited(f"the server of {self._url} has had enough for a while (429)")
+            return RateLimited(f"the server of {self._shown} has had enough for a while (429)")
         if status >= 500 or status == 408:
-            return RegistryDown(f"the server of {self._url} is out of order ({status})")
-        return ImageMissing(f"{self._url} answers {status}")
+            return RegistryDown(f"the server of {self._shown} is out of order ({status})")
+        return ImageMissing(f"{self._shown} answers {status}")

@@ -128,7 +128,10 @@ class EngineImages:
 
     async def _json(self, method: str, path: str, **options: Any) -> Any:
         async with self._call(method, path, **options) as response:
-            return json.loads(await response.aread())
+            try:
+                return json.loads(await response.aread())
+            except ValueError:
+                raise EngineFailed("the container engine sent something that is not JSON") from None
 
     @asynccontextmanager
     async def _call(

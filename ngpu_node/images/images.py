@@ -30,7 +30,7 @@ from ngpu_node.config import ImageSettings
 from ngpu_node.errors import EngineFailed, EngineUnavailable
 from ngpu_node.images.archive import for_engine, gunzipped
 from ngpu_node.images.disk import FreeBytes, free_bytes_at, room_for_archive, room_for_pull
-from ngpu_node.images.download import Download
+from ngpu_node.images.download import Download, without_query
 from ngpu_node.images.engine_images import EngineImages
 from ngpu_node.images.manifests import Platform, RemoteImage
 from ngpu_node.images.problems import (
@@ -110,7 +110,7 @@ class ImageWish:
         )
 
     def __str__(self) -> str:
-        return str(self.reference) if self.reference is not None else self.url
+        return str(self.reference) if self.reference is not None else without_query(self.url)
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,7 +303,7 @@ class Images:
         if not self._settings.tar_images:
             raise RegistryNotAllowed("this node's owner takes no images from URLs")
         if not wish.sha256:
-            raise NoPin(f"the file at {wish.url} may be any: give its checksum as image_sha256")
+            raise NoPin(f"the file at {wish} may be any: give its checksum as image_sha256")
 
     async def _try_until(self, wish: ImageWish, tell: Tell) -> LocalImage:
         began_s = trio.current_time()
@@ -430,7 +430,7 @@ class Images:
         if known:
             return next((entry for entry in known if not entry.borrowed), known[0])
         name = str(wish.reference.pinned(image.digest)) if wish.reference else f"{ARCHIVE_NAME}:{wish.sha256}"
-        entry = self._shelf.get(name) or Entry(name, str(wish), borrowed=True)
+        entry = self._shelf.get(name) or Entry(name, str(wish.reference or wish.url), borrowed=True)
         entry.id, entry.digest, entry.size = image.id, image.digest.hex(), int(attrs.get("Size") or 0)
         self._shelf.put(entry)
         return entry
@@ -533,7 +533,7 @@ class Images:
 
     async def _load(self, fetch: _Fetch, wish: ImageWish) -> LocalImage:
         """Stream a tar from its URL through its checksum into the engine."""
-        fetch.note = f"fetching {wish.url}"
+        fetch.note = f"fetching {wish}"
         before = await self._engine.ids()
         download = Download(
             wish.url,
@@ -543,7 +543,7 @@ class Images:
         )
         entry = Entry(fetch.name, wish.url)
         async with download, self._noted(entry, before):
-            await self._make_room(fetch, wish.url, room_for_archive(download.size))
+            await self._make_room(fetch, str(wish), room_for_archive(download.size))
             checksum = hashlib.sha256()
 
             async def pieces() -> AsyncGenerator[bytes, None]:
@@ -556,7 +556,7 @@ class Images:
             async def confirm() -> None:
                 if checksum.hexdigest() != wish.sha256:
                     raise WrongChecksum(
-                        f"the file at {wish.url} has another checksum: {wish.sha256} was asked for, "
+                        f"the file at {wish} has another checksum: {wish.sha256} was asked for, "
                         f"{checksum.hexdigest()} came; give the new one with a new revision"
                     )
                 fetch.note = "unpacking"
@@ -571,17 +571,17 @@ class Images:
                     async for event in told:
                         fetch.progress.moved += 1
                         if "error" in event:
-                            raise _from_load(str(event["error"]), wish.url)
+                            raise _from_load(str(event["error"]), str(wish))
 
             try:
-                await self._watched(fetch, wish.url, events)
+                await self._watched(fetch, str(wish), events)
             except EngineFailed as error:
-                raise _from_load(str(error), wish.url) from error
+                raise _from_load(str(error), str(wish)) from error
             attrs = await self._engine.inspect(fetch.name)
             if attrs is None:
-                raise PullBroke(f"the engine loaded the file at {wish.url}, but has no image of it")
+                raise PullBroke(f"the engine loaded the file at {wish}, but has no image of it")
             if wish.digest is not None and attrs["Id"] != "sha256:" + wish.digest.hex():
-                raise WrongChecksum(f"the file at {wish.url} holds another image than this revision is pinned to")
+                raise WrongChecksum(f"the file at {wish} holds another image than this revision is pinned to")
         log.info("image_loaded", image=fetch.name, bytes=entry.size)
         return LocalImage(entry.id, bytes.fromhex(entry.digest))
 

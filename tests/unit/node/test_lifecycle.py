@@ -184,7 +184,7 @@ def test_a_start_the_engine_refused_is_tried_again() -> None:
 def test_an_engine_that_is_away_is_waited_for(before: tuple[Event, ...], again: Activity) -> None:
     story = Story()
     story.on(*before)
-    assert story.on(EngineLost("refused")) == Rest()
+    assert story.on(EngineLost("refused")) == Rest(POLICY.engine_wait_s)
     assert (story.life.phase, story.life.word) == (Phase.QUEUED, "engine_away")
     assert story.on(EngineBack()) == again
 
@@ -192,9 +192,36 @@ def test_an_engine_that_is_away_is_waited_for(before: tuple[Event, ...], again: 
 def test_a_container_that_could_not_be_removed_is_removed_when_the_engine_is_back() -> None:
     story = Story().ready()
     story.on(Ended("exit code 1"))
-    assert story.on(EngineLost("refused")) == Rest()
+    assert story.on(EngineLost("refused")) == Rest(POLICY.engine_wait_s)
     assert story.on(EngineBack()) == Clear()
     assert story.on(Cleared()) == Rest(1.0)
+
+
+@pytest.mark.parametrize(
+    ("before", "again"),
+    [((), Fetch()), ((ImageHere(),), Place()), ((ImageHere(), Up(20.0), Answered(), Ended("exit code 1")), Clear())],
+)
+def test_what_an_engine_that_never_was_away_did_not_do_is_tried_again(
+    before: tuple[Event, ...], again: Activity
+) -> None:
+    story = Story()
+    story.on(*before)
+    for _ in range(3):
+        assert story.on(EngineLost("one call took too long")) == Rest(POLICY.engine_wait_s)
+        assert story.on(Due(), after_s=POLICY.engine_wait_s) == again
+
+
+def test_an_unwanted_container_the_engine_would_not_remove_is_tried_again() -> None:
+    story = Story().ready()
+    story.on(Unwanted(), Emptied(), EngineLost("cannot kill it"))
+    assert story.on(Due(), after_s=POLICY.engine_wait_s) == Clear()
+    assert story.on(Cleared()) == End()
+
+
+def test_one_whose_gpus_could_not_be_looked_at_is_asked_on() -> None:
+    story = Story().ready()
+    assert story.on(EngineLost("restarts")) == Ask(POLICY.health_interval_s)
+    assert story.life.phase is Phase.READY
 
 
 def test_an_unwanted_one_lets_its_tasks_end_then_clears_and_is_gone() -> None:
@@ -271,7 +298,7 @@ EVENTS: list[Event] = [
 ENDS: dict[type[Any], list[Event]] = {
     Fetch: [ImageHere(), ImageRefused("x"), ImageRefused("x", 1.0), EngineLost("x"), Pulling("x")],
     Place: [Up(5.0), NoRoom("x", True), NoRoom("x", False), StartRefused("x"), Impossible("x"), EngineLost("x")],
-    Ask: [Answered(), Silent("x"), GpuSick("x")],
+    Ask: [Answered(), Silent("x"), GpuSick("x"), EngineLost("x")],
     Empty: [Emptied()],
     Clear: [Cleared(), EngineLost("x")],
     Rest: [Due()],

@@ -159,3 +159,8 @@ def test_any_line_is_read_or_refused_and_never_more_than_the_subset(words: list[
         found = parse_docker_run("docker run " + " ".join(words))
         allowed = {"image", "command", "env", "ports", "volumes", "gpu_count", "shm_bytes", "memory_bytes", "cpus"}
         assert set(found.fields) <= allowed
+
+
+def test_an_endless_number_of_gpus_is_refused_like_any_other() -> None:
+    with pytest.raises(DockerRunError, match="--gpus"):
+        parse_docker_run(f"docker run --gpus {'9' * 5000} app")
