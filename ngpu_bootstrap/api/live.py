@@ -16,6 +16,7 @@ from typing import Any
 import trio
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
+from starlette.types import Receive, Scope, Send
 
 from ngpu_bootstrap.errors import NotServed, Refusal
 from ngpu_bootstrap.registry.nodes import NodeSession
@@ -68,24 +69,23 @@ class Live:
         place.enter_context(self._counted(workspace))
 
         async def pieces() -> AsyncIterator[bytes]:
-            async with place:
-                before, quiet_s, end_s = b"", 0.0, trio.current_time() + LONGEST_S
-                while not self._draining() and trio.current_time() < end_s:
-                    seen = look()
-                    if seen is None:
-                        yield b"event: removed\ndata: {}\n\n"
-                        return
-                    now = seen.model_dump_json().encode()
-                    if now != before:
-                        before, quiet_s = now, 0.0
-                        yield b"event: deployments\ndata: " + now + b"\n\n"
-                    elif quiet_s >= COMMENT_EVERY_S:
-                        quiet_s = 0.0
-                        yield b": still here\n\n"
-                    await trio.sleep(LOOK_EVERY_S)
-                    quiet_s += LOOK_EVERY_S
+            before, quiet_s, end_s = b"", 0.0, trio.current_time() + LONGEST_S
+            while not self._draining() and trio.current_time() < end_s:
+                seen = look()
+                if seen is None:
+                    yield b"event: removed\ndata: {}\n\n"
+                    return
+                now = seen.model_dump_json().encode()
+                if now != before:
+                    before, quiet_s = now, 0.0
+                    yield b"event: deployments\ndata: " + now + b"\n\n"
+                elif quiet_s >= COMMENT_EVERY_S:
+                    quiet_s = 0.0
+                    yield b": still here\n\n"
+                await trio.sleep(LOOK_EVERY_S)
+                quiet_s += LOOK_EVERY_S
 
-        return StreamingResponse(pieces(), media_type=EVENT_STREAM, headers={"Cache-Control": "no-store"})
+        return _Stream(place, pieces(), EVENT_STREAM)
 
     def follow(
         self,
@@ -106,27 +106,26 @@ class Live:
         place.enter_context(self._counted(workspace))
 
         async def pieces() -> AsyncIterator[bytes]:
-            async with place:
-                before: dict[str, dict[str, Any]] = {}
-                number, spoke_s, end_s = 0, trio.current_time(), trio.current_time() + LONGEST_S
-                while not self._draining() and trio.current_time() < end_s:
-                    over, seen = await look()
-                    for name, document in seen.items():
-                        if before.get(name) != document:
-                            number += 1
-                            spoke_s = trio.current_time()
-                            data = json.dumps(document, separators=(",", ":"))
-                            yield f"id: {number}\nevent: {name}\ndata: {data}\n\n".encode()
-                    before = seen
-                    if over:
-                        yield b"event: end\ndata: {}\n\n"
-                        return
-                    if trio.current_time() - spoke_s >= COMMENT_EVERY_S:
+            before: dict[str, dict[str, Any]] = {}
+            number, spoke_s, end_s = 0, trio.current_time(), trio.current_time() + LONGEST_S
+            while not self._draining() and trio.current_time() < end_s:
+                over, seen = await look()
+                for name, document in seen.items():
+                    if before.get(name) != document:
+                        number += 1
                         spoke_s = trio.current_time()
-                        yield b": still here\n\n"
-                    await changed()
+                        data = json.dumps(document, separators=(",", ":"))
+                        yield f"id: {number}\nevent: {name}\ndata: {data}\n\n".encode()
+                before = seen
+                if over:
+                    yield b"event: end\ndata: {}\n\n"
+                    return
+                if trio.current_time() - spoke_s >= COMMENT_EVERY_S:
+                    spoke_s = trio.current_time()
+                    yield b": still here\n\n"
+                await changed()
 
-        return StreamingResponse(pieces(), media_type=EVENT_STREAM, headers={"Cache-Control": "no-store"})
+        return _Stream(place, pieces(), EVENT_STREAM)
 
     async def logs(self, workspace: str, session: NodeSession, *, tail: int, follow: bool) -> StreamingResponse:
         """Return the last lines a workspace's container wrote on a node, and with *follow* those to come.
@@ -149,22 +148,36 @@ class Live:
             place = opening.pop_all()
 
         async def pieces() -> AsyncIterator[bytes]:
-            async with place:
-                sent, end_s = 0, trio.current_time() + LONGEST_S
-                while not self._draining() and trio.current_time() < end_s:
-                    piece: bytes | None = None
-                    with contextlib.suppress(RemoteError), trio.move_on_after(LOOK_EVERY_S) as patience:
-                        piece = await response.receive()
-                    if patience.cancelled_caught:
-                        continue
-                    if not piece:  # its end, or the node's
-                        return
-                    sent += len(piece)
-                    yield piece
-                    if sent > (math.inf if follow else LOG_BYTES_MAX):
-                        return
+            sent, end_s = 0, trio.current_time() + LONGEST_S
+            while not self._draining() and trio.current_time() < end_s:
+                piece: bytes | None = None
+                with contextlib.suppress(RemoteError), trio.move_on_after(LOOK_EVERY_S) as patience:
+                    piece = await response.receive()
+                if patience.cancelled_caught:
+                    continue
+                if not piece:  # its end, or the node's
+                    return
+                sent += len(piece)
+                yield piece
+                if sent > (math.inf if follow else LOG_BYTES_MAX):
+                    return
 
-        return StreamingResponse(pieces(), media_type="text/plain; charset=utf-8")
+        return _Stream(place, pieces(), "text/plain; charset=utf-8")
+
+
+class _Stream(StreamingResponse):
+    """An answer that goes on, and gives its place back however it ends.
+
+    A client may leave before the first piece: then *pieces* never begins, and could give nothing back.
+    """
+
+    def __init__(self, place: AsyncExitStack, pieces: AsyncIterator[bytes], media_type: str) -> None:
+        super().__init__(pieces, media_type=media_type, headers={"Cache-Control": "no-store"})
+        self._place = place
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._place:
+            await super().__call__(scope, receive, send)
 
 
 def _refused_by_node(status: int, said: bytes) -> Refusal:

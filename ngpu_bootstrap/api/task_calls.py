@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 import trio
-from fastapi import Depends, FastAPI
+from fastapi import Depends, FastAPI, Query
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from ngpu_bootstrap.api import models
@@ -160,7 +160,9 @@ def add_task_calls(
 
     @app.get("/api/v1/tasks/{task_id}/receipt", tags=["tasks"], responses=errors)
     async def get_receipt(
-        task_id: str, token: Annotated[Token | None, Depends(presented)], attempt: int | None = None
+        task_id: str,
+        token: Annotated[Token | None, Depends(presented)],
+        attempt: Annotated[int | None, Query(ge=1, le=2**31 - 1)] = None,
     ) -> dict[str, Any]:
         """The receipt file: order, receipt and acknowledgement with their signatures, to be verified offline.
 

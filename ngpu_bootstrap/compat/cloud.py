@@ -299,7 +299,7 @@ def _specified(image: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, int]
     for pair in filter(None, str(image.get("port_mapping", "")).replace(" ", "").split(",")):
         outer, separator, inner = pair.partition(":")
         inner = inner if separator else outer
-        if not all(text.isascii() and text.isdigit() and 0 < int(text[:6]) < 65536 for text in (outer, inner)):
+        if not (_is_port(outer) and _is_port(inner)):
             raise BadRequest("bad_port_mapping", "port_mapping must be OUTER:INNER pairs, as in 8080:80,8081:81")
         published[outer] = int(inner)
         if int(inner) not in fields.setdefault("ports", []):
@@ -317,6 +317,10 @@ def _specified(image: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, int]
     except ValidationError as error:
         raise BadRequest("bad_image", f"this image cannot run: {describe_errors(error)}") from None
     return probe, published
+
+
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 5 and 0 < int(text) < 65536
 
 
 def _on_product(spec: dict[str, Any], product: Mapping[str, Any]) -> dict[str, Any]:

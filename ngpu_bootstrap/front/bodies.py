@@ -50,7 +50,8 @@ def unwrap(body: bytes, content_type: bytes | None) -> Unwrapped:
     address = document.get("btc_address", "")
     if address is None:
         address = ""
-    if not isinstance(address, str) or len(address) > MAX_ADDRESS:
+    # no control characters and no lone surrogates either: no address has them, and no database keeps them
+    if not isinstance(address, str) or len(address) > MAX_ADDRESS or not address.isprintable():
         raise BadRequest("bad_btc_address", f"btc_address must be a text of at most {MAX_ADDRESS} characters")
     data = document.get("data")
     if not isinstance(data, str) or not _WRAPPER_KEYS.issuperset(document):

@@ -96,6 +96,8 @@ class ReadsApi:
         address = one_of(parameters, spellings)
         if not address:
             raise BadRequest("btc_address_missing", "name the address: ?btcaddress=<address>")
+        if not address.isprintable():  # PostgreSQL takes no NUL, in a question neither
+            raise BadRequest("bad_btc_address", "btcaddress holds characters that no address has")
         return await self._listed(self._filter(workspace.id, parameters, btc_address=address[:128]))
 
     async def nodes(self, query: str | None, token: Token | None) -> Answer:

@@ -28,7 +28,9 @@ def remove(
     on_disk = connection.execute(sa.select(b.c.size, b.c.path).where(b.c.task_id.in_(doomed), b.c.path != ""))
     bodies = [StoredBody(row.size, path=row.path) for row in on_disk]
     order = sa.select(a.c.signed_order).where(a.c.task_id == r.c.task_id, a.c.attempt == r.c.attempt).scalar_subquery()
-    connection.execute(sa.update(r).where(r.c.task_id.in_(doomed)).values(signed_order=order))
+    # a sibling that sweeps at this moment may have removed the attempts since: what it kept of them stays
+    kept = sa.func.coalesce(order, r.c.signed_order)
+    connection.execute(sa.update(r).where(r.c.task_id.in_(doomed)).values(signed_order=kept))
     connection.execute(sa.delete(t).where(t.c.task_id.in_(doomed), _FINAL))
     return len(doomed), bodies
 

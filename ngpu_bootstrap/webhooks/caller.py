@@ -89,7 +89,14 @@ class WebhookCaller:
 
     async def _one(self, due: DueWebhook) -> None:
         try:
-            status, problem = await self._call(due)
+            try:
+                status, problem = await self._call(due)
+            except StoreError:
+                raise  # it stays due
+            except Exception:
+                # ours to mend, and a try like any other: one that is not counted would be made for ever
+                log.exception("webhook_crashed", task_id=due.task_id)
+                status, problem = 0, "this bootstrap failed to make the call"
             now_ms, tries = self._now_ms(), due.tries + 1
             made = not problem
             pause_ms = None if made else next_pause_ms(tries, random.random())
@@ -114,8 +121,6 @@ class WebhookCaller:
             )
         except StoreError as error:
             log.error("webhook_not_noted", task_id=due.task_id, reason=str(error))
-        except Exception:
-            log.exception("webhook_crashed", task_id=due.task_id)  # ours to mend, and no reason to end the others
         finally:
             self._places.release()
 
@@ -180,7 +185,10 @@ async def resolved(host: str, port: int) -> list[str]:
     Raises:
         OSError: it has none.
     """
-    found = await trio.socket.getaddrinfo(host, port, type=trio.socket.SOCK_STREAM)
+    try:
+        found = await trio.socket.getaddrinfo(host, port, type=trio.socket.SOCK_STREAM)
+    except UnicodeError as error:  # a label is empty or has more than 63 characters
+        raise OSError(f"it is no name of a host: {error}") from None
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 

@@ -155,6 +155,10 @@ def test_another_workspaces_token_is_forbidden_and_no_token_needs_only_the_id(tm
             assert (foreign.status, json.loads(foreign.body)["reason"]) == (403, "token_foreign")
             assert (await bootstrap.call("GET", target, token=UNKNOWN)).status == 401
 
+        for attempt in (0, -1, 2**31, 2**70, "x"):
+            answer = await bootstrap.call("GET", f"/api/v1/tasks/{task_id}/receipt?attempt={attempt}")
+            assert answer.status == 422, attempt
+
     run(tmp_path, test)
 
 

@@ -175,6 +175,7 @@ def test_wrong_logins_and_wrong_images_say_what_is_wrong(tmp_path: Path) -> None
             ({"start_cmd": "docker run x"}, "ports"),
             ({"port_mapping": "80:80"}, "wget_url"),
             ({"start_cmd": "docker run x", "port_mapping": "80:99999"}, "port_mapping"),
+            ({"start_cmd": "docker run x", "port_mapping": "80:000080" + "1" * 5000}, "port_mapping"),
             ({"wget_url": "file:///etc/passwd", "port_mapping": "80:80"}, "image_url"),
         ):
             answer = await client.post(f"{base}/cloud/image/create", json={"image_name": "x", **image})

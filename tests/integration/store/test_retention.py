@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import sqlalchemy as sa
 from trio.testing import trio_test
 
+from ngpu_bootstrap.store import tables
 from ngpu_bootstrap.store.records import TaskFilter
 from ngpu_bootstrap.store.webhook_rows import HOLD_MS, ToldWebhook
 from tests.unit.store.builders import a_finish, a_receipt, a_start, a_store, a_task, task_id
@@ -31,6 +33,23 @@ async def test_old_final_tasks_go_with_their_bodies_and_their_receipts_stay_prov
         assert (kept.receipt, kept.order) == (a_receipt(1), b"order 1/1")
         assert await store.remove_old(before_ms=10_000, bodies_bytes=None) == 1
         assert [task.task_id for task in (await store.tasks(TaskFilter())).tasks] == [task_id(3)]
+
+
+@trio_test
+async def test_two_that_sweep_at_once_leave_receipts_provable(directory: Path) -> None:
+    def swept_by_a_sibling(connection: sa.Connection) -> None:
+        # what a second sweep finds that chose its tasks before the first one committed, and goes on after
+        connection.execute(sa.update(tables.receipts).values(signed_order=b"order 1/1"))
+        connection.execute(sa.delete(tables.attempts))
+
+    async with a_store(directory) as store:
+        await store.accept_and_begin(a_task(1, accepted_at_ms=100), a_start(1))
+        await store.finish(a_finish(1, a_receipt(1)))
+        await store.chore(swept_by_a_sibling)
+        assert await store.remove_old(before_ms=200, bodies_bytes=None) == 1
+        kept = await store.receipt(task_id(1))
+        assert kept is not None
+        assert kept.order == b"order 1/1"
 
 
 @trio_test

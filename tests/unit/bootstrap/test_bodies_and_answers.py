@@ -48,6 +48,13 @@ def test_a_body_of_another_type_passes_whole() -> None:
     assert unwrap(b'{"data": "x"}', b"text/plain").body == b'{"data": "x"}'
 
 
+@pytest.mark.parametrize("address", ["bc1\0", "bc1\ud800", "bc1\n", "b" * 129, 1, ["bc1"]])
+def test_an_address_that_no_database_keeps_is_a_bad_request(address: object) -> None:
+    with pytest.raises(BadRequest) as refused:
+        unwrap(json.dumps({"btc_address": address, "data": "x"}).encode(), JSON)
+    assert refused.value.reason == "bad_btc_address"
+
+
 def test_curls_default_type_is_read_as_json_when_it_starts_like_it() -> None:
     assert unwrap(b'{"data": "x"}', b"application/x-www-form-urlencoded").body == b"x"
     assert unwrap(b"a=1&b=2", b"application/x-www-form-urlencoded").body == b"a=1&b=2"
