@@ -230,7 +230,7 @@ def test_a_choice_looks_at_a_sample_and_every_candidate_has_its_chance() -> None
     for number in range(50):
         enter(pool, number)
     seen: set[Entry] = set()
-    for _ in range(400):
+    for _ in range(1200):
         choice = pool.choose(NOW, random.random)
         assert choice is not None
         assert len(choice.seen) == SAMPLE
