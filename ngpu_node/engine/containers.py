@@ -474,6 +474,8 @@ class Containers:
                 continue
             found = await self._engine.look_at(listed.id)
             if found is not None and found.running and found.image == image.id and self._is_wanted(run, found):
+                # The last run may have ended before an engine, a packet filter or an owner who thinks otherwise now.
+                await self._networks.place(egress=run.deployment.spec.egress)
                 log.info("container_adopted", container=name, workspace=run.deployment.spec.id)
                 await self._write_down(run.deployment.key)
                 return found

@@ -93,7 +93,7 @@ class Firewall:
 
     def __init__(self, mark: str) -> None:
         self._mark = mark
-        self._chains: list[Chain] = []
+        self._is_set = False
         self._turn = trio.Lock()
 
     async def apply(self, closed: str, open_: str | None) -> None:
@@ -105,13 +105,14 @@ class Firewall:
         async with self._turn:
             chains = wanted(self._mark, closed, open_)
             await trio.to_thread.run_sync(_apply, chains)
-            self._chains = chains
+            self._is_set = True
 
-    async def remove(self) -> None:
-        """Take the rules away again, as far as that is possible."""
+    async def remove(self, closed: str, open_: str) -> None:
+        """Take the rules away again, as far as that is possible, with those an earlier run left for *open_*."""
         async with self._turn:
-            chains, self._chains = self._chains, []
-            await trio.to_thread.run_sync(_remove, chains)
+            if self._is_set:
+                self._is_set = False
+                await trio.to_thread.run_sync(_remove, wanted(self._mark, closed, open_))
 
 
 def _apply(chains: Sequence[Chain]) -> None:

@@ -137,15 +137,14 @@ class Networks:
         """Take the networks away, unless a container is still on them, and the rules with them."""
         if not self._is_internal:
             return
-        names = [self._closed, self._open] if self._has_open else [self._closed]
-        for name in names:
+        for name in (self._closed, self._open):  # also one that only an earlier run had a workspace on
             try:
                 await self._engine.remove_network(name)
             except (EngineUnavailable, EngineFailed) as error:
                 # A container is on it that could not be removed: the rules must stay as long as it may run.
                 log.info("network_kept", network=name, reason=str(error))
                 return
-        await self._firewall.remove()
+        await self._firewall.remove(self._closed_bridge, self._open_bridge)
 
     def findings(self) -> list[Finding]:
         """Return how well workspaces are kept apart here."""

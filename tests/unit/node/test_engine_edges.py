@@ -14,7 +14,7 @@ from trio.testing import trio_test
 from ngpu_node.changes import Changes
 from ngpu_node.config import ContainerSettings
 from ngpu_node.deployments import Deployment, Deployments
-from ngpu_node.engine.confinement import LABEL_NODE, LABEL_SERVICE, LABEL_WORKSPACE
+from ngpu_node.engine.confinement import LABEL_NODE, LABEL_SERVICE, LABEL_SPECIFICATION, LABEL_WORKSPACE
 from ngpu_node.engine.containers import Containers
 from ngpu_node.engine.docker_engine import ContainerState, DockerEngine, Listed, Network
 from ngpu_node.engine.firewall import Firewall, FirewallUnavailable
@@ -24,7 +24,7 @@ from ngpu_node.engine.room import Grant
 from ngpu_node.engine.run import Run
 from ngpu_node.errors import DeploymentImpossible, EngineFailed, EngineUnavailable
 from ngpu_node.images.download import Download
-from ngpu_node.images.images import Images, ImageWish
+from ngpu_node.images.images import Images, ImageWish, LocalImage
 from ngpu_node.trust import Trust, TrustedBootstrap
 from ngpu_protocol.workspaces import WorkspaceSpec
 from tests.unit.node.builders import BOOTSTRAP, NODE
@@ -80,10 +80,12 @@ class Books:
         self.meanwhile()
 
 
-def containers(engine: ScriptedEngine, deployments: Deployments, books: Books | None = None) -> Containers:
+def containers(
+    engine: ScriptedEngine, deployments: Deployments, books: Books | None = None, *, egress: bool = True
+) -> Containers:
     return Containers(
         cast(DockerEngine, engine),
-        ContainerSettings(),
+        ContainerSettings(egress=egress),
         deployments,
         account=NODE,
         images=cast(Images, None),
@@ -184,6 +186,43 @@ async def test_egress_is_had_once_the_packet_filter_can_be_told() -> None:
     with pytest.raises(DeploymentImpossible, match="xtables lock"):
         await networks.place(egress=True)
     assert (await networks.place(egress=True)).network == "ngpu-12345678-out"
+
+
+@trio_test
+async def test_the_end_takes_what_an_earlier_run_left_for_egress() -> None:
+    removed: list[str] = []
+
+    class Engine(NetworkMaker):
+        async def remove_network(self, name: str) -> None:
+            removed.append(name)
+
+    class Rules(BusyFirewall):
+        async def remove(self, closed: str, open_: str) -> None:
+            removed.extend([closed, open_])
+
+    networks = Networks(cast(DockerEngine, Engine()), ContainerSettings(), "12345678")
+    networks._firewall = Rules(0)
+    await networks.prepare()
+    await networks.finish()
+    assert removed == ["ngpu-12345678", "ngpu-12345678-out", "ngpu12345678", "ngpu12345678o"]
+
+
+@trio_test
+async def test_a_container_with_egress_is_not_adopted_where_the_owner_allows_none_any_more() -> None:
+    class Engine(ScriptedEngine):
+        async def look_at(self, container_id: str) -> ContainerState:
+            labels = {LABEL_SPECIFICATION: backend._specification_mark(deployment)}
+            return ContainerState(container_id, "x", labels, "image", True, 0, False, "172.20.0.2", {})
+
+    engine, table = Engine(), Wanted()
+    backend = containers(engine, table, egress=False)
+    deployment = table.want(SPEC.model_copy(update={"egress": True}))
+    engine.here = [Listed("1", backend._name(deployment), {}, "image", True)]
+    run = Run(deployment, backend, Life(Policy()), image=LocalImage("image", bytes(32)))
+    with pytest.raises(DeploymentImpossible, match="egress"):
+        await backend.put_in_place(run)
+    await backend.take_away(run)
+    assert engine.removed == ["1"]
 
 
 # -- the SDK's edges ---------------------------------------------------------------------------------------------------
