@@ -1,11 +1,14 @@
 """The calls that are served outside the application, as the OpenAPI document has them: `/user/...`, `/brc20/...`.
 
 Owns the description of these calls and the examples of all others; what they do is `front`'s. Written as the document
-is, so that a reader can hold one against the other. Pure.
+is, so that a reader can hold one against the other. The application's own calls have their examples in `examples.json`,
+taken from a running network.
 """
 
 from __future__ import annotations
 
+import json
+from importlib import resources
 from typing import Any
 
 TASK_ID = "20261120_18_24_28_43667151477142904981"
@@ -272,39 +275,12 @@ _TASK_INFO = {
     "verdict": "verified",
 }
 
-# Bodies and answers of the calls that the application serves, by path and method: the body, then the answer.
-EXAMPLES: dict[tuple[str, str], tuple[Any, Any]] = {
-    ("/api/v1/workspaces", "post"): (
-        {
-            "name": "draw",
-            "image": "registry.example/draw:1",
-            "ports": [8080],
-            "gpu_count": 1,
-            "gpu_types": ["RTX 4090"],
-            "apis": [{"name": "img2img", "mode": "async", "port": 8080, "path": "/img2img"}],
-        },
-        None,
-    ),
-    ("/api/v1/workspaces/{workspace_id}/tokens", "post"): (
-        {"overlap_s": 3600},
-        {"token": f"{WORKSPACE}-<secret>", "label": f"{WORKSPACE}.2", "others_end_at_ms": 1795170268000},
-    ),
-    ("/api/v1/workspaces/{workspace_id}/brc20", "put"): (
-        {"mode": "require", "ticker": "AINN", "minimum": "100"},
-        {"mode": "require", "ticker": "AINN", "minimum": "100"},
-    ),
-    ("/api/v1/workspaces/{workspace_id}/brc20", "get"): (
-        None,
-        {"mode": "record", "ticker": None, "minimum": "0.000000000000000001"},
-    ),
-    ("/health", "get"): (None, {"status": "ok"}),
-    ("/ready", "get"): (None, {"ready": True, "reason": "", "peers": 3}),
-}
 _PATH_EXAMPLES = {"task_id": TASK_ID, "workspace_id": WORKSPACE, "node": NODE, "node_addr": NODE}
 
 
 def complete(document: dict[str, Any]) -> dict[str, Any]:
     """Return the application's own OpenAPI document with these calls, credentials and examples added."""
+    examples = _application_examples()
     document["paths"] = {**documented_paths(), **document["paths"]}
     document.setdefault("components", {})["securitySchemes"] = {
         "token": {"type": "http", "scheme": "bearer", "description": "a workspace token, or an operator key"}
@@ -316,13 +292,26 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
             for parameter in operation.get("parameters", ()):
                 if parameter["in"] == "path" and (example := _PATH_EXAMPLES.get(parameter["name"])):
                     parameter.setdefault("example", example)
-            body, answer = EXAMPLES.get((path, method), (None, None))
-            if body is not None:
-                operation["requestBody"]["content"]["application/json"]["example"] = body
-            if answer is not None:
-                good = next(status for status in operation["responses"] if status.startswith("2"))
-                operation["responses"][good]["content"]["application/json"]["example"] = answer
+            _add_examples(operation, examples.get(path, {}).get(method, {}))
     return document
+
+
+def _add_examples(operation: dict[str, Any], example: dict[str, Any]) -> None:
+    if "body" in example:
+        operation["requestBody"]["content"]["application/json"]["example"] = example["body"]
+    if "answer" in example:
+        good = next(status for status in operation["responses"] if status.startswith("2"))
+        operation["responses"][good]["content"]["application/json"]["example"] = example["answer"]
+    if "accepted" in example:
+        operation["responses"]["202"]["content"]["application/json"]["example"] = example["accepted"]
+
+
+def _application_examples() -> dict[str, dict[str, dict[str, Any]]]:
+    """Return bodies and answers of the calls that the application serves, by path and method; of a real run."""
+    found: dict[str, dict[str, dict[str, Any]]] = json.loads(
+        (resources.files("ngpu_bootstrap.api") / "examples.json").read_text()
+    )
+    return found
 
 
 def _operation(

@@ -233,6 +233,7 @@ def test_the_pages_for_people_and_monitors(tmp_path: Path) -> None:
         document = json.loads((await bootstrap.call("GET", "/openapi.json", token=None)).body)
         assert "/api/v1/tasks/{task_id}/receipt" in document["paths"]
         assert {"/user/schedulingTask", "/user/queryTaskList", "/brc20/checkAddress"} <= set(document["paths"])
+        assert without_example(document) == []
         assert "`" not in page.body.decode().partition("<h1>Shapes</h1>")[0]
         metrics = (await bootstrap.call("GET", "/metrics", token=None)).body.decode()
         assert 'ngpu_tasks_total{api="proxy",state="finished"} 1.0' in metrics
@@ -242,6 +243,19 @@ def test_the_pages_for_people_and_monitors(tmp_path: Path) -> None:
         assert [one["node_addr"] for one in nodes] == [node.account.address]
 
     run(tmp_path, test)
+
+
+def without_example(document: Any) -> list[str]:
+    """Return the JSON bodies and successful JSON answers in an OpenAPI document that show no example."""
+    lacking = []
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            contents = {"body": operation.get("requestBody", {}).get("content", {})}
+            contents |= {status: a.get("content", {}) for status, a in operation["responses"].items() if status < "3"}
+            for where, content in contents.items():
+                if "application/json" in content and "example" not in content["application/json"]:
+                    lacking.append(f"{method} {path} {where}")
+    return lacking
 
 
 def test_metrics_behind_a_proxy_need_an_operator_key(tmp_path: Path) -> None:
