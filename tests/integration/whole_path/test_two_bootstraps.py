@@ -123,4 +123,5 @@ async def die_and_be_replaced(one: Network, two: Network, workspace: Workspace) 
     await one.ready()
     for net, other in ((one, two), (two, one)):
         answer = await net.call("POST", "/user/train", b'{"data": "again"}', JSON)
+        assert answer.status == 200, answer.body
         assert (await other.poll(str(answer.document["taskId"])))["data"] == "again"
