@@ -50,6 +50,9 @@ KEEP_IN_MEMORY_BYTES = 16 * 1024
 # How often a node is asked for an answer: soon at first, then ever more rarely.
 ASK_FIRST_S = 0.25
 ASK_LAST_S = 5.0
+# When a task that the store failed is looked at again, and how many of those at once.
+LEFT_S = 5.0
+LEFT_AT_ONCE = 500
 
 _WORDS = {
     "bootstrap_lost": "the bootstrap was restarted while the call ran; whether the workspace acted is unknown",
@@ -115,16 +118,33 @@ class DetachedTasks:
         self._unfinished: Counter[str] = Counter()
         self._runs: dict[str, _Run] = {}
         self._started = 0
+        self._left: set[str] = set()
+        self._specs: Callable[[TaskRecord], WorkspaceSpec | None] | None = None
 
     def __len__(self) -> int:
         return self._unfinished.total()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Hold the running tasks; for ever. Cancelled, they stay in the store for the next start."""
+        """Hold the running tasks, and take up again what the store failed; for ever. Cancelled, they stay in the store
+        for the next start."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             task_status.started()
-            await trio.sleep_forever()
+            while True:
+                await trio.sleep(LEFT_S)
+                if self._left and self._specs is not None:
+                    await self._take_up_left(self._specs)
+
+    async def _take_up_left(self, specs: Callable[[TaskRecord], WorkspaceSpec | None]) -> None:
+        """Decide about the tasks that the store failed, as a restart would: a promise outlives a fault of the store."""
+        left = list(self._left)[:LEFT_AT_ONCE]
+        try:
+            tasks = await self._store.unfinished(left)
+        except StoreError as error:
+            log.info("tasks_still_left", tasks=len(self._left), reason=str(error))
+            return
+        self._left.difference_update(left)
+        await self.adopt(tasks, specs)
 
     async def submit(self, call: Call) -> None:
         """Promise *call*: when this returns it is committed, and will be finished or failed with a reason.
@@ -193,6 +213,7 @@ class DetachedTasks:
         Args:
             specs: the workspace a task is of; None when it was removed.
         """
+        self._specs = specs
         await self._store.claim_own()
         tasks = await self._store.unfinished()
         await self.adopt(tasks, specs)
@@ -229,8 +250,17 @@ class DetachedTasks:
 
     async def _close(self, found: Unfinished, end: End) -> None:
         under_way = found.attempts if found.under_way else None
-        with contextlib.suppress(TaskIsFinal):
+        try:
             await self._dispatcher.close(found.task_id, _ending(end), under_way)
+        except (TaskIsFinal, AttemptConflict) as error:
+            log.info("task_let_go", task_id=found.task_id, reason=str(error))
+        except StoreError as error:
+            self._leave(found.task_id, error)
+
+    def _leave(self, task_id: str, error: StoreError) -> None:
+        """Leave a task that the store failed for `LEFT_S`."""
+        log.error("task_left_unfinished", task_id=task_id, reason=str(error))
+        self._left.add(task_id)
 
     # -- one task
 
@@ -340,7 +370,7 @@ class DetachedTasks:
     async def _contained(
         self, workspace: str, run: _Run, work: Callable[..., Awaitable[None]], *arguments: object
     ) -> None:
-        """Run *work* for one task; what goes wrong with it stays with it, and leaves it to the next start."""
+        """Run *work* for one task; what goes wrong with it stays with it. What the store failed is taken up again."""
         call = run.call
         try:
             with run.scope:
@@ -353,7 +383,7 @@ class DetachedTasks:
         except BodyMissing:
             await self._abandon(call, "request_lost")
         except StoreError as error:
-            log.error("task_left_unfinished", task_id=call.task_id, reason=str(error))
+            self._leave(call.task_id, error)
         except Exception:
             # Ours to mend; a daemon that ends for it would take the same task up again, for ever.
             log.exception("task_crashed", task_id=call.task_id)
@@ -373,7 +403,7 @@ class DetachedTasks:
             under_way = last.attempt if last is not None and last.ended_at_ms is None else None
             await self._dispatcher.close(call.task_id, _ending(End(TaskState.FAILED, reason)), under_way)
         except StoreError as error:
-            log.error("task_left_unfinished", task_id=call.task_id, reason=str(error))
+            self._leave(call.task_id, error)
 
 
 def _found(call: Call, attempt: Attempt) -> Unfinished:

@@ -9,7 +9,7 @@ Errors are those of ``errors``; any method may raise StoreUnavailable (the mediu
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -433,12 +433,12 @@ class Store:
         """Return the unfinished tasks of this bootstrap that were asked to end, wherever that was said."""
         return await self._lookups.read(lambda connection: leases.cancels_asked(connection, self._bootstrap))
 
-    async def unfinished(self) -> list[OpenTask]:
-        """Return every task of this bootstrap that is not final, oldest first, without bodies.
+    async def unfinished(self, among: Collection[str] | None = None) -> list[OpenTask]:
+        """Return every task of this bootstrap that is not final, oldest first, without bodies; of the ids *among*.
 
         What a restart has to deal with; call ``claim_own`` before.
         """
-        return await self._lists.read(lambda connection: queries.unfinished(connection, self._bootstrap))
+        return await self._lists.read(lambda connection: queries.unfinished(connection, self._bootstrap, among))
 
     # --- several bootstraps on one database
 

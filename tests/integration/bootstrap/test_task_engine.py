@@ -12,11 +12,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import sqlalchemy as sa
 import trio
 
+from ngpu_bootstrap.dispatch import detached
 from ngpu_bootstrap.store import tables
 from ngpu_bootstrap.store.database import open_engine
+from ngpu_bootstrap.store.errors import StoreUnavailable
+from ngpu_bootstrap.store.store import Store
 from ngpu_protocol.http1 import Exchange, header, serve_tcp
 from tests.integration.bootstrap.rig import WORKSPACE, Bootstrap, running, settings_for, task_when, wait_ready
 from tests.integration.bootstrap.scripted_node import Asked, ScriptedNode, connected, new_account
@@ -176,6 +180,26 @@ def test_a_task_to_be_cancelled_is_cancelled_after_a_restart(tmp_path: Path) -> 
             assert (view["reason"], len(node.orders), hold.deleted[0]) == ("cancelled", 1, f"{task_id}/1")
 
     trio.run(main)
+
+
+def test_a_promised_task_outlives_a_fault_of_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin, faults = Store.begin_attempt, iter([StoreUnavailable("the disk is full")])
+
+    async def failing(store: Store, *arguments: Any, **named: Any) -> None:
+        for fault in faults:
+            raise fault
+        await begin(store, *arguments, **named)
+
+    monkeypatch.setattr(Store, "begin_attempt", failing)
+    monkeypatch.setattr(detached, "LEFT_S", 0.1)
+
+    async def test(bootstrap: Bootstrap, node: ScriptedNode) -> None:
+        task_id = await submit(bootstrap)
+        view = await task_when(bootstrap, task_id, lambda view: view["state"] >= 3)
+        assert (view["state"], view["attempts"][0]["attempt"], len(node.orders)) == (3, 1, 1)
+        assert next(faults, None) is None
+
+    run(tmp_path, test)
 
 
 def test_what_lasts_is_shown_as_running_and_followed_to_its_end(tmp_path: Path) -> None:
