@@ -60,6 +60,7 @@ from ngpu_bootstrap.store.records import NodeRow, OpenTask, TaskRecord
 from ngpu_bootstrap.store.store import Store, StoreOptions, open_store
 from ngpu_bootstrap.webhooks.caller import WebhookCaller
 from ngpu_bootstrap.webhooks.rules import WebhookRules
+from ngpu_daemon.addresses import IpAddress
 from ngpu_daemon.datadir import DataDirectory
 from ngpu_daemon.discovery import Discovery
 from ngpu_daemon.drain import Drain
@@ -67,7 +68,7 @@ from ngpu_daemon.errors import OperatorError
 from ngpu_daemon.keystore import open_keystore, read_passphrase
 from ngpu_daemon.metrics import software_version
 from ngpu_daemon.notify import Notifier, run_watchdog
-from ngpu_daemon.outbound import GuardedTransport, IpAddress, public_only
+from ngpu_daemon.outbound import GuardedTransport, public_only
 from ngpu_protocol.control import CONTROL_PROTOCOL, RECEIPTS_PROTOCOL
 from ngpu_protocol.errors import AddressError
 from ngpu_protocol.gpu_models import canonical_gpu_model

@@ -17,11 +17,11 @@ from collections.abc import Callable
 import httpx
 import trio
 
-IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+from ngpu_daemon.addresses import IpAddress, is_public
+
 Judge = Callable[[str, IpAddress], bool]
 """Tells whether a host, by its name and this address of it, may be connected to."""
 
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 MAX_ADDRESSES = 8
 
 
@@ -31,19 +31,6 @@ class AddressRefused(httpx.TransportError):
     def __init__(self, host: str) -> None:
         super().__init__(f"{host} leads to an address of this machine or its network")
         self.host = host
-
-
-def is_public(address: IpAddress) -> bool:
-    """Tell whether *address* is one of the public internet's, also where it carries an IPv4 address inside."""
-    if isinstance(address, ipaddress.IPv6Address):
-        inside = address.ipv4_mapped or address.sixtofour
-        if address.teredo is not None:
-            inside = address.teredo[1]
-        if address in _NAT64:
-            inside = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-        if inside is not None:
-            return is_public(inside)
-    return address.is_global and not address.is_multicast
 
 
 def public_only(host: str, address: IpAddress) -> bool:

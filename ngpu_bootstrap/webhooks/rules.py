@@ -22,12 +22,11 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from ngpu_bootstrap.store.records import TaskRecord
+from ngpu_daemon.addresses import IpAddress, carried, is_public
 
-IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _KEY_LABEL = b"ngpu-webhook-v1"
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _FIRST_PAUSE_MS = 2_000
 _LONGEST_PAUSE_MS = 2 * 3600 * 1000
 # 2 s, 8 s, 32 s ... 2 h, 2 h: about a day in all
@@ -74,12 +73,12 @@ class WebhookRules:
 
     def address_problem(self, address: IpAddress, *, secure: bool) -> str:
         """Return why *address* is not called, empty when it is."""
-        inner = _inner(address)
+        inner = carried(address)
         if any(inner.version == network.version and inner in network for network in self.allowed):
             return "" if secure or inner.is_loopback else "it must begin with https://"
         if inner.is_loopback and self.loopback:
             return ""
-        if not inner.is_global or inner.is_multicast or inner.is_loopback:
+        if not is_public(address):
             return f"{address} is no public address"
         return "" if secure else "it must begin with https://"
 
@@ -159,15 +158,3 @@ def _literal(host: str) -> IpAddress | None:
     except ValueError:
         # what a resolver reads as an address although it is none: 127.1, 0x7f000001, 2130706433
         return None
-
-
-def _inner(address: IpAddress) -> IpAddress:
-    """Return the address that packets to *address* reach in the end: an IPv4 one that is written in an IPv6 one."""
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.ipv4_mapped is not None:
-            return address.ipv4_mapped
-        if address.sixtofour is not None:
-            return address.sixtofour
-        if address in _NAT64:
-            return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-    return address

@@ -11,8 +11,9 @@ from contextlib import AsyncExitStack
 import httpx
 import trio
 
+from ngpu_daemon.addresses import IpAddress, is_public
 from ngpu_daemon.metrics import software_version
-from ngpu_daemon.outbound import AddressRefused, GuardedTransport, IpAddress, is_public
+from ngpu_daemon.outbound import AddressRefused, GuardedTransport
 from ngpu_node.images.problems import (
     AddressNotAllowed,
     BadCredentials,

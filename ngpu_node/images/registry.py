@@ -28,8 +28,9 @@ from typing import Any
 import httpx
 import trio
 
+from ngpu_daemon.addresses import IpAddress, is_public
 from ngpu_daemon.metrics import software_version
-from ngpu_daemon.outbound import AddressRefused, GuardedTransport, IpAddress, is_public, resolve
+from ngpu_daemon.outbound import AddressRefused, GuardedTransport, resolve
 from ngpu_node.images.manifests import (
     ACCEPT,
     MAX_CONFIG_BYTES,

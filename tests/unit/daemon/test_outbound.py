@@ -12,7 +12,8 @@ import pytest
 import trio
 
 from ngpu_daemon import outbound
-from ngpu_daemon.outbound import AddressRefused, GuardedTransport, is_public
+from ngpu_daemon.addresses import is_public
+from ngpu_daemon.outbound import AddressRefused, GuardedTransport
 
 
 @pytest.mark.parametrize(
@@ -21,7 +22,7 @@ from ngpu_daemon.outbound import AddressRefused, GuardedTransport, is_public
         "127.0.0.1", "127.9.9.9", "0.0.0.0", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1",
         "224.0.0.1", "255.255.255.255", "192.0.2.1", "198.18.0.1", "::1", "::", "fe80::1", "fc00::1", "fd12::1",
         "ff02::1", "2001:db8::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::a00:1", "2002:a00:1::1",
-        "2002:7f00:1::",
+        "2002:7f00:1::", "::ffff:0:0", "::10.0.0.1", "::1.1.1.1", "64:ff9b:1::a00:1", "fec0::1",
     ],
 )  # fmt: skip
 def test_addresses_of_this_machine_and_its_networks_are_not_public(text: str) -> None:
