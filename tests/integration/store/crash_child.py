@@ -10,6 +10,7 @@ import sys
 from itertools import count
 from pathlib import Path
 
+import structlog
 import trio
 
 from ngpu_bootstrap.store.store import Store
@@ -59,4 +60,6 @@ async def main(directory: Path, first: int) -> None:
 
 
 if __name__ == "__main__":
+    # what a test reads here is promises; a line of the log, such as that the disk is slow, is none
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     trio.run(main, Path(sys.argv[1]), int(sys.argv[2]))

@@ -121,6 +121,7 @@ async def die_and_be_replaced(one: Network, two: Network, workspace: Workspace) 
     await one.connect_client()
     assert (await one.poll(tasks[0]))["data"] == "t0"
     await one.ready()
+    await two.ready()
     for net, other in ((one, two), (two, one)):
         answer = await net.call("POST", "/user/train", b'{"data": "again"}', JSON)
         assert answer.status == 200, answer.body
