@@ -136,7 +136,7 @@ def check_receipt_file(
         answered_at_ms = signed_ack.acknowledgement.at_ms if signed_ack else None
         seen = Observed(None, None, None, None, None, order.issued_at_ms, answered_at_ms)
     broken = broken_rules(file.receipt, order, seen, last=previous, chain_id=chain_id, tolerance_ms=tolerance_ms)
-    results = [_compare("order_signer", order.bootstrap, _signer(file.order.signer, chain_id))]
+    results = [compare("order_signer", order.bootstrap, _signer(file.order.signer, chain_id))]
     for rule in RULES:
         breach = broken.get(rule.name)
         results.append(RuleResult(rule.name, breach is None, *(breach or ())))
@@ -144,11 +144,11 @@ def check_receipt_file(
         return results
     ack = signed_ack.acknowledgement
     results += [
-        _compare("acknowledgement_signer", ack.bootstrap, _signer(signed_ack.signer, chain_id)),
-        _compare("acknowledgement_receipt", "0x" + receipt.digest(chain_id).hex(), "0x" + ack.receipt_hash.hex()),
-        _compare("acknowledgement_node", receipt.node, ack.node),
-        _compare("acknowledgement_bootstrap", receipt.bootstrap, ack.bootstrap),
-        _compare("acknowledgement_sequence", str(receipt.sequence), str(ack.sequence)),
+        compare("acknowledgement_signer", ack.bootstrap, _signer(signed_ack.signer, chain_id)),
+        compare("acknowledgement_receipt", "0x" + receipt.digest(chain_id).hex(), "0x" + ack.receipt_hash.hex()),
+        compare("acknowledgement_node", receipt.node, ack.node),
+        compare("acknowledgement_bootstrap", receipt.bootstrap, ack.bootstrap),
+        compare("acknowledgement_sequence", str(receipt.sequence), str(ack.sequence)),
     ]
     # The converse is no breach: the bootstrap saw the traffic, and may dispute what looks right in the file.
     if broken and ack.verdict == VerdictKind.VERIFIED:
@@ -159,7 +159,8 @@ def check_receipt_file(
     return results
 
 
-def _compare(rule: str, expected: str, actual: str) -> RuleResult:
+def compare(rule: str, expected: str, actual: str) -> RuleResult:
+    """Return the result of a rule that wants *actual* to be *expected*."""
     return RuleResult(rule, True) if expected == actual else RuleResult(rule, False, expected, actual)
 
 

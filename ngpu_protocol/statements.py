@@ -31,7 +31,7 @@ from ngpu_protocol import frozen, merkle
 from ngpu_protocol.acknowledgements import VerdictKind
 from ngpu_protocol.errors import MalformedError, SignatureError
 from ngpu_protocol.identity import Account, Address, recover
-from ngpu_protocol.receipt_file import ReceiptFile, RuleResult, check_receipt_file
+from ngpu_protocol.receipt_file import ReceiptFile, RuleResult, check_receipt_file, compare
 from ngpu_protocol.receipts import Meter, TaskReceipt
 from ngpu_protocol.typed_data import MAX_NUMBER, SignedType
 
@@ -350,7 +350,7 @@ def prove(
 def check_statement_file(file: StatementFile) -> list[RuleResult]:
     """Return one result per rule, in order; only the rules that the file's content allows are judged."""
     statement = file.statement
-    results = [_compare("statement_signer", statement.bootstrap, _signer(file))]
+    results = [compare("statement_signer", statement.bootstrap, _signer(file))]
     if file.lines is not None:
         results += _check_lines(statement, file.lines)
     if file.inclusion is not None:
@@ -378,12 +378,12 @@ def _check_lines(statement: Statement, lines: Sequence[StatementLine]) -> list[R
         else RuleResult(
             "line_billed", False, f"at most {_most(overpaid)} in line {overpaid.sequence}", str(overpaid.billed_gpu_ms)
         ),
-        _compare("receipts", str(drawn.receipts), str(statement.receipts)),
-        _compare("paid_receipts", str(drawn.paid_receipts), str(statement.paid_receipts)),
-        _compare("reserved_gpu_ms", str(drawn.reserved_gpu_ms), str(statement.reserved_gpu_ms)),
-        _compare("busy_gpu_ms", str(drawn.busy_gpu_ms), str(statement.busy_gpu_ms)),
-        _compare("billed_gpu_ms", str(drawn.billed_gpu_ms), str(statement.billed_gpu_ms)),
-        _compare("root", "0x" + drawn.root.hex(), "0x" + statement.root.hex()),
+        compare("receipts", str(drawn.receipts), str(statement.receipts)),
+        compare("paid_receipts", str(drawn.paid_receipts), str(statement.paid_receipts)),
+        compare("reserved_gpu_ms", str(drawn.reserved_gpu_ms), str(statement.reserved_gpu_ms)),
+        compare("busy_gpu_ms", str(drawn.busy_gpu_ms), str(statement.busy_gpu_ms)),
+        compare("billed_gpu_ms", str(drawn.billed_gpu_ms), str(statement.billed_gpu_ms)),
+        compare("root", "0x" + drawn.root.hex(), "0x" + statement.root.hex()),
     ]
 
 
@@ -399,7 +399,7 @@ def _check_inclusion(file: StatementFile, inclusion: Inclusion) -> list[RuleResu
         return [RuleResult("inclusion", False, "a line", str(error))]
     root = merkle.root_by_path(leaf, inclusion.index, statement.receipts, inclusion.path)
     results = [
-        _compare("inclusion", "0x" + statement.root.hex(), "0x" + root.hex() if root is not None else "no path"),
+        compare("inclusion", "0x" + statement.root.hex(), "0x" + root.hex() if root is not None else "no path"),
     ]
     if inclusion.receipt is None:
         return results
@@ -415,23 +415,19 @@ def _check_inclusion(file: StatementFile, inclusion: Inclusion) -> list[RuleResu
     verdict = signed_ack.acknowledgement.verdict if signed_ack is not None else "none"
     expected = line_of(receipt, verdict, file.chain_id)
     results += [
-        _compare("receipt_network", str(file.chain_id), str(inclusion.receipt.chain_id)),
-        _compare("receipt_node", statement.node, receipt.node),
-        _compare("receipt_bootstrap", statement.bootstrap, receipt.bootstrap),
-        _compare(
+        compare("receipt_network", str(file.chain_id), str(inclusion.receipt.chain_id)),
+        compare("receipt_node", statement.node, receipt.node),
+        compare("receipt_bootstrap", statement.bootstrap, receipt.bootstrap),
+        compare(
             "receipt_span",
             "inside the statement's",
             "inside the statement's"
             if statement.from_ms <= receipt.ended_at_ms < statement.to_ms
             else str(receipt.ended_at_ms),
         ),
-        _compare("receipt_line", str(line_document(expected)), str(line_document(line))),
+        compare("receipt_line", str(line_document(expected)), str(line_document(line))),
     ]
     return results
-
-
-def _compare(rule: str, expected: str, actual: str) -> RuleResult:
-    return RuleResult(rule, True) if expected == actual else RuleResult(rule, False, expected, actual)
 
 
 def _signer(file: StatementFile) -> str:
