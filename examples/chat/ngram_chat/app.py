@@ -1,6 +1,7 @@
 """What each path answers: the model's OpenAI-style interface, and a few plain endpoints that tests and benchmarks use.
 
 - ``POST /v1/chat/completions``: ``messages``, ``model``, ``max_tokens``, ``temperature``, ``seed``, ``stream``
+- ``POST /nlp/v1/chat/completions``: the same model as a vendor's clients call it (`vendor`)
 - ``GET /v1/models``: ``ngram`` (trained) and ``fixed`` (a constant answer at once, for benchmarks)
 - ``GET /ws``: WebSocket chat: a text message in, ``{"delta": …}`` messages out, then ``{"done": true, …}``
 - ``GET /health``, ``GET /``: ``{"status": "ok"}``
@@ -20,7 +21,7 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
-from . import websocket
+from . import vendor, websocket
 from .http_server import BodySink, Connection, Request
 from .model import NgramModel
 
@@ -54,6 +55,7 @@ class ChatApp:
         self._token_delay_s = token_delay_s
         self._whole: dict[str, tuple[str, Callable[[Connection, Request, bytes], None]]] = {
             "/v1/chat/completions": ("POST", self._chat_completions),
+            "/nlp/v1/chat/completions": ("POST", self._vendor_chat),
             "/v1/models": ("GET", self._models),
             "/health": ("GET", self._health),
             "/": ("GET", self._health),
@@ -91,7 +93,24 @@ class ChatApp:
         elif delay_s == 0:
             connection.respond(200, _completion(call, pieces), JSON)
         else:
-            connection.run(_late_completion(connection, call, pieces, delay_s))
+            connection.run(_late_answer(connection, _completion(call, pieces), len(pieces) * delay_s))
+
+    def _vendor_chat(self, connection: Connection, request: Request, body: bytes) -> None:
+        try:
+            call = vendor.ChatCall(json.loads(body))
+        except ValueError as error:
+            reason = str(error) if isinstance(error, vendor.InvalidField) else "the body is not JSON"
+            connection.respond(400, _dump(vendor.refusal(400, reason)), JSON)
+            return
+        rng = random.Random(secrets.randbits(64))
+        pieces = list(
+            self._model.pieces(call.prompt, max_pieces=call.max_pieces, temperature=call.temperature, rng=rng)
+        )
+        if call.stream:
+            connection.start_answer(200, SSE, length=None)
+            connection.run(_stream_vendor(connection, call, pieces, self._token_delay_s))
+        else:
+            connection.run(_late_answer(connection, _dump(call.answer(pieces)), len(pieces) * self._token_delay_s))
 
     def _answer(self, call: "_ChatCall") -> tuple[list[str], float]:
         """Return the answer's pieces and the seconds each takes."""
@@ -332,13 +351,24 @@ def _completion(call: _ChatCall, pieces: list[str]) -> bytes:
     )
 
 
-async def _late_completion(
-    connection: Connection, call: _ChatCall, pieces: list[str], delay_s: float
-) -> AsyncGenerator[None]:
+async def _late_answer(connection: Connection, answer: bytes, after_s: float) -> AsyncGenerator[None]:
     """Answer once the pieces would have been made: a client that waits sees the time the model takes."""
-    await asyncio.sleep(len(pieces) * delay_s)
+    await asyncio.sleep(after_s)
     yield
-    connection.respond(200, _completion(call, pieces), JSON)
+    connection.respond(200, answer, JSON)
+
+
+async def _stream_vendor(
+    connection: Connection, call: vendor.ChatCall, pieces: list[str], delay_s: float
+) -> AsyncGenerator[None]:
+    """Send one event a piece, then the finish reason, then ``[DONE]``."""
+    for piece in pieces:
+        if delay_s:
+            await asyncio.sleep(delay_s)
+        connection.write(b"data: " + _dump(call.event(piece)) + b"\n\n")
+        yield
+    connection.write(b"data: " + _dump(call.last_event(pieces)) + b"\n\ndata: [DONE]\n\n")
+    connection.finish()
 
 
 async def _stream_completion(

@@ -195,3 +195,34 @@ def test_sigterm_lets_an_answer_under_way_finish() -> None:
         workspace.process.send_signal(signal.SIGTERM)
         receive_until(connection, b"data: 5\n\n\r\n0\r\n\r\n")
     assert workspace.process.wait(timeout=10) == 0
+
+
+def vendor_chat(workspace: Workspace, **fields: Any) -> httpx.Response:
+    body = {"messages": [{"role": "user", "content": "Say this is a test!"}], "max_new_tokens": 6, **fields}
+    return httpx.post(workspace.url + "/nlp/v1/chat/completions", json=body, timeout=10)
+
+
+def test_the_vendors_envelope_is_around_an_answer(workspace: Workspace) -> None:
+    answer = vendor_chat(workspace, temperature=0.8, top_p=0.7, repetition_penalty=1, user_id="test").json()
+    assert (answer["code"], answer["msg"], answer["data"]["status"]) == (200, "ok", 0)
+    assert answer["data"]["choices"][0]["content"]
+    usage = answer["data"]["usage"]
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+
+
+def test_the_vendors_stream_ends_with_done(workspace: Workspace) -> None:
+    lines = [line for line in vendor_chat(workspace, stream=True, user="u").text.split("\n\n") if line]
+    assert lines[-1] == "data: [DONE]"
+    events = [json.loads(line.removeprefix("data: "))["data"]["choices"][0] for line in lines[:-1]]
+    assert all(event["delta"] for event in events[:-1])
+    assert events[-1]["finish_reason"] in ("stop", "length")
+
+
+@pytest.mark.parametrize(
+    "fields", [{"temperature": 0}, {"top_p": 1.5}, {"max_new_tokens": 0}, {"messages": []}, {"stream": "yes"}]
+)
+def test_the_vendors_envelope_is_around_an_error(workspace: Workspace, fields: dict[str, Any]) -> None:
+    answer = vendor_chat(workspace, **fields)
+    assert answer.status_code == 400
+    assert answer.json()["code"] == 400
+    assert next(iter(fields)) in answer.json()["msg"]
