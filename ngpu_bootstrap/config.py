@@ -155,6 +155,47 @@ class CompatSection(Section):
     session_days: float = Field(7.0, gt=0, le=365, description="Days a login of such a client lasts.")
 
 
+class PublicSection(Section):
+    """A profile that clients may call without a credential."""
+
+    workspace: str = Field(..., pattern=r"^[1-9][0-9]{0,18}$", description="Workspace that such calls are made for.")
+    calls_per_minute: int = Field(30, ge=1, description="Calls a minute of one client's address.")
+    at_once: int = Field(8, ge=1, description="Calls without a credential running at once, all clients together.")
+
+
+class ProfilesSection(Section):
+    """Families of calls that other systems' clients make, declared in TOML."""
+
+    enabled: tuple[str, ...] = Field(
+        ("openai", "aimodel"),
+        description="Profiles in use, shipped ones and those of files; the first that declares a call answers it.",
+    )
+    files: tuple[Path, ...] = Field((), description="Files with profiles of your own.")
+    settings: dict[str, dict[str, int | float | str | bool]] = Field(
+        {}, description="What profiles leave to you, by profile: [profiles.settings.NAME]."
+    )
+    bind: dict[str, str] = Field({}, description='The workspace that a profile with workspace = "bound" runs on.')
+    listen: dict[str, HostPort] = Field({}, description="Listeners of their own for profiles, by name: HOST:PORT.")
+    public: dict[str, PublicSection] = Field(
+        {}, description="Profiles that may be called without a credential: [profiles.public.NAME]."
+    )
+
+
+class ModelsSection(Section):
+    """Models that nodes serve."""
+
+    share: Literal["registered", "none"] = Field(
+        "registered", description="registered: any token may call a model server that an admitted node registered."
+    )
+    projects: tuple[str, ...] = Field((), description="Projects whose models are shared. Empty: all.")
+    shared_models: int = Field(1000, ge=1, description="Models shared at most.")
+    public_url: str = Field(
+        "", description="URL of this bootstrap as its clients know it, for URLs in answers. Empty: as they call it."
+    )
+    file_urls_s: float = Field(3600.0, gt=0, description="Seconds the URL of a model's file is good.")
+    file_bytes: int = Field(256 * MIB, ge=1, description="Largest such file that is passed on.")
+
+
 class LimitsSection(Section):
     """Bounds on what clients and nodes may take."""
 
@@ -273,6 +314,8 @@ class BootstrapSettings(DaemonSettings):
     retention: RetentionSection = Field(RetentionSection(), description="How long tasks are kept.")
     webhooks: WebhooksSection = Field(WebhooksSection(), description="Calling clients back.")
     scheduling: SchedulingSection = Field(SchedulingSection(), description="Which nodes get tasks.")
+    profiles: ProfilesSection = Field(ProfilesSection(), description="Calls of other systems' clients, as declared.")
+    models: ModelsSection = Field(ModelsSection(), description="Models that nodes serve.")
     compat: CompatSection = Field(CompatSection(), description="What clients written for other gateways may call.")
     limits: LimitsSection = Field(LimitsSection(), description="Bounds on what clients and nodes may take.")
     region: str = Field("", max_length=64, description="Where this bootstrap is, in a word; stands in its record.")

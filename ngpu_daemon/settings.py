@@ -242,7 +242,7 @@ def sample_toml(model: type[DaemonSettings], heading: str = "") -> str:
     """Return a configuration file that documents every key of *model* and loads as it stands.
 
     Keys that have a default are commented out with it; a required key shows its first example. Repeated tables
-    (`[[bootstraps]]`) are shown as one commented-out table.
+    (`[[bootstraps]]`) and tables by name (`[public.NAME]`) are shown as one commented-out table.
     """
     lines = [f"# {line}".rstrip() for line in heading.splitlines()]
     if lines:
@@ -262,9 +262,10 @@ def _table_lines(model: type[BaseModel], above: tuple[str, ...], *, commented: b
         yield ""
     for name, field, table in tables:
         repeated = not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel))
-        path = (*above, name)
+        named = typing.get_origin(field.annotation) is dict
+        path = (*above, name, "NAME") if named else (*above, name)
         yield from _comment(field)
-        header = f"[[{'.'.join(path)}]]" if repeated else f"[{'.'.join(path)}]"
+        header = f"[[{'.'.join(path)}]]" if repeated and not named else f"[{'.'.join(path)}]"
         yield f"# {header}" if repeated or commented else header
         yield from _table_lines(table, path, commented=repeated or commented)
 

@@ -1,0 +1,362 @@
+"""The profiles in use: read and checked at the start, and asked for every call that no part of ours answers.
+
+Owns which profile and route a method and path mean. Where two enabled profiles declare the same call, the one named
+first in `profiles.enabled` answers it, and `Catalogue.covered` lists what the other does not get; within a profile a
+literal segment goes before `{name}` and that before `{name...}`. Paths of the bootstrap's own cannot be declared: the
+first segment is always literal, and decides in one look-up whether a profile is concerned at all.
+
+Files are read here and nowhere else, once; everything after is pure.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from ngpu_bootstrap.config import ProfilesSection
+from ngpu_bootstrap.profiles.declaration import Mode, Profile, Route
+from ngpu_daemon.errors import OperatorError
+from ngpu_daemon.settings import nearest
+
+RESERVED_SEGMENTS = frozenset({"", "proxy", "user", "brc20", "docs", "openapi.json", "ready", "metrics"})
+RESERVED_PREFIXES = ("/api/v1/", "/v1/files/")
+# Answered by the bootstrap on its own listener; a profile's own listener answers them as it declares.
+OWN_LISTENER_ONLY = frozenset({"health"})
+
+_SETTING = re.compile(r"\$([a-z][a-z0-9_]*)")
+_MAX_FILE_BYTES = 1024 * 1024
+
+
+class ProfileError(OperatorError):
+    """A profile that cannot be used; `problems` holds one line for each thing to change."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = tuple(problems)
+
+
+@dataclass(frozen=True, slots=True)
+class Matched:
+    """A call that a profile answers. `parameters` are the raw texts of the path's parameters, not decoded."""
+
+    profile: Profile
+    route: Route
+    parameters: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class WrongMethod:
+    """A path that a profile knows, with other methods."""
+
+    profile: Profile
+    allowed: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Covered:
+    """A call that two profiles declare: *by* answers it, *profile* does not."""
+
+    profile: str
+    by: str
+    method: str
+    path: str
+
+
+class Catalogue:
+    """Every enabled profile, in the order in which they are asked.
+
+    Attributes:
+        profiles: in that order.
+        covered: calls that an earlier profile takes from a later one.
+    """
+
+    def __init__(self, profiles: Sequence[Profile] = ()) -> None:
+        self.profiles = tuple(profiles)
+        self.covered: list[Covered] = []
+        self._by_first: dict[str, list[_Compiled]] = {}
+        self._own: dict[str, dict[str, list[_Compiled]]] = {}
+        taken: dict[tuple[str, tuple[str, ...]], str] = {}
+        for profile in self.profiles:
+            own: dict[str, list[_Compiled]] = {}
+            for route in sorted(profile.routes, key=_specificity):
+                compiled = _Compiled(profile, route)
+                own.setdefault(compiled.first, []).append(compiled)
+                if compiled.first in OWN_LISTENER_ONLY:
+                    continue
+                by = taken.setdefault((route.method, compiled.shape), profile.name)
+                if by != profile.name:
+                    self.covered.append(Covered(profile.name, by, route.method, route.path))
+                    continue
+                self._by_first.setdefault(compiled.first, []).append(compiled)
+            self._own[profile.name] = own
+
+    def __len__(self) -> int:
+        return len(self.profiles)
+
+    def get(self, name: str) -> Profile | None:
+        """Return the enabled profile of this name."""
+        return next((one for one in self.profiles if one.name == name), None)
+
+    def match(self, method: str, path: str, *, only: str = "") -> Matched | WrongMethod | None:
+        """Return what answers *method* and *path* (raw, with its leading slash); None when no profile is concerned.
+
+        Args:
+            only: the profile whose own listener the call came on; empty for the bootstrap's.
+        """
+        routes = self._own.get(only, {}) if only else self._by_first
+        slash = path.find("/", 1)
+        found = routes.get(path[1:slash] if slash > 0 else path[1:])
+        if found is None:
+            return None
+        segments = tuple(path[1:].split("/"))
+        other: WrongMethod | None = None
+        for compiled in found:
+            parameters = compiled.parameters(segments)
+            if parameters is None:
+                continue
+            route = compiled.route
+            if method == route.method or (method == "HEAD" and route.method == "GET"):
+                return Matched(compiled.profile, route, parameters)
+            allowed = (*(other.allowed if other is not None else ()), route.method)
+            other = WrongMethod(other.profile if other is not None else compiled.profile, allowed)
+        return other
+
+
+class _Compiled:
+    """A route's path, ready to be compared."""
+
+    __slots__ = ("first", "profile", "rest", "route", "shape", "wanted")
+
+    def __init__(self, profile: Profile, route: Route) -> None:
+        self.profile = profile
+        self.route = route
+        segments = route.path[1:].split("/")
+        self.rest = segments[-1].endswith("...}")
+        self.wanted = tuple(segments)
+        self.first = segments[0]
+        self.shape = tuple("{...}" if s.endswith("...}") else "{}" if s.startswith("{") else s for s in segments)
+
+    def parameters(self, segments: tuple[str, ...]) -> dict[str, str] | None:
+        wanted = self.wanted
+        if len(segments) != len(wanted) and not (self.rest and len(segments) > len(wanted)):
+            return None
+        found: dict[str, str] = {}
+        for number, pattern in enumerate(wanted):
+            segment = segments[number]
+            if not pattern.startswith("{"):
+                if segment != pattern:
+                    return None
+                continue
+            if self.rest and number == len(wanted) - 1:
+                segment = "/".join(segments[number:])
+                pattern = pattern.replace("...", "")
+            if not segment:
+                return None
+            found[pattern[1:-1]] = segment
+        return found
+
+
+def _specificity(route: Route) -> tuple[tuple[int, ...], int]:
+    segments = route.path[1:].split("/")
+    ranks = tuple(2 if s.endswith("...}") else 1 if s.startswith("{") else 0 for s in segments)
+    return ranks, -len(segments)
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def shipped_names() -> tuple[str, ...]:
+    """Return the names of the profiles that come with this package."""
+    folder = resources.files("ngpu_bootstrap.profiles") / "shipped"
+    return tuple(sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")))
+
+
+def load_catalogue(section: ProfilesSection) -> Catalogue:
+    """Return the profiles that *section* enables, shipped ones and the operator's.
+
+    Raises:
+        ProfileError: with every problem found.
+    """
+    problems: list[str] = []
+    own: dict[str, Profile] = {}
+    for file in section.files:
+        try:
+            profile = read_profile(file, section.settings)
+        except ProfileError as error:
+            problems += error.problems
+            continue
+        if profile.name in own:
+            problems.append(f"{file}: another file declares a profile named {profile.name} too")
+        own[profile.name] = profile
+    known = (*shipped_names(), *own)
+    profiles: list[Profile] = []
+    for name in section.enabled or (*shipped_names(), *own):
+        if name in own:  # an operator's file takes the place of a shipped one of its name
+            profiles.append(own[name])
+        elif name in shipped_names():
+            try:
+                profiles.append(read_shipped(name, section.settings))
+            except ProfileError as error:
+                problems += error.problems
+        else:
+            meant = nearest(name, known)
+            hint = f'; did you mean "{meant}"?' if meant else f"; known are {', '.join(known)}"
+            problems.append(f'profiles.enabled: there is no profile "{name}"{hint}')
+    for what, names in (
+        ("bind", section.bind),
+        ("public", section.public),
+        ("listen", section.listen),
+        ("settings", section.settings),
+    ):
+        for name in names:
+            if not any(profile.name == name for profile in profiles):
+                problems.append(f"profiles.{what}.{name}: no profile of this name is enabled")
+    if problems:
+        raise ProfileError(problems)
+    return Catalogue(profiles)
+
+
+def read_shipped(name: str, settings: Mapping[str, Mapping[str, Any]] | None = None) -> Profile:
+    """Return a profile that comes with this package.
+
+    Raises:
+        ProfileError: the operator's settings do not fit it.
+    """
+    file = resources.files("ngpu_bootstrap.profiles") / "shipped" / f"{name}.toml"
+    return parse_profile(file.read_text("utf-8"), f"profile {name}", settings or {})
+
+
+def read_profile(path: Path, settings: Mapping[str, Mapping[str, Any]] | None = None) -> Profile:
+    """Return the profile in a file of the operator's.
+
+    Raises:
+        ProfileError: it cannot be read, or is none.
+    """
+    try:
+        if path.stat().st_size > _MAX_FILE_BYTES:
+            raise ProfileError([f"{path}: a profile has at most {_MAX_FILE_BYTES} bytes"])
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ProfileError([f"cannot read the profile {path}: {error}"]) from None
+    return parse_profile(text, str(path), settings or {})
+
+
+def parse_profile(text: str, where: str, settings: Mapping[str, Mapping[str, Any]] | None = None) -> Profile:
+    """Return the profile that a TOML *text* declares, with the operator's *settings* (by profile name) filled in.
+
+    Args:
+        where: names the text in errors.
+
+    Raises:
+        ProfileError: with one line for each problem.
+    """
+    try:
+        document = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ProfileError([f"{where}: not valid TOML: {error}"]) from None
+    defaults = document.get("settings")
+    values = dict(defaults) if isinstance(defaults, dict) else {}
+    for key, value in (settings or {}).get(str(document.get("name")), {}).items():
+        if key not in values:
+            known = ", ".join(values) or "none"
+            raise ProfileError(
+                [f"profiles.settings.{document.get('name')}.{key}: {where} has no such setting: {known}"]
+            )
+        if isinstance(value, bool) != isinstance(values[key], bool) or isinstance(value, str) != isinstance(
+            values[key], str
+        ):
+            raise ProfileError([f"profiles.settings.{document.get('name')}.{key}: must be like {values[key]!r}"])
+        values[key] = value
+    problems: list[str] = []
+    filled = _filled(document, values, where, problems)
+    if isinstance(defaults, dict) and isinstance(filled, dict):
+        filled["settings"] = values
+    if problems:
+        raise ProfileError(problems)
+    try:
+        profile = Profile.model_validate(filled)
+    except ValidationError as error:
+        raise ProfileError([f"{where}: {line}" for line in _lines(error, document)]) from None
+    if refused := list(_reserved(profile)):
+        raise ProfileError([f"{where}: {line}" for line in refused])
+    return profile
+
+
+def _filled(value: Any, settings: Mapping[str, Any], where: str, problems: list[str]) -> Any:
+    """Return *value* with each text that is `$name` replaced by the setting of that name."""
+    if isinstance(value, dict):
+        # A JSON schema has `$ref` and the like as keys, and `$` in patterns: it stays as it is.
+        return {
+            key: item if key in ("schema", "settings") else _filled(item, settings, where, problems)
+            for key, item in value.items()
+        }
+    if isinstance(value, list):
+        return [_filled(item, settings, where, problems) for item in value]
+    if isinstance(value, str) and (matched := _SETTING.fullmatch(value)):
+        if matched[1] in settings:
+            return settings[matched[1]]
+        problems.append(f"{where}: {value} names no setting; [settings] has {', '.join(settings) or 'none'}")
+    return value
+
+
+def _reserved(profile: Profile) -> Iterator[str]:
+    for route in profile.routes:
+        first = route.path[1:].split("/")[0]
+        if first.startswith("{"):
+            yield f"routes: {route.path}: the first segment must be literal, so that calls are told apart at once"
+        elif first in RESERVED_SEGMENTS or f"{route.path}/".startswith(RESERVED_PREFIXES):
+            yield f"routes: {route.path}: this path is the bootstrap's own; choose another"
+        if route.mode is Mode.MODELS and profile.workspace != "model":
+            yield f'routes: {route.path}: mode = "models" needs workspace = "model"'
+
+
+def _lines(error: ValidationError, document: Any) -> Iterator[str]:
+    for problem in error.errors(include_url=False):
+        keys = [str(part) for part in problem["loc"]]
+        text = str(problem["msg"]).removeprefix("Value error, ")
+        where = _named(problem["loc"], document)
+        if problem["type"] == "extra_forbidden":
+            meant = nearest(keys[-1], _known_keys())
+            hint = f'; did you mean "{meant}"?' if meant else ""
+            yield f"{where} is not a known key{hint}"
+        elif problem["type"] == "missing":
+            yield f"{where} is required"
+        else:
+            yield f"{where}: {text}" if where else text
+
+
+def _named(location: Iterable[str | int], document: Any) -> str:
+    """Return a place in a declaration for people: a route by its method and path rather than by its number."""
+    text = ""
+    at: Any = document
+    for part in location:
+        if isinstance(part, int):
+            at = at[part] if isinstance(at, list) and part < len(at) else None
+            path = at.get("path") if isinstance(at, dict) else None
+            name = f"{at.get('method', 'POST')} {path}" if isinstance(at, dict) and isinstance(path, str) else str(part)
+            text += f"[{name}]"
+        else:
+            at = at.get(part) if isinstance(at, dict) else None
+            text += f".{part}" if text else part
+    return text
+
+
+def _known_keys() -> list[str]:
+    from ngpu_bootstrap.profiles import declaration
+
+    models = (
+        declaration.Profile,
+        declaration.Route,
+        declaration.Credential,
+        declaration.FixedAnswer,
+        declaration.Envelope,
+        declaration.FormBounds,
+    )
+    return sorted({field.alias or name for model in models for name, field in model.model_fields.items()})

@@ -1,0 +1,287 @@
+"""The form of a profile: what a TOML declaration may say, and what of it makes no sense.
+
+Owns names, defaults and the rules between them, nothing of what happens to a call. A key that is not known is an
+error, since it is a mistyped one. Paths are patterns of whole segments: a literal, `{name}` for one segment that is
+not empty, `{name...}` for the rest, at the end only. The same names stand in `target`, the path in the workspace.
+
+Where a value stands in a request is said alike everywhere (`places`); what a job is, in `job_declaration`.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from typing import Annotated, Any, Literal, Self
+
+import jsonschema
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
+
+from ngpu_bootstrap.profiles.job_declaration import JobDeclaration
+from ngpu_bootstrap.profiles.places import Declared, Place
+
+MIB = 1024 * 1024
+# A body that is validated, or whose credential lies in it, is in memory while that is done.
+MAX_READ_BYTES = 16 * MIB
+
+_SEGMENT = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:@%-]+")
+_PARAMETER = re.compile(r"\{([a-z_][a-z0-9_]*)(\.\.\.)?\}")
+_NAME = r"^[a-z][a-z0-9_-]{0,31}$"
+
+
+class Dialect(StrEnum):
+    """How errors look to the caller."""
+
+    NGPU = "ngpu"
+    """`{"reason", "message"}`, as everywhere else here."""
+    OPENAI = "openai"
+    """`{"error": {"message", "type", "param", "code"}}`."""
+    CODE_MESSAGE = "code_message"
+    """`{"code", "message"}`, code not 0."""
+    MODEL_SERVER = "model_server"
+    """Both of the two before in one object: each kind of client finds its own and leaves the rest alone."""
+    ERROR_DETAILS = "error_details"
+    """`{"error", "details"}`, both text."""
+    CODE_MSG_DATA = "code_msg_data"
+    """`{"code", "msg", "data"}`, data null; code is the HTTP status."""
+    CODE_INFO_MSG = "code_info_msg"
+    """`{"code", "info", "msg"}`, info null; code not 0."""
+
+
+class Mode(StrEnum):
+    """What is done with a call."""
+
+    TRANSPARENT = "transparent"
+    """Passed through as it comes, and so is the answer; streams stay streams."""
+    WRAPPED = "wrapped"
+    """The answer is kept with the task and released once the receipt is verified."""
+    JOB = "job"
+    """A call of a job that the workspace runs by itself (`Route.job`)."""
+    MODELS = "models"
+    """Answered here: the list of models, or the one that `{model...}` names."""
+    FIXED = "fixed"
+    """Answered here, always alike (`Route.answer`)."""
+
+
+class Credential(Place):
+    """Where a workspace token may stand. Taken out of there; in a body the workspace's public id takes its place.
+
+    Attributes:
+        scheme: of a header: whether a word such as `Bearer` stands before the token: `optional`, `required`, `none`.
+    """
+
+    scheme: Literal["optional", "required", "none"] = "optional"
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Self:
+        if self.where in ("cookie", "path"):
+            raise ValueError(f"a credential in a {self.where} would be logged or sent by others; use another place")
+        if self.where == "json" and (self.pointer or "").count("/") != 1:
+            raise ValueError("a credential's pointer must name a member of the body itself, such as /token")
+        return self
+
+
+class FixedAnswer(Declared):
+    """An answer that is always the same: `json` or `text`."""
+
+    status: Annotated[int, Field(ge=200, le=599)] = 200
+    json_: Any = Field(None, alias="json")
+    text: str | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.json_ is None) == (self.text is None):
+            raise ValueError("give json or text")
+        return self
+
+
+class Envelope(Declared):
+    """A JSON object around the JSON a workspace answered with success, for a wrapped call.
+
+    Attributes:
+        member: that holds the workspace's answer.
+        beside: the other members.
+    """
+
+    member: Annotated[str, Field(min_length=1, max_length=64)] = "data"
+    beside: dict[str, Any] = Field(default_factory=dict)
+
+
+class FormBounds(Declared):
+    """What a multipart body may have.
+
+    Attributes:
+        parts: at most, fields and files together.
+        required: names of fields or files that must be there.
+        allowed: names that may be there; empty for any.
+        once: names that may be there once only.
+    """
+
+    parts: Annotated[int, Field(ge=1, le=10_000)] = 256
+    required: tuple[str, ...] = ()
+    allowed: tuple[str, ...] = ()
+    once: tuple[str, ...] = ()
+
+
+def _path_pattern(path: str) -> str:
+    if not path.startswith("/") or "//" in path:
+        raise ValueError("must begin with / and have no empty segment")
+    segments = path[1:].split("/")
+    for number, segment in enumerate(segments):
+        parameter = _PARAMETER.fullmatch(segment)
+        if parameter is not None and parameter[2] and number != len(segments) - 1:
+            raise ValueError("{name...} takes the rest of the path: it can only be the last segment")
+        if parameter is None and segment not in ("",) and _SEGMENT.fullmatch(segment) is None:
+            raise ValueError(f"{segment!r} is neither a literal segment nor {{name}} nor {{name...}}")
+        if segment in (".", ".."):
+            raise ValueError("must not contain . or .. segments")
+    names = parameters_of(path)
+    if len(set(names)) != len(names):
+        raise ValueError("each {name} may appear once")
+    return path
+
+
+def parameters_of(path: str) -> tuple[str, ...]:
+    """Return the names of the parameters of a path pattern, in order."""
+    return tuple(matched[1] for matched in _PARAMETER.finditer(path))
+
+
+PathPattern = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_path_pattern)]
+
+
+class Route(Declared):
+    """One call: a method and a path of clients, and what happens to it.
+
+    Attributes:
+        method: of the client, and of the call to the workspace unless `target_method` says otherwise.
+        target: path in the workspace, with the route's parameters and a query if it always has one; the same path
+            when empty. The client's own query follows.
+        port: in the workspace; its first when not given.
+        mode: see `Mode`.
+        credential: False lets everybody call; for `models` and `fixed` only, and where the operator opened the
+            profile to the public.
+        max_body_bytes: of the request; the operator's own limit counts as well. See `body_limit`.
+        at_once: calls of this route running at once, over all clients; 0 sets no limit.
+        queue: calls that may wait for one of those places; the next gets 429.
+        queue_wait_s: how long one may wait there.
+        timeout_s: what one call may take; the workspace's own limit when not given.
+        gpu_types: GPU models that are preferred for this call, the best first; others serve as well.
+        body_schema: written `schema`: JSON schema (draft 2020-12) of a JSON body, or of the object a form's fields
+            make. The body is read whole for it, so `max_body_bytes` is at most 16 MiB.
+        form: what a multipart body may have.
+        file_urls: paths of files in the JSON of an answer become URLs here (`"url": "/home/..."`).
+        affinity: calls with one value here go to one node.
+        envelope: for `wrapped`.
+        answer: for `fixed`.
+        job: for `job`.
+        about: a sentence for people.
+    """
+
+    method: Annotated[str, StringConstraints(pattern=r"^[A-Z]{1,16}$")] = "POST"
+    path: PathPattern
+    target: Annotated[str, Field(max_length=1024)] = ""
+    target_method: Annotated[str, StringConstraints(pattern=r"^[A-Z]{1,16}$")] | None = None
+    port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    mode: Mode = Mode.TRANSPARENT
+    credential: bool = True
+    max_body_bytes: Annotated[int, Field(ge=0)] | None = None
+    at_once: Annotated[int, Field(ge=0, le=100_000)] = 0
+    queue: Annotated[int, Field(ge=0, le=100_000)] = 100
+    queue_wait_s: Annotated[float, Field(ge=0, le=3600)] = 30.0
+    timeout_s: Annotated[float, Field(gt=0, le=86_400)] | None = None
+    gpu_types: tuple[Annotated[str, Field(min_length=1, max_length=128)], ...] = ()
+    body_schema: dict[str, Any] | None = Field(None, alias="schema")
+    form: FormBounds | None = None
+    file_urls: bool = False
+    affinity: tuple[Place, ...] = ()
+    envelope: Envelope | None = None
+    answer: FixedAnswer | None = None
+    job: JobDeclaration | None = None
+    about: Annotated[str, Field(max_length=500)] = ""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.answer is not None) != (self.mode is Mode.FIXED):
+            raise ValueError('mode = "fixed" and an answer go together')
+        if (self.job is not None) != (self.mode is Mode.JOB):
+            raise ValueError('mode = "job" and a table [routes.job] go together')
+        if self.envelope is not None and self.mode is not Mode.WRAPPED:
+            raise ValueError('an envelope needs mode = "wrapped"')
+        if self.file_urls and self.mode is not Mode.TRANSPARENT:
+            raise ValueError('file_urls needs mode = "transparent"')
+        if not self.credential and self.mode not in (Mode.MODELS, Mode.FIXED):
+            raise ValueError("credential = false is for calls answered here; open a profile with [profiles.public]")
+        if self.target and not self.target.startswith("/"):
+            raise ValueError("target must begin with /")
+        if unknown := set(parameters_of(self.target)) - set(parameters_of(self.path)):
+            raise ValueError(f"target uses {{{sorted(unknown)[0]}}}, which is not in path")
+        if self.body_schema is not None:
+            if self.body_limit > MAX_READ_BYTES:
+                raise ValueError(f"a body that is validated is read whole: max_body_bytes is at most {MAX_READ_BYTES}")
+            try:
+                jsonschema.Draft202012Validator.check_schema(self.body_schema)
+            except jsonschema.SchemaError as error:
+                where = "/".join(str(part) for part in error.absolute_path)
+                raise ValueError(f"schema is no JSON schema at /{where}: {error.message}") from None
+        for place in self.affinity:
+            if place.where == "path" and place.name not in parameters_of(self.path):
+                raise ValueError(f"affinity names {{{place.name}}}, which is not in path")
+        return self
+
+    @property
+    def body_limit(self) -> int:
+        """The largest body: as declared, else 16 MiB where it is validated and 256 MiB where it is not."""
+        if self.max_body_bytes is not None:
+            return self.max_body_bytes
+        return 256 * MIB if self.body_schema is None else MAX_READ_BYTES
+
+    @property
+    def target_path(self) -> str:
+        """The pattern of the path in the workspace."""
+        return self.target or self.path
+
+
+class Profile(Declared):
+    """A family of calls.
+
+    Attributes:
+        dialect: how errors look on all of its routes.
+        workspace: what a call runs on. `token`: the workspace the credential is of. `model`: whatever serves the
+            model the body names, among what the credential may use. `bound`: the one the operator named for this
+            profile (`[profiles.bind]`).
+        credentials: places looked at in this order; the first that holds something counts, all are emptied. Our own
+            header `Ngpu-Token` is always taken, and counts before them.
+        listen: a listener of its own that the profile is meant for, HOST:PORT, used where the operator turns it on.
+        settings: names in `[profiles.settings.<name>]` that the operator may set, with their defaults: what a
+            declaration leaves to the operator. Used as `"$name"` where a number or text is expected.
+    """
+
+    name: Annotated[str, StringConstraints(pattern=_NAME)]
+    summary: Annotated[str, Field(max_length=500)] = ""
+    dialect: Dialect = Dialect.NGPU
+    workspace: Literal["token", "model", "bound"] = "token"
+    credentials: tuple[Credential, ...] = ()
+    listen: str = ""
+    log: Literal["", "http_request"] = ""
+    settings: dict[str, int | float | str | bool] = Field(default_factory=dict)
+    routes: Annotated[tuple[Route, ...], Field(max_length=500)]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not self.routes:
+            raise ValueError("routes: a profile has at least one")
+        seen: set[tuple[str, str]] = set()
+        for route in self.routes:
+            key = (route.method, re.sub(r"\{[^}]*\}", "{}", route.path))
+            if key in seen:
+                raise ValueError(f"routes: {route.method} {route.path} is declared twice")
+            seen.add(key)
+        return self
+
+    def reads_body(self, route: Route) -> bool:
+        """Return whether calls of *route* are looked into: their body is read before a node is chosen."""
+        return (
+            self.workspace == "model"
+            or route.body_schema is not None
+            or route.form is not None
+            or any(one.where in ("json", "form") for one in (*self.credentials, *route.affinity))
+        )
