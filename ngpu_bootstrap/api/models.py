@@ -11,7 +11,7 @@ from ngpu_bootstrap.registry.placement import Placement
 from ngpu_bootstrap.registry.workspaces import Workspace
 from ngpu_bootstrap.store.records import NewReceipt, RolloutRow, TaskDetail
 from ngpu_protocol.acknowledgements import SignedAcknowledgement
-from ngpu_protocol.control import DeploymentPhase
+from ngpu_protocol.control import DeploymentPhase, DeploymentState
 from ngpu_protocol.orders import SignedOrder
 from ngpu_protocol.receipt_file import ReceiptFile
 from ngpu_protocol.receipts import SignedReceipt
@@ -234,21 +234,25 @@ class TaskView(BaseModel):
 
 
 def deployment_views(session: NodeSession) -> list[DeploymentView]:
-    """Return what runs on a node on our account."""
+    """Return what runs on a node on our account. What it has ready and may not serve is on its way out."""
+
+    def may_serve(state: DeploymentState) -> bool:
+        return state.state != DeploymentPhase.READY or state.revision in session.assigned.get(state.workspace, ())
+
     return [
         DeploymentView(
             node=session.node,
             workspace=state.workspace,
             revision=state.revision,
-            state=state.state,
-            detail=state.detail,
-            slots_free=state.slots_free,
+            state=state.state if may_serve(state) else DeploymentPhase.STOPPING,
+            detail=state.detail if may_serve(state) else "the node has it, and gets no tasks of it",
+            slots_free=state.slots_free if may_serve(state) else 0,
             image_digest="0x" + state.image_digest.hex(),
             progress=100 if state.state == DeploymentPhase.READY else state.progress,
             bytes_done=state.bytes_done,
             bytes_total=state.bytes_total,
             seconds_left=state.seconds_left,
-            reason=state.reason,
+            reason=state.reason if may_serve(state) else "not_assigned",
         )
         for state in session.reports
     ]

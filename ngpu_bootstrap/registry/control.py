@@ -255,8 +255,11 @@ class ControlDesk:
             if message is None:
                 return "closed"
             if isinstance(message, Heartbeat):
+                is_first = not session.reported
                 self._nodes.heard(session, message)
-                if not before and session.admitted:
+                if is_first:  # in the same breath: who sees it ready may call it
+                    self._nodes.assign(session, self._placement.presumed(session))
+                if is_first and session.admitted:
                     joined, self._joined = self._joined, trio.Event()
                     joined.set()
                 now = _bearing(message)

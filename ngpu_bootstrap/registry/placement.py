@@ -152,6 +152,24 @@ class Placement:
             return "a node was told to run the workspace"
         return ""
 
+    def presumed(self, session: NodeSession) -> dict[str, Collection[int]]:
+        """Return which revisions of which workspaces a node that has just reported may serve by what is known already.
+
+        A node that comes back serves from its first word on; what it should run is worked out a moment later.
+        """
+        now_ms, found = self._now_ms(), dict[str, Collection[int]]()
+        offered = {f"{offer.project}/{offer.model}" for offer in session.services if offer.copies > 0}
+        for workspace in self._workspaces:
+            spec = workspace.spec
+            if not session.admitted or workspace.has_ended(now_ms):
+                continue
+            if not spec.is_image:
+                if spec.service in offered:
+                    found[workspace.id] = _served(workspace, spec.revision)
+            elif (row := self._rows.get(workspace.id, {}).get(session.node)) is not None:
+                found[workspace.id] = _served(workspace, row.revision)
+        return found
+
     async def work_out(self) -> None:
         """Decide anew who should run what, and store it.
 
@@ -337,12 +355,18 @@ class Placement:
                 if node not in sessions:
                     continue
                 desired[node].append(workspace.of_revision(revision))
-                serves = {revision, self._before.get((workspace.id, node), revision), workspace.spec.revision}
-                if not workspace.spec.is_image:
-                    serves.add(revision - 1)  # the same model server, by its name before the change
-                serving[node][workspace.id] = frozenset(serves)
+                before = self._before.get((workspace.id, node), revision)
+                serving[node][workspace.id] = _served(workspace, revision, before)
         self.desired, self.serving = desired, serving
         self._nodes.retain({workspace.id: workspace.spec for workspace in current})
+
+
+def _served(workspace: Workspace, *revisions: int) -> frozenset[int]:
+    """Return the revisions a node may serve that was told to run *revisions*, the newest first."""
+    serves = {*revisions, workspace.spec.revision}
+    if not workspace.spec.is_image:
+        serves.add(revisions[0] - 1)  # the same model server, by its name before the change
+    return frozenset(serves)
 
 
 def _words(state: DeploymentState) -> str:

@@ -9,10 +9,16 @@ from typing import Any
 import pytest
 import trio
 
+from ngpu_bootstrap.registry import control as bootstrap_control
 from ngpu_protocol import control
 from ngpu_protocol.p2p import P2PStream, open_host, receive_frame, send_frame
-from tests.integration.bootstrap.rig import Bootstrap, running, settings_for, wait_ready
+from tests.integration.bootstrap.rig import WORKSPACE, Bootstrap, running, settings_for, wait_ready
 from tests.integration.bootstrap.scripted_node import NETWORK, ScriptedNode, connected, new_account, now_ms
+
+IMAGE: dict[str, Any] = {
+    **{key: value for key, value in WORKSPACE.items() if key != "service"},
+    "image": "registry.example/echo:1",
+}
 
 
 def run(tmp_path: Path, test: Any, **changes: Any) -> None:
@@ -194,3 +200,47 @@ def test_receipts_that_are_withheld_lower_the_nodes_standing(tmp_path: Path, mon
                 await trio.sleep(0.02)
 
     run(tmp_path, test)
+
+
+@pytest.mark.parametrize("workspace", [WORKSPACE, IMAGE], ids=["service", "image"])
+def test_a_node_that_comes_back_serves_from_its_first_word_on(
+    tmp_path: Path, workspace: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who sees it ready may call it: what it should run is worked out later, and changes nothing."""
+
+    async def main() -> None:
+        node = ScriptedNode(new_account())
+        async with running(settings_for(tmp_path / "bootstrap"), workspace=workspace) as bootstrap:
+            with trio.fail_after(20):
+                async with connected(node, bootstrap.multiaddr):
+                    await wait_ready(bootstrap)
+                while True:  # until it is gone
+                    if not (await bootstrap.admin("GET", "/api/v1/nodes"))["nodes"]:
+                        break
+                    await trio.sleep(0.01)
+                monkeypatch.setattr(bootstrap_control, "SETTLE_S", 10.0)
+                node.welcome = None
+                async with connected(node, bootstrap.multiaddr):
+                    await wait_ready(bootstrap)
+                    assert (await bootstrap.call("POST", "/proxy/8080/", b"x")).body == b"x"
+
+    trio.run(main)
+
+
+def test_what_a_node_has_ready_and_may_not_serve_is_not_shown_as_ready(tmp_path: Path) -> None:
+    async def test(bootstrap: Bootstrap) -> None:
+        stranger = ScriptedNode(new_account())
+        stranger.desired = (control.DeploymentState(bootstrap.workspace, 1, "ready", slots_free=4),)
+        stranger.redeploy = stranger.report  # type: ignore[method-assign]  # it stops nothing, whatever it is told
+        async with connected(stranger, bootstrap.multiaddr):
+            while True:
+                view = await bootstrap.admin("GET", f"/api/v1/workspaces/{bootstrap.workspace}/deployments")
+                if view["deployments"]:
+                    break
+                await trio.sleep(0.01)
+            assert view["ready"] == 0
+            (shown,) = view["deployments"]
+            assert (shown["state"], shown["reason"], shown["slots_free"]) == ("stopping", "not_assigned", 0)
+            assert (await bootstrap.call("POST", "/proxy/8080/", b"x")).status == 503
+
+    run(tmp_path, test, admission={"mode": "approved", "approved": []})
