@@ -1,16 +1,13 @@
 """The images of one node: had when a deployment wants one, and gone when their room is needed.
 
 Owns the way from a wish to an image on the engine: what the owner allows, what is here already and who may use it,
-what the registry says, room on the disk, the pull itself and its end, tries after failures. Fetches of one image are
+what the registry says, the pull itself and its end, tries after failures. Room on the disk, and what goes so that
+there is some, are `room`'s. Fetches of one image are
 one, however many deployments wait for it; the last that leaves ends it. What an image is pulled as is always
 `repository@sha256:…`, so that a tag moving in between changes nothing, and no tag of the owner's is touched.
 
     ensure(wish) -> is it here, and may this workspace use it? -> what does the registry say? -> make room -> pull ->
     does the engine have that digest? -> held until `release`
-
-Removal is the other half: only images on the `shelf`, which this node fetched; only under pressure (the owner's
-reserve of disk, or the total for images); never one that is held, used by any container, or pinned by the owner. And
-never for nothing: when all that may go would not make the room that is needed, all of it stays.
 """
 
 from __future__ import annotations
@@ -36,7 +33,6 @@ from ngpu_node.images.manifests import Platform, RemoteImage
 from ngpu_node.images.problems import (
     BadArchive,
     BadImage,
-    DiskFull,
     ImageProblem,
     NoPin,
     OutOfSpace,
@@ -45,15 +41,14 @@ from ngpu_node.images.problems import (
     Stalled,
     TookTooLong,
     TooLarge,
-    TotalReached,
     WrongChecksum,
     from_engine,
-    in_units,
 )
 from ngpu_node.images.progress import Progress, PullProgress
 from ngpu_node.images.registry import InsecureRegistries, Registry, RegistryUnreachable
 from ngpu_node.images.retrying import wait_before_retry
-from ngpu_node.images.shelf import Entry, Shelf, collectable, prove
+from ngpu_node.images.room import DiskRoom
+from ngpu_node.images.shelf import Entry, Shelf, prove
 from ngpu_protocol.image_references import ImageReference, parse_image_reference
 from ngpu_protocol.workspace_secrets import NO_SECRETS, RegistryCredentials, WorkspaceSecrets
 from ngpu_protocol.workspaces import WorkspaceSpec
@@ -67,7 +62,6 @@ SETTLE_S = 10.0
 #: Unpacking moves in large steps: a layer is flushed to disk as a whole.
 UNPACK_STALL_FACTOR = 5
 MAX_CHAINS = 200
-MAX_LESSONS = 256
 
 #: Where images from tars are named on the engine: `.invalid` can be no registry's (RFC 2606).
 ARCHIVE_NAME = "archive.ngpu.invalid/image"
@@ -169,7 +163,6 @@ class Images:
         self._settings = settings
         self._shelf = shelf
         self._registry = registry
-        self._free_bytes = free_bytes
         self._now_ms = now_ms
         self._nursery: trio.Nursery | None = None
         self._running = trio.Event()
@@ -177,10 +170,14 @@ class Images:
         self._fetches: dict[str, _Fetch] = {}
         #: by holder: name and id of what it has, or is waiting for
         self._held: dict[str, tuple[str, str]] = {}
-        #: looking for an image and taking it, against removing it
-        self._taking = trio.Lock()
-        #: what images came to need beyond the estimate, by name
-        self._lessons: dict[str, int] = {}
+        self.disk = DiskRoom(
+            engine,
+            settings,
+            shelf,
+            free_bytes=free_bytes,
+            guests=self._fetches.values,
+            held=self._held.values,
+        )
 
     @classmethod
     async def open(cls, settings: ImageSettings, path: Path | None) -> Images:
@@ -219,7 +216,7 @@ class Images:
                 await self._look_after_leftovers()
                 while True:
                     await trio.sleep(PRESSURE_INTERVAL_S)
-                    await self._relieve()
+                    await self.disk.relieve()
         finally:
             self._nursery = None
 
@@ -227,10 +224,7 @@ class Images:
 
     def room(self) -> int | None:
         """Return the bytes that images may still take beyond the owner's reserve; None when nobody knows."""
-        free = self._free_bytes()
-        if free is None:
-            return None
-        return max(0, free - self._settings.disk_reserve_bytes - self._promised())
+        return self.disk.left()
 
     def listed(self) -> list[dict[str, Any]]:
         """Return what is on the shelf, for the owner."""
@@ -381,7 +375,7 @@ class Images:
         Args:
             proven: what the registry has shown to this workspace just now.
         """
-        async with self._taking:
+        async with self.disk.taking:
             for name, digest in self._candidates(wish, proven):
                 attrs = await self._engine.inspect(name)
                 if attrs is None:
@@ -507,7 +501,7 @@ class Images:
         if remote is not None:
             missing = remote.missing(await self._chains(before))
             fetch.progress = PullProgress({layer.digest: layer.size for layer in missing})
-            await self._make_room(fetch, what, room_for_pull(sum(layer.size for layer in missing)))
+            await self.disk.make(fetch, what, room_for_pull(sum(layer.size for layer in missing)))
         there = remote is not None and (remote.manifest.config in before or "sha256:" + remote.digest.hex() in before)
         entry = Entry(fetch.name, what, borrowed=there, restricted=logged_in)
         entry.digest = reference.digest_bytes.hex() if reference.digest_bytes else ""
@@ -543,7 +537,7 @@ class Images:
         )
         entry = Entry(fetch.name, wish.url)
         async with download, self._noted(entry, before):
-            await self._make_room(fetch, str(wish), room_for_archive(download.size))
+            await self.disk.make(fetch, str(wish), room_for_archive(download.size))
             checksum = hashlib.sha256()
 
             async def pieces() -> AsyncGenerator[bytes, None]:
@@ -599,7 +593,7 @@ class Images:
 
         async def watch() -> None:
             nonlocal verdict
-            free_before = self._free_bytes()
+            free_before = self.disk.free_bytes()
             moved, moved_s = fetch.progress.moved, trio.current_time()
             while True:
                 await trio.sleep(min(WATCH_INTERVAL_S, self._settings.stall_timeout_s / 4))
@@ -624,19 +618,7 @@ class Images:
         settings = self._settings
         if settings.max_image_bytes is not None and fetch.progress.total > settings.max_image_bytes:
             return TooLarge(what, size=fetch.progress.total, limit=settings.max_image_bytes)
-        free = self._free_bytes()
-        if free is None or free >= settings.disk_reserve_bytes:
-            return None
-        # It took more than was thought. Next time that is known, and nothing is fetched in vain.
-        taken = max(0, (free_before or free) - free)
-        need = max(fetch.need, taken + taken // 4)
-        self._lessons[fetch.name] = need
-        while len(self._lessons) > MAX_LESSONS:
-            self._lessons.pop(next(iter(self._lessons)))
-        return OutOfSpace(
-            f"{what} was broken off: {in_units(free)} are left on the disk, and the owner keeps "
-            f"{in_units(settings.disk_reserve_bytes)} free"
-        )
+        return self.disk.overrun(fetch, what, free_before)
 
     def _noted(self, entry: Entry, before: set[str]) -> _Noted:
         return _Noted(self._engine, self._shelf, entry, before, self._now_ms)
@@ -648,98 +630,6 @@ class Images:
             if attrs is not None:
                 chains.append(list((attrs.get("RootFS") or {}).get("Layers") or []))
         return chains
-
-    # -- room ----------------------------------------------------------------------------------------------------------
-
-    def _promised(self) -> int:
-        return sum(fetch.promised for fetch in self._fetches.values())
-
-    async def _make_room(self, fetch: _Fetch, what: str, need: int) -> None:
-        """See to it that *need* bytes fit beside the owner's reserve and total, by removing what may go.
-
-        Raises:
-            DiskFull, TotalReached: they do not, and nothing was removed in vain.
-        """
-        need = max(need, self._lessons.get(fetch.name, 0))
-        async with self._taking:
-            total = self._settings.total_bytes
-            if total is not None:
-                unpacked = need * 2 // 3
-                used = self._used_bytes()
-                await self._remove(used + unpacked - total)
-                used = self._used_bytes()
-                if used + unpacked > total:
-                    raise TotalReached(what, needed=unpacked, used=used, limit=total)
-            short = self._short_of(need)
-            if short > 0:
-                await self._remove(short)
-                short = self._short_of(need)
-            if short > 0:
-                free = self._free_bytes()
-                assert free is not None
-                raise DiskFull(
-                    what, needed=need, free=max(0, free - self._promised()), reserve=self._settings.disk_reserve_bytes
-                )
-            fetch.need = need
-
-    def _short_of(self, need: int) -> int:
-        free = self._free_bytes()
-        if free is None:
-            return 0
-        return need + self._settings.disk_reserve_bytes + self._promised() - free
-
-    def _used_bytes(self) -> int:
-        return sum(entry.size for entry in self._shelf.entries() if not entry.borrowed)
-
-    async def _relieve(self) -> None:
-        """Remove what may go while the owner's reserve is touched."""
-        try:
-            async with self._taking:
-                await self._remove(self._short_of(0))
-        except (EngineUnavailable, EngineFailed) as error:
-            log.info("images_not_collected", reason=str(error))
-
-    async def _remove(self, short: int) -> None:
-        """Remove images nothing needs until *short* bytes are free; none at all if that cannot be reached."""
-        if short <= 0:
-            return
-        held = set(self._held.values())
-        candidates = collectable(
-            self._shelf.entries(),
-            used_ids=await self._engine.used_ids() | {image_id for _, image_id in held if image_id},
-            held_names={name for name, _ in held} | set(self._fetches),
-            keep=self._settings.keep,
-        )
-        candidates = [entry for entry in candidates if not await self._is_claimed(entry)]
-        if sum(entry.size for entry in candidates) < short:
-            return
-        for entry in candidates:
-            if short <= 0:
-                break
-            free = self._free_bytes()
-            if await self._remove_one(entry):
-                freed = self._free_bytes()
-                # What the disk says, where it can be seen; layers shared with other images free nothing.
-                gained = freed - free if freed is not None and free is not None else entry.size
-                short -= max(gained, 0)
-        await self._shelf.save()
-
-    async def _is_claimed(self, entry: Entry) -> bool:
-        """Tell whether somebody else has given an image of ours a tag; it is not ours to remove any more then."""
-        attrs = await self._engine.inspect(entry.name)
-        entry.borrowed = attrs is not None and any(tag != entry.name for tag in attrs.get("RepoTags") or [])
-        return entry.borrowed
-
-    async def _remove_one(self, entry: Entry) -> bool:
-        """Remove an image of ours; tell whether it is gone. One that somebody uses meanwhile stays."""
-        try:
-            await self._engine.remove(entry.name)
-        except EngineFailed as error:
-            log.info("image_kept", image=entry.name, reason=str(error))
-            return False
-        self._shelf.drop(entry.name)
-        log.info("image_removed", image=entry.name, bytes=entry.size, reason="its room is needed")
-        return True
 
     async def _look_after_leftovers(self) -> None:
         """Find out about images whose fetch a killed daemon did not see the end of."""

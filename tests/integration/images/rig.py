@@ -35,7 +35,7 @@ async def a_node_of_images(
     values: dict[str, Any] = {"registries": [registry.host], "disk_reserve_bytes": 0, "stall_timeout_s": 10.0}
     images = await Images.open(ImageSettings(**{**values, **chosen}), path)
     if free_bytes is not None:
-        images._free_bytes = free_bytes
+        images.disk.free_bytes = free_bytes
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(images.run)

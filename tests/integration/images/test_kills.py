@@ -109,12 +109,12 @@ def test_a_disk_that_is_really_full_ends_the_pull_with_its_cause_and_leaves_the_
 
     async def main() -> None:
         async with a_node_of_images(registry) as images:
-            free = images._free_bytes()
+            free = images.disk.free_bytes()
             assert free is not None
             with pytest.raises(OutOfSpace, match=r"no space left"):
                 await images.ensure(a_wish(references[0]))
             assert images.listed() == []
-            await eventually(lambda: (images._free_bytes() or 0) > free - MB, timeout_s=10)
+            await eventually(lambda: (images.disk.free_bytes() or 0) > free - MB, timeout_s=10)
             assert (await images.ensure(a_wish(references[1]))).id == small.config
 
     # The estimate says that about 91 MB will do: 30 of them come compressed, 60 are nothing until they are unpacked.

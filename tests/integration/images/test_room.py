@@ -114,20 +114,20 @@ def test_what_is_in_use_pinned_tagged_by_somebody_or_not_ours_stays_whatever_the
             container = engine.container_of(made["run"].config)
             engine._client.images.get(made["tagged"].config).tag(fresh("mine"), "1")
             disk.size -= disk.free() + MB // 2  # the reserve, and half an image more, is missing
-            await images._relieve()
+            await images.disk.relieve()
             there = engine.ids()
             assert made["idle"].config in there, "all of what may go would not make the reserve: nothing is removed"
             disk.size += MB
-            await images._relieve()
+            await images.disk.relieve()
             there = engine.ids()
             assert made["idle"].config not in there
             disk.size -= MB
-            await images._relieve()
+            await images.disk.relieve()
             there = engine.ids()
             for word in ("held", "run", "kept", "tagged", "foreign"):
                 assert made[word].config in there, word
             container.remove()
-            await images._relieve()
+            await images.disk.relieve()
             assert made["run"].config not in engine.ids()
 
     trio.run(main)
@@ -148,7 +148,7 @@ def test_an_image_that_was_here_first_is_never_collected_though_we_pulled_it_too
             disk.size = 100 * MB
             await have(images, reference)
             disk.size = -MB // 2
-            await images._relieve()
+            await images.disk.relieve()
 
     trio.run(main)
     assert engine.has(reference)
