@@ -45,6 +45,10 @@ class DeploymentImpossible(NodeError):
     """This node cannot run what was asked for (GPUs, network, an option of the engine); the message names the lack."""
 
 
+class EgressUnguarded(DeploymentImpossible):
+    """A workspace that may reach the outside could reach the owner's network too; no longer once the rules are set."""
+
+
 class GpusNotGiven(DeploymentImpossible):
     """The engine cannot give containers their GPUs; the message has the fix."""
 

@@ -41,6 +41,7 @@ NODE_FAULTS = frozenset(
         "registry_not_allowed",
         "address_not_allowed",
         "no_room",
+        "egress_unguarded",
     }
 )
 _NODE_FAULT_PREFIXES = ("gpu", "engine")

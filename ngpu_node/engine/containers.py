@@ -124,6 +124,8 @@ class Containers:
         self._limits = Limits(settings.total_memory_bytes, settings.total_cpus, shares_per_gpu)
         self._room = Room(self._limits)
         self._networks = Networks(engine, settings, self._mark)
+        self._networks.lost = self._end_egress
+        self._networks.guarded = lambda: self._post_to_all(EngineBack())
         self._gpu_problem = ""
         self._runs: dict[Deployment, Run] = {}
         self._starting: set[str] = set()
@@ -151,6 +153,7 @@ class Containers:
         """Follow the engine's events and keep its shelves clean, until cancelled."""
         async with trio.open_nursery() as nursery:
             await nursery.start(self._images.run)
+            nursery.start_soon(self._networks.watch)
             nursery.start_soon(self._follow, nursery)
             nursery.start_soon(self._keep_sweeping)
 
@@ -223,6 +226,14 @@ class Containers:
         return next(
             (run for run in self._runs.values() if run.container is not None and run.container.id == container_id), None
         )
+
+    def _end_egress(self, reason: str) -> None:
+        """End the containers that may reach the outside: nothing keeps them out of the owner's network any more."""
+        text = f"the rules that keep the workspace out of its owner's network are gone and cannot be set: {reason}"
+        for deployment, run in list(self._runs.items()):
+            if deployment.spec.egress and run.container is not None:
+                run.post(Ended(text, is_fault=False, word="egress_unguarded"))
+        self.deployments.announce()
 
     def _post_to_all(self, event: Event) -> None:
         for run in list(self._runs.values()):

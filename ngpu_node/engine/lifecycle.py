@@ -148,7 +148,7 @@ class StartRefused:
 
 @dataclass(frozen=True, slots=True)
 class Impossible:
-    """This node will not run it; *until_engine_back*: unless its engine is mended, and so started again."""
+    """This node will not run it; *until_engine_back*: unless its engine, or its packet filter, is mended."""
 
     reason: str
     word: str = "not_possible_here"
@@ -192,7 +192,7 @@ class EngineLost:
 
 @dataclass(frozen=True, slots=True)
 class EngineBack:
-    """The engine answers again."""
+    """The engine answers again, or what else this machine could not do it can."""
 
 
 @dataclass(frozen=True, slots=True)

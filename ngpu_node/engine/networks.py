@@ -10,10 +10,15 @@ Owns the choice between two ways, made at start:
 
 The network with egress is made when the first workspace asks for it. What is weaker here than it should be is said in
 `findings`, each with what to do.
+
+Other programs flush the packet filter. `watch` looks every `LOOK_INTERVAL_S` whether the rules are still in force, and
+sets them again. While that cannot be done nothing may be on the network with egress: `lost` is called, the workspaces
+there stop and say why, and come back once the rules are (`guarded`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,9 +29,12 @@ from ngpu_node.config import ContainerSettings
 from ngpu_node.engine.docker_engine import DockerEngine
 from ngpu_node.engine.firewall import Firewall, FirewallUnavailable
 from ngpu_node.engine.outlook import Finding
-from ngpu_node.errors import DeploymentImpossible, EngineFailed, EngineUnavailable
+from ngpu_node.errors import DeploymentImpossible, EgressUnguarded, EngineFailed, EngineUnavailable
 
 log = structlog.get_logger(__name__)
+
+#: A look is two short programs; a flush is an owner's rare act, and nothing a workspace could bring about.
+LOOK_INTERVAL_S = 10.0
 
 _BRIDGE_FILTER = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
 
@@ -57,6 +65,8 @@ class Networks:
         self._has_open = False
         self._problem = ""
         self._opening = trio.Lock()
+        self.lost: Callable[[str], None] = lambda reason: None
+        self.guarded: Callable[[], None] = lambda: None
 
     @property
     def is_internal(self) -> bool:
@@ -94,18 +104,49 @@ class Networks:
         """Have the networks and rules again, after the engine was away: it may have made its own rules anew."""
         if self._is_internal:
             await self._engine.ensure_network(self._closed, self._closed_bridge)
-            if self._has_open:
-                await self._engine.ensure_network(self._open, self._open_bridge, internal=False)
-            await self._close(with_open=self._has_open)
+            async with self._opening:
+                if self._has_open:
+                    await self._engine.ensure_network(self._open, self._open_bridge, internal=False)
+                await self._close(with_open=self._has_open)
 
     async def _close(self, *, with_open: bool) -> None:
+        before = self._problem
         try:
             await self._firewall.apply(self._closed_bridge, self._open_bridge if with_open else None)
         except FirewallUnavailable as error:
             self._problem = str(error)
-            log.warning("firewall_not_set", reason=self._problem, hint="workspaces reach services of this machine")
+            if self._problem != before:
+                log.warning("firewall_not_set", reason=self._problem, hint="workspaces reach services of this machine")
+            if self._has_open:
+                self.lost(self._problem)
         else:
             self._problem = ""
+            if before:
+                log.info("firewall_set")
+                self.guarded()
+
+    async def watch(self) -> None:
+        """Keep the rules in force, until cancelled."""
+        while True:
+            await trio.sleep(LOOK_INTERVAL_S)
+            await self.look()
+
+    async def look(self) -> None:
+        """Set the rules again where they are not in force any more, or could not be set before."""
+        if not self._is_internal:
+            return
+        async with self._opening:
+            if not self._problem:
+                try:
+                    missing = await self._firewall.look(
+                        self._closed_bridge, self._open_bridge if self._has_open else None
+                    )
+                except FirewallUnavailable as error:
+                    missing = str(error)
+                if not missing:
+                    return
+                log.warning("firewall_changed", reason=missing, hint="somebody flushed the packet filter; set again")
+            await self._close(with_open=self._has_open)
 
     async def place(self, *, egress: bool) -> Place:
         """Return where a container goes that may reach the outside, or may not.
@@ -127,7 +168,7 @@ class Networks:
                 self._has_open = True
                 await self._close(with_open=True)
         if self._problem:
-            raise DeploymentImpossible(
+            raise EgressUnguarded(
                 "the workspace wants egress, and this node cannot keep it out of its owner's network: "
                 f"{self._problem}; `ngpu-node doctor` says what to do"
             )
@@ -164,7 +205,7 @@ class Networks:
                 Finding(
                     "firewall",
                     f"workspaces may reach services of this machine: {self._problem}",
-                    "run the node as root or with CAP_NET_ADMIN (systemd: AmbientCapabilities=CAP_NET_ADMIN), or "
+                    "run the node as root or with CAP_NET_ADMIN (the systemd unit gives it that), install iptables, or "
                     f"yourself: iptables -I INPUT -i {self._closed_bridge} -m conntrack --ctstate NEW -j REJECT, "
                     "and the same with ip6tables",
                 )

@@ -46,7 +46,14 @@ from ngpu_node.engine.lifecycle import (
     Unwanted,
     Withdrawn,
 )
-from ngpu_node.errors import DeploymentImpossible, EngineFailed, EngineUnavailable, GpusNotGiven, StateUnavailable
+from ngpu_node.errors import (
+    DeploymentImpossible,
+    EgressUnguarded,
+    EngineFailed,
+    EngineUnavailable,
+    GpusNotGiven,
+    StateUnavailable,
+)
 from ngpu_node.images.images import LocalImage
 from ngpu_node.images.problems import ImageProblem
 from ngpu_node.probes import probe
@@ -212,6 +219,8 @@ class Run:
             return ImageRefused(str(error), error.again_s, error.reason)
         except GpusNotGiven as error:
             return Impossible(str(error), "gpus_not_given", until_engine_back=True)
+        except EgressUnguarded as error:
+            return Impossible(str(error), "egress_unguarded", until_engine_back=True)
         except DeploymentImpossible as error:
             return Impossible(str(error))
         raise AssertionError(f"{activity} ended")

@@ -316,6 +316,70 @@ def test_with_egress_the_outside_is_reached_and_nothing_private(account: Account
     assert filter_rules() == before, "nothing is left of our rules"
 
 
+@contextmanager
+def the_filter_afterwards() -> Iterator[None]:
+    """Have the packet filter as it is now again at the end: the engine's own rules are in it."""
+    saved = {
+        program: subprocess.run([f"/usr/sbin/{program}-save"], capture_output=True, text=True, check=True).stdout
+        for program in ("iptables", "ip6tables")
+    }
+    try:
+        yield
+    finally:
+        for program, rules in saved.items():
+            subprocess.run([f"/usr/sbin/{program}-restore"], input=rules, text=True, check=True)
+
+
+def flush() -> None:
+    subprocess.run(["/usr/sbin/iptables", "-F"], check=True)
+
+
+def test_rules_that_somebody_flushes_are_set_again_and_where_they_cannot_be_egress_ends(
+    account: Account, image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs_root()
+    monkeypatch.setattr("ngpu_node.engine.networks.LOOK_INTERVAL_S", 0.2)
+
+    async def main() -> None:
+        with an_outside() as outside, a_service() as port:
+            async with a_place(account) as place:
+                place.wish(spec(image), spec(image, id="8", egress=True))
+                await eventually(lambda: all(d.is_ready for d in place.deployments), timeout_s=15)
+                (closed,) = place.deployments.revisions("acme", "7").values()
+                (open_,) = place.deployments.revisions("acme", "8").values()
+                here = f"{gateway(place)}:{port}"
+                assert await attack(place, f"/connect?{here}") != "connected"
+                with the_filter_afterwards():
+                    flush()
+                    await eventually(lambda: filter_rules().count("-A INPUT -i ngpu") == 4, timeout_s=10)
+                    assert await attack(place, f"/connect?{here}") != "connected"
+                    assert await attack(place, f"/connect?{outside.private}:80", "8") != "connected"
+                await eventually(lambda: place.containers._networks.offers_egress)
+                assert await attack(place, f"/connect?{outside.public}:80", "8") == "connected"
+                before = {state.name: state.id for state in await place.engine.containers()}
+                # from here on the filter cannot be told, nor read
+                with monkeypatch.context() as without, the_filter_afterwards():
+                    without.setattr("ngpu_node.engine.firewall._PATH", "/nowhere")
+                    flush()
+                    await eventually(lambda: open_.phase is DeploymentPhase.FAILED, timeout_s=15)
+                    assert open_.reason == "egress_unguarded"
+                    assert "iptables is not installed" in open_.detail
+                    assert closed.is_ready
+                    assert [state.id for state in await place.engine.containers()] == [
+                        one for name, one in before.items() if "-7-" in name
+                    ]
+                    assert not place.containers.machine().gives_egress
+                    (advice,) = [f for f in place.containers.findings() if f.subject == "firewall"]
+                    assert advice.advice
+                await eventually(lambda: open_.is_ready, timeout_s=15)
+                assert place.containers.machine().gives_egress
+                assert await attack(place, f"/connect?{outside.private}:80", "8") != "connected"
+                assert await attack(place, f"/connect?{here}") != "connected"
+            await place.containers.finish()
+
+    trio.run(main)
+
+
 def test_an_owner_may_allow_no_egress(account: Account, image: str) -> None:
     async def main() -> None:
         async with a_place(account, egress=False) as place:

@@ -73,6 +73,16 @@ def test_the_node_reaches_the_gpus_and_the_engine() -> None:
     assert "AF_UNIX" in unit["RestrictAddressFamilies"][0]
 
 
+def test_the_node_may_tell_the_packet_filter_and_has_no_other_privilege() -> None:
+    # that this is enough, and needed: tests/integration/netns/test_firewall.py
+    unit = directives("ngpu-node")
+    assert unit["AmbientCapabilities"] == unit["CapabilityBoundingSet"] == ["CAP_NET_ADMIN"]
+    assert "AF_NETLINK" in unit["RestrictAddressFamilies"][0]
+    assert "PrivateNetwork" not in unit
+    other = directives("ngpu-bootstrap")
+    assert other["AmbientCapabilities"] == other["CapabilityBoundingSet"] == [""]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_stopping_daemon_gets_longer_than_its_grace(name: str) -> None:
     assert int(directives(name)["TimeoutStopSec"][0]) > 120
