@@ -238,6 +238,7 @@ class Node:
                 gpus=self._gpus.offers,
                 state=state,
                 deployments=self._deployments,
+                running_of=attempts.running_of,
                 servers=self._servers,
                 changes=self._changes,
                 host_offer=partial(_host_offer, backend, settings),

@@ -136,8 +136,8 @@ class Deployment:
             while self.running:
                 await self.idle.beyond(self.idle.count)
 
-    def state(self) -> DeploymentState:
-        """Return what the heartbeat says about it."""
+    def state(self, yours: int | None = None) -> DeploymentState:
+        """Return what the heartbeat says about it to a bootstrap with *yours* attempts on it."""
         return DeploymentState(
             workspace=self.spec.id,
             revision=self.spec.revision,
@@ -151,6 +151,7 @@ class Deployment:
             bytes_total=self.progress.bytes_total,
             seconds_left=self.progress.seconds_left,
             reason=self.reason,
+            yours=yours,
         )
 
     def __repr__(self) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import random
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
@@ -109,6 +110,7 @@ class LinkParts:
     """What every link works with.
 
     Attributes:
+        running_of: returns how many attempts a bootstrap ordered run on each deployment.
         addresses_of: returns where the network says a peer is, for a bootstrap that is not where it was configured.
     """
 
@@ -117,6 +119,7 @@ class LinkParts:
     gpus: Callable[[], tuple[GpuOffer, ...]]
     state: AdmissionState[Deployment]
     deployments: Deployments
+    running_of: Callable[[Address], Counter[Deployment]]
     servers: ModelServers
     changes: Changes
     host_offer: Callable[[], HostOffer]
@@ -328,14 +331,16 @@ class Link:
 
     def _heartbeat(self) -> Heartbeat:
         parts = self._parts
+        yours = parts.running_of(self.bootstrap.address)
         return Heartbeat(
             at_ms=parts.clock_ms(),
             slots_free=max(0, parts.state.slots - parts.state.running),
             draining=parts.state.draining or bool(parts.state.closed),
             host=parts.host_offer(),
-            deployments=tuple(d.state() for d in parts.deployments.of_service(self.bootstrap.service)),
+            deployments=tuple(d.state(yours[d]) for d in parts.deployments.of_service(self.bootstrap.service)),
             gpus=parts.gpus(),
             services=parts.servers.offers(),
+            yours=yours.total(),
         )
 
     async def _receive(self, stream: trio.abc.Stream) -> None:

@@ -193,6 +193,7 @@ class DeploymentState:
         seconds_left: until the image is here, by the rate so far; None while unknown.
         reason: a stable word for the cause of a state that is not as it should be, such as `image_missing`; empty
             when all is well.
+        yours: attempts of the bootstrap this is told to that run on it; None from an older node.
     """
 
     workspace: Text
@@ -207,6 +208,7 @@ class DeploymentState:
     bytes_total: Number = 0
     seconds_left: Number | None = None
     reason: Text = ""
+    yours: Number | None = None
 
 
 @dataclass(frozen=True, slots=True, config=ConfigDict(extra="ignore"))
@@ -260,6 +262,7 @@ class Heartbeat:
         services: every registered model server that is healthy.
         gpus: what it offers now, without devices that are sick; None from a node that only says so in its hello.
         host: what its machine has for workspaces; None from an older node.
+        yours: attempts of the bootstrap this is told to that run there, over all workspaces; None from an older node.
     """
 
     at_ms: Number
@@ -269,6 +272,7 @@ class Heartbeat:
     services: tuple[ServiceOffer, ...] = ()
     gpus: tuple[GpuOffer, ...] | None = None
     host: HostOffer | None = None
+    yours: Number | None = None
 
 
 @dataclass(frozen=True, slots=True, config=ConfigDict(extra="ignore"))

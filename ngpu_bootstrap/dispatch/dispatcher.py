@@ -36,7 +36,7 @@ from ngpu_bootstrap.registry.standings import Standings
 from ngpu_bootstrap.store.errors import AttemptConflict, RecordRefused, StoreError, TaskIsFinal
 from ngpu_bootstrap.store.records import AttemptEnd, AttemptStart, FiledReceipt, Filing, Finish
 from ngpu_bootstrap.store.store import Store
-from ngpu_bootstrap.tasks.retry import may_retry
+from ngpu_bootstrap.tasks.retry import may_retry, pause_s
 from ngpu_bootstrap.tasks.states import TaskState
 from ngpu_protocol.frozen import dataclass
 from ngpu_protocol.identity import Account
@@ -176,7 +176,7 @@ class Dispatcher:
         client_waits = not (call.detach or progress.promised)
         while True:
             try:
-                slot = await self._place(call, tried, number, promised=progress.promised)
+                slot = await self._place(call, tried, number, full, promised=progress.promised)
             except NotServed as refusal:
                 if before is None and not progress.promised:
                     raise
@@ -281,7 +281,9 @@ class Dispatcher:
 
     # -- one attempt
 
-    async def _place(self, call: Call, tried: set[NodeSession], number: int, *, promised: bool) -> Slot:
+    async def _place(self, call: Call, tried: set[NodeSession], number: int, full: int, *, promised: bool) -> Slot:
+        if wait_s := pause_s(full):
+            await trio.sleep(max(0.0, min(wait_s, (call.deadline_ms - self._now_ms()) / 1000)))
         slot = self._nodes.take(call.spec, tried, promised=promised, affinity=call.affinity)
         if slot is not None:
             return slot

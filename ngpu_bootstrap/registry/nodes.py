@@ -25,7 +25,7 @@ from ngpu_bootstrap.errors import NotServed
 from ngpu_bootstrap.scheduling.affinity import AffinityTable
 from ngpu_bootstrap.scheduling.history import Fared, NodeHistory, Trouble
 from ngpu_bootstrap.scheduling.placement import Placement, PlacementLog
-from ngpu_bootstrap.scheduling.pool import SAMPLE, Choice, Load, Pool, Terms
+from ngpu_bootstrap.scheduling.pool import CONTENDED, SAMPLE, Choice, Entry, Load, Pool, Terms
 from ngpu_bootstrap.scheduling.reasons import (
     NOTHING,
     DeploymentFacts,
@@ -123,7 +123,7 @@ class NodeSession:
         if heartbeat.gpus is not None:
             self.gpus = heartbeat.gpus
             self.gpus_shown.update(gpu.id for gpu in heartbeat.gpus)
-        self.load.room.hear(self.slots, heartbeat.slots_free)
+        self.load.room.hear(self.slots, heartbeat.slots_free, heartbeat.yours)
 
     def assign(self, assigned: Mapping[str, Collection[int]]) -> None:
         """Take over which revisions of which workspaces the node may serve; for an attached one, `Nodes.assign`."""
@@ -141,19 +141,21 @@ class NodeSession:
                 best[state.workspace] = (rank, state)
         self.deployments = {workspace: state for workspace, (_, state) in best.items()}
 
-    def facts(self, workspace: str, terms: Terms) -> tuple[DeploymentFacts, int]:
-        """Return what is known of a workspace here, and how many of its slots the node says are free."""
+    def facts(self, workspace: str, terms: Terms) -> tuple[DeploymentFacts, int, int | None]:
+        """Return what is known of a workspace here, and what the node says of its slots: how many are free, and how
+        many attempts of ours run there (None: it does not say)."""
         allowed = self.assigned.get(workspace)
         state = self.deployments.get(workspace)
         if state is None or not allowed:
-            return NOTHING, 0
+            return NOTHING, 0, None
         gpus, healthy = self.gpus, True
         if state.gpus:
             held = set(state.gpus)
             gpus = tuple(gpu for gpu in self.gpus if gpu.id in held)
             healthy = len(gpus) == len(held)
         rank = gpu_rank(terms.gpu_types, [(gpu.model, gpu.memory_bytes) for gpu in gpus]) if terms.gpu_types else 0
-        return DeploymentFacts(state.revision, state.state, rank, healthy, state.revision in allowed), state.slots_free
+        facts = DeploymentFacts(state.revision, state.state, rank, healthy, state.revision in allowed)
+        return facts, state.slots_free, state.yours
 
 
 class Slot:
@@ -189,7 +191,7 @@ class Slot:
         self._released = True
         self.entry.room.give_back()
         self.entry.load.room.give_back()
-        self._nodes.slot_released(self.entry.load)
+        self._nodes.slot_released(self.entry)
 
 
 Waiting = Waiter[NodeSession, Slot]
@@ -425,7 +427,7 @@ class Nodes:
                     headers=self._queue_headers(pool),
                 )
         only = self._stuck_to(pool, affinity, tried, now_ms) if affinity else None
-        waiter: Waiting = Waiter(task_id, granted, tried, only, promised, priority)
+        waiter: Waiting = Waiter(task_id, granted, tried, only, promised, priority, affinity)
         pool.line.join(waiter)
         self._serve_pool(pool)
         return waiter
@@ -568,13 +570,17 @@ class Nodes:
         """Count an attempt that may begin."""
         self._running += 1
 
-    def slot_released(self, load: Load) -> None:
+    def slot_released(self, freed: Entry) -> None:
         """Count an attempt that ended, and give its place on."""
+        load = freed.load
         self._running -= 1
         if not self._running and self._idle is not None:
             self._idle.set()
             self._idle = None
         now_ms = 0
+        if freed.pool.contention > CONTENDED and not freed.full_until_ms:
+            now_ms = self._now_ms()
+            freed.pool.freed(freed, now_ms)
         for entry in load.entries.values():
             if entry.place < 0 and entry.reason is None:
                 now_ms = now_ms or self._now_ms()
@@ -630,17 +636,15 @@ class Nodes:
             self._refresh_entry(entry.pool, session, now_ms, heard=heard)
 
     def _refresh_entry(self, pool: Pool, session: NodeSession, now_ms: int, *, heard: bool = False) -> None:
-        facts, slots_free = session.facts(pool.workspace, pool.terms)
+        facts, slots_free, ours = session.facts(pool.workspace, pool.terms)
         is_new = pool.workspace not in session.load.entries
         if is_new and facts is NOTHING:
             return  # most nodes have nothing to do with most workspaces
         entry = pool.enter(session.load)
         entry.facts = facts
         if heard or is_new:
-            entry.full_until_ms = 0
-            entry.known_ms = now_ms
             entry.history.fade(now_ms)
-            entry.room.hear(pool.terms.concurrency, slots_free)
+            pool.heard(entry, now_ms, slots_free, ours)
         else:
             entry.room.resize(pool.terms.concurrency)
         entry.reconsider()
@@ -675,7 +679,9 @@ class Nodes:
 
     def _granted(self, choice: Choice, affinity: bytes = b"") -> Slot:
         if affinity:
-            choice.entry.pool.affinity.stick(affinity, choice.entry.load.node, choice.at_ms)
+            pool, load = choice.entry.pool, choice.entry.load
+            pool.affinity.stick(affinity, load.node, choice.at_ms)
+            pool.line.stick(affinity, load.host)
         return Slot(self, choice)
 
     def _serve(self, load: Load) -> None:
@@ -719,7 +725,7 @@ class Nodes:
     def _grant(self, pool: Pool, waiter: Waiting, choice: Choice) -> None:
         pool.line.leave(waiter)
         pool.line.turn = next(self._turns)
-        waiter.granted(self._granted(choice))
+        waiter.granted(self._granted(choice, waiter.affinity))
 
     def _retry_after_s(self, pool: Pool) -> int:
         """Return in how many seconds the line should be gone, were it to move as it did of late."""

@@ -1,9 +1,11 @@
 """Room on nodes: what this bootstrap runs there, which it knows, and what others do, which the node leaves over.
 
-A heartbeat says how many slots are free, with the attempts of every bootstrap in it, ours included; it does not say
-whose they are, and some of ours may have begun or ended while it was on its way. So what others run is taken to be what
-is in use less the most of ours that ran at once in the interval before, and never less than nothing. The guess errs
-towards free: a wrong one costs one refusal, which is retried elsewhere at once.
+A heartbeat says how many slots are free, with the attempts of every bootstrap in it, and how many of those are ours.
+Some of ours may have begun or ended while it was on its way, which does not matter: what others run is what is in use
+less ours, both as the node saw them. Of what it calls ours, no more counts than ran at once in the interval before:
+the rest are attempts we no longer hold (lost detached ones, those of an earlier run), which take their slots all the
+same. An older node does not say whose they are; then that most stands for ours, which errs towards free: a wrong guess
+costs one refusal, which is retried elsewhere at once.
 """
 
 from __future__ import annotations
@@ -43,11 +45,12 @@ class Room:
         """Count one that ended."""
         self.in_flight -= 1
 
-    def hear(self, slots: int, free: int) -> None:
-        """Take over what the node says is free now."""
+    def hear(self, slots: int, free: int, ours: int | None = None) -> None:
+        """Take over what the node says is free now, and how many attempts of ours run there; None: it does not say."""
         self.slots = slots
         self._free_said = free
-        self._counted, self._peak = self._peak, self.in_flight
+        peak, self._peak = self._peak, self.in_flight
+        self._counted = peak if ours is None or ours > peak else ours
         others = slots - free - self._counted
         self.others = others if others > 0 else 0
 

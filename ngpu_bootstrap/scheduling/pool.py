@@ -50,10 +50,14 @@ from ngpu_protocol.identity import Address
 SAMPLE = 4
 NEAR_EQUAL = 0.1
 FIRST_FULL_PAUSE_S = 0.05
-LAST_FULL_PAUSE_S = 1.0
+LAST_FULL_PAUSE_S = 2.5
+DOUBTED = 2
+"""After so many refusals in a row by a node that never said it was full, its word that a slot is free ends no pause."""
 CONTENTION_WEIGHT = 1 / 64
 CONTENDED = 0.01
 """From this share of refused attempts on the age of the news counts, and twice as many candidates are looked at."""
+FREED = 256
+"""Slots that our own attempts left kept in mind at most."""
 STALENESS = 4.0
 """How much a second of not having heard weighs against a node where every choice is contended."""
 CROWDING = 0.5
@@ -102,12 +106,14 @@ class Entry:
         reason: why it gets nothing, None when it may get tasks; never TRIED or NO_FREE_SLOT, which are of the moment.
         facts: what the node said of the deployment.
         full_until_ms: it refused for want of a slot, and is not asked before then.
+        refusals: for want of a slot, since a task ended well there or the node said itself that it was full.
         known_ms: when it was last known how full it is: its node said so, or an attempt of ours ended there.
         place: where it stands in its bucket; -1 when it is in none.
     """
 
     __slots__ = (
-        "facts", "full_until_ms", "handicap", "history", "known_ms", "load", "place", "pool", "rank", "reason", "room",
+        "facts", "full_until_ms", "handicap", "history", "known_ms", "load", "place", "pool", "rank", "reason",
+        "refusals", "room",
     )  # fmt: skip
 
     def __init__(self, pool: Pool, load: Load, history: DeploymentHistory) -> None:
@@ -119,6 +125,7 @@ class Entry:
         self.reason: Exclusion | None = Exclusion.NOT_DEPLOYED
         self.rank = 0
         self.full_until_ms = 0
+        self.refusals = 0
         self.known_ms = load.heard_at_ms
         self.handicap = 1.0
         self.place = -1
@@ -236,6 +243,7 @@ class Pool:
         self._slots_at_ms = -SLOTS_FRESH_MS
         self._sample = sample
         self._buckets: list[list[Entry]] = [[]]
+        self._freed: deque[Entry] = deque(maxlen=FREED)
         self._aside: set[Entry] = set()
 
     # -- what is known of candidates
@@ -289,12 +297,29 @@ class Pool:
     def full_after_all(self, entry: Entry, now_ms: int) -> None:
         """Take in that the node had no slot: it is not asked before one should have become free, or it says so."""
         self.contention += (1.0 - self.contention) * CONTENTION_WEIGHT
-        pause_s = min(LAST_FULL_PAUSE_S, max(FIRST_FULL_PAUSE_S, self.typical_s / max(1, entry.room.slots)))
+        first_s = max(FIRST_FULL_PAUSE_S, self.typical_s / max(1, entry.room.slots))
+        pause_s = min(LAST_FULL_PAUSE_S, first_s * 2.0 ** min(entry.refusals, 16))
+        entry.refusals += 1
         entry.full_until_ms = now_ms + int(pause_s * 1000)
         self.settle(entry, now_ms)
 
+    def freed(self, entry: Entry, now_ms: int) -> None:
+        """Take in that an attempt of ours ended there: where others take what is free, that slot only we know of."""
+        entry.known_ms = now_ms
+        self._freed.append(entry)
+
+    def heard(self, entry: Entry, now_ms: int, slots_free: int, ours: int | None) -> None:
+        """Take in what the node says of its slots: how many are free, and how many run attempts of ours."""
+        if not slots_free:
+            entry.refusals = 0
+        if entry.refusals < DOUBTED:
+            entry.full_until_ms = 0
+        entry.known_ms = now_ms
+        entry.room.hear(self.terms.concurrency, slots_free, ours)
+
     def took(self, entry: Entry, seconds: float) -> None:
         """Take in how long a task took there that was answered."""
+        entry.refusals = 0
         self.contention -= self.contention * CONTENTION_WEIGHT
         entry.history.took(seconds, self.times)
         self.typical_s = self.times.typical_s
@@ -350,6 +375,10 @@ class Pool:
     ) -> Choice | None:
         seen: list[tuple[float, Entry, float]] = []
         typical_s, contention = self.typical_s, self.contention
+        if contention > CONTENDED and self._freed:
+            choice = self._choose_freed(bucket, now_ms, tried)
+            if choice is not None:
+                return choice
         best = -1.0
         place = 0
         sample = self._sample * 2 if contention > CONTENDED else self._sample
@@ -392,6 +421,27 @@ class Pool:
             if expected_s <= limit:
                 return Choice(entry, now_ms, seen, "ranked", tried)
         raise AssertionError("the least is within its own limit")
+
+    def _choose_freed(self, bucket: list[Entry], now_ms: int, tried: Collection[Any]) -> Choice | None:
+        """Return the best of the slots in *bucket* that our attempts left last; None when there is none."""
+        seen: list[tuple[float, Entry, float]] = []
+        kept: list[Entry] = []
+        while self._freed and len(seen) < self._sample:
+            entry = self._freed.pop()
+            free = entry.free(now_ms)
+            if entry.place < 0 or free <= 0 or now_ms - entry.load.heard_at_ms > SILENCE_LIMIT_MS:
+                continue
+            kept.append(entry)
+            if self._buckets[entry.rank] is not bucket or (tried and entry.load.host in tried):
+                continue
+            slots = entry.room.slots
+            share = 1.0 - free / slots if free < slots else 0.0
+            seen.append((entry.expected_s(self.typical_s, share), entry, share))
+        self._freed.extend(reversed(kept))
+        if not seen:
+            return None
+        best = min(seen, key=_expected)
+        return Choice(best[1], now_ms, seen, "ranked" if len(seen) > 1 else "only_one", tried)
 
     def _choose_aside(self, now_ms: int, tried: Collection[Any]) -> Choice | None:
         usable = [
@@ -460,6 +510,10 @@ class Pool:
     def _forget(self, entry: Entry) -> None:
         self._leave(entry)
         self._set_reason(entry, Exclusion.NOT_DEPLOYED)
+
+
+def _expected(seen: tuple[float, Entry, float]) -> float:
+    return seen[0]
 
 
 _USABLE = frozenset({None, Exclusion.SET_ASIDE})

@@ -32,6 +32,7 @@ class Waiter(Generic[HostT, SlotT]):
         key: under which its place is asked for: its task id.
         tried: hosts it does not go to.
         only: the host it sticks to; None for any.
+        affinity: the key it says, empty for none: it follows the first of its key that gets a slot.
         promised: it is in the store.
         priority: higher goes first.
         granted: called with its slot when its turn came.
@@ -44,6 +45,7 @@ class Waiter(Generic[HostT, SlotT]):
     only: HostT | None = None
     promised: bool = False
     priority: int = 0
+    affinity: bytes = b""
     number: int = 0
 
     @property
@@ -63,9 +65,6 @@ class _Queue(Generic[HostT, SlotT]):
 
     def __init__(self) -> None:
         self._rows: dict[int, OrderedDict[int, Waiter[HostT, SlotT]]] = {}
-
-    def __len__(self) -> int:
-        return sum(map(len, self._rows.values()))
 
     def __iter__(self) -> Iterator[Waiter[HostT, SlotT]]:
         for priority in sorted(self._rows, reverse=True):
@@ -113,27 +112,38 @@ class Line(Generic[HostT, SlotT]):
     clients_waiting: int = 0
     turn: int = 0
     _came: int = 0
+    _waiting: int = 0
     _clients: _Queue[HostT, SlotT] = field(default_factory=_Queue)
     _promised: _Queue[HostT, SlotT] = field(default_factory=_Queue)
     _picky: _Queue[HostT, SlotT] = field(default_factory=_Queue)
+    _keyed: dict[bytes, dict[int, Waiter[HostT, SlotT]]] = field(default_factory=dict)
     _places: dict[str, int] = field(default_factory=dict)
     _places_at_ms: int = -POSITIONS_FRESH_MS
 
     def __len__(self) -> int:
-        return len(self._clients) + len(self._promised) + len(self._picky)
+        return self._waiting
 
     def join(self, waiter: Waiter[HostT, SlotT]) -> None:
         """Put *waiter* behind those that came before it with no lower priority."""
         self._came += 1
         waiter.number = self._came
         self._queue_of(waiter).put(waiter)
+        self._waiting += 1
+        if waiter.affinity:
+            self._keyed.setdefault(waiter.affinity, {})[waiter.number] = waiter
         if not waiter.promised:
             self.clients_waiting += 1
 
     def leave(self, waiter: Waiter[HostT, SlotT]) -> None:
         """Take *waiter* out, wherever it stands; nothing when it is not there."""
-        if self._queue_of(waiter).remove(waiter) and not waiter.promised:
-            self.clients_waiting -= 1
+        if self._queue_of(waiter).remove(waiter):
+            self._waiting -= 1
+            if waiter.affinity:
+                alike = self._keyed[waiter.affinity]
+                del alike[waiter.number]
+                if not alike:
+                    del self._keyed[waiter.affinity]
+            self.clients_waiting -= not waiter.promised
 
     def head(self, *, promised: bool) -> Waiter[HostT, SlotT] | None:
         """Return who is first of those that take any slot; *promised*: with the promised ones."""
@@ -150,6 +160,14 @@ class Line(Generic[HostT, SlotT]):
                 return
             if promised or not waiter.promised:
                 yield waiter
+
+    def stick(self, key: bytes, host: HostT) -> None:
+        """Have those that say *key* and do not stick anywhere yet wait for *host*, at their place."""
+        for waiter in self._keyed.get(key, {}).values():
+            if waiter.only is None and host not in waiter.tried:
+                self._queue_of(waiter).remove(waiter)
+                waiter.only = host
+                self._picky.put(waiter)
 
     def unstick(self, host: HostT) -> None:
         """Let those that stick to *host* take any slot: it is gone. They keep their place."""

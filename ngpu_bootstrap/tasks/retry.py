@@ -17,6 +17,11 @@ from ngpu_protocol.wire_errors import Reason
 # RFC 9110 section 9.2.2: safe methods, PUT and DELETE
 IDEMPOTENT_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 
+# Refusals for want of a slot after which the next node is asked at once; later ones wait, twice as long each time.
+FULL_AT_ONCE: Final = 4
+FIRST_FULL_PAUSE_S: Final = 0.05
+LAST_FULL_PAUSE_S: Final = 1.0
+
 
 class RetryReason(StrEnum):
     """Why a task may run again, or why it may not."""
@@ -57,6 +62,16 @@ def reached_no_workspace(refused: str, *, bytes_sent: bool) -> bool:
     if refused:
         return refused != Reason.ORDER_REPLAYED
     return not bytes_sent
+
+
+def pause_s(full: int) -> float:
+    """Return how long a task waits that *full* nodes in a row had no slot for after all.
+
+    The first refusals are old news, and the next node is asked at once. After some, all that seems free is likely not:
+    asking faster would only use up the task's attempts.
+    """
+    late = full - FULL_AT_ONCE
+    return min(LAST_FULL_PAUSE_S, FIRST_FULL_PAUSE_S * 2.0 ** min(late - 1, 16)) if late > 0 else 0.0
 
 
 def may_retry(

@@ -10,6 +10,7 @@ How a request runs is `attached`'s and `detached`'s business; both begin and set
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -26,6 +27,7 @@ from ngpu_node.execution.spool import SpooledAnswer
 from ngpu_node.ledger import Ledger, StoredAnswer, Written
 from ngpu_node.metrics import NodeMetrics
 from ngpu_node.upstreams import Upstream
+from ngpu_protocol.identity import Address
 from ngpu_protocol.receipts import Outcome
 
 log = structlog.get_logger(__name__)
@@ -80,6 +82,10 @@ class Attempts:
         self._suspect = suspect
         self._meter = GpuMeter(busy)
         self._idle = Changes()
+
+    def running_of(self, bootstrap: Address) -> Counter[Deployment]:
+        """Return how many attempts *bootstrap* ordered run on each deployment."""
+        return Counter(one.deployment for one in self.running.values() if one.signed.order.bootstrap == bootstrap)
 
     async def drain(self, grace_s: float) -> None:
         """Refuse new orders, give running attempts *grace_s*, end the rest as `node_stopping`, and wait for that."""

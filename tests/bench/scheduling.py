@@ -39,6 +39,7 @@ from ngpu_bootstrap.dispatch.dispatcher import FULL_REFUSALS
 from ngpu_bootstrap.errors import NotServed
 from ngpu_bootstrap.registry.nodes import Nodes, NodeSession, Slot
 from ngpu_bootstrap.scheduling.history import Fared
+from ngpu_bootstrap.tasks.retry import pause_s
 from ngpu_protocol.control import DeploymentState, Heartbeat
 from ngpu_protocol.http1 import Client
 from ngpu_protocol.identity import Address
@@ -141,6 +142,7 @@ class Simulation:
         self.systems: list[float] = []
         self.lost = self.refused = self.again = 0
         self._busy_s = 0.0
+        self._placed = 0
         self.end_s = setup.warm_up_s + setup.seconds
 
     def at(self, when_s: float, call: Callable[..., None], *arguments: Any) -> None:
@@ -153,11 +155,9 @@ class Simulation:
         if self.setup.deaths_per_hour:
             self.at(self._next_death_s(), self._die)
         self.prepare()
-        outstanding = 0
         while self._events:
             self.now_s, _, call, arguments = heapq.heappop(self._events)
             call(*arguments)
-            outstanding += 1
             if self.now_s > self.end_s and self.is_over():
                 break
         capacity_s = self.setup.seconds * self.setup.nodes * SLOTS
@@ -198,6 +198,7 @@ class Simulation:
         """Begin *task* on *node*, which has room."""
         task.began_s = self.now_s
         node.running[task] = slot
+        self._placed += 1
         self.at(self.now_s + task.service_s, self._finish, node, node.life, task)
 
     def give_up(self, task: Task) -> None:
@@ -224,6 +225,10 @@ class Simulation:
     def is_over(self) -> bool:
         return self._open == 0
 
+    def is_settled(self) -> bool:
+        """Return whether nothing is left to decide: every task runs, and none of their nodes dies any more."""
+        return self.now_s > self.end_s + NOTICED_S + 1.0 and self._open == self._placed
+
     def _arrive(self) -> None:
         task = Task(self.now_s, draw_service_s(self._arrivals), counted=self.now_s >= self.setup.warm_up_s)
         self._open += 1
@@ -243,6 +248,7 @@ class Simulation:
 
     def _answered(self, node: Node, task: Task, slot: Any) -> None:
         self._open -= 1
+        self._placed -= 1
         if task.counted:
             self.waits.append(task.began_s - task.arrived_s)
             self.systems.append(self.now_s - task.arrived_s)
@@ -259,6 +265,7 @@ class Simulation:
         node.alive = False
         node.life += 1
         lost = [*node.running.items(), *((task, None) for task in node.queue)]
+        self._placed -= len(node.running)
         node.running = {}
         node.queue.clear()
         self.at(self.now_s + NOTICED_S, self._noticed, node, lost)
@@ -394,14 +401,16 @@ class Ours(Simulation):
             )
             for number in range(self.bootstraps)
         ]
-        # A heartbeat has one of few contents: the slots said free, in all and of the workspace.
+        # A heartbeat has one of few contents: the slots said free, in all and of the workspace, and whose tasks run.
         self._said = {
-            (free, lies): Heartbeat(
+            (free, yours, lies): Heartbeat(
                 at_ms=0,
                 slots_free=2 * SLOTS if lies else free,
-                deployments=(DeploymentState("7", 1, "ready", slots_free=2 * SLOTS if lies else free),),
+                deployments=(DeploymentState("7", 1, "ready", slots_free=2 * SLOTS if lies else free, yours=yours),),
+                yours=yours,
             )
             for free in range(SLOTS + 1)
+            for yours in range(SLOTS + 1)
             for lies in (False, True)
         }
         self._sessions: dict[tuple[int, int], NodeSession] = {}
@@ -467,7 +476,10 @@ class Ours(Simulation):
             task.attempts -= 1
         view.refused_full(slot)
         slot.release()
-        self.try_again(task)
+        if pause_s(task.full):
+            self.at(self.now_s + pause_s(task.full), self.try_again, task)
+        else:
+            self.try_again(task)
 
     def _broke(self, task: Task, view: Nodes, slot: Slot) -> None:
         slot.release()
@@ -480,20 +492,21 @@ class Ours(Simulation):
         slot._nodes.ended(slot, Fared.WELL, task.service_s + node.rtt_s)
 
     def _beat(self, node: Node, view: int) -> None:
-        if self.now_s > self.end_s and self.is_over():
+        if self.is_settled():
             return
         self.at(self.now_s + HEARTBEAT_S, self._beat, node, view)
         if node.alive:
             self._hear(node, view)
 
     def _hear(self, node: Node, view: int) -> None:
-        said = self._said[SLOTS - len(node.running), node.lies]
-        self._views[view].heard(self._sessions[view, node.number], said)
+        there = self._views[view]
+        yours = sum(slot._nodes is there for slot in node.running.values())
+        there.heard(self._sessions[view, node.number], self._said[SLOTS - len(node.running), yours, node.lies])
 
     def _tick(self) -> None:
         for view in self._views:
             view.tick()
-        if not (self.now_s > self.end_s and self.is_over()):
+        if not self.is_settled():
             self.at(self.now_s + TICK_S, self._tick)
 
 

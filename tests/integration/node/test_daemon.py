@@ -173,6 +173,34 @@ async def test_acknowledgements_that_are_not_right_settle_nothing(tmp_path: Path
 
 
 @trio_test
+async def test_each_bootstrap_hears_how_much_of_what_runs_is_its_own(tmp_path: Path) -> None:
+    released = trio.Event()
+
+    async def workspace(exchange: Exchange) -> None:
+        await released.wait()
+        await echo(exchange)
+
+    def said(bootstrap: ScriptedBootstrap) -> tuple[int, int | None, list[int | None]]:
+        beat = bootstrap.heartbeats[-1]
+        return beat.slots_free, beat.yours, [one.yours for one in beat.deployments]
+
+    async with a_bootstrap() as one, a_bootstrap(SIBLING) as other:
+        for bootstrap in (one, other):
+            bootstrap.welcome = {"heartbeat_s": 0.1}
+        async with a_node(settings(tmp_path, one, other, slots=4)) as node, a_workspace(node, workspace):
+            await one.wish(SPEC)
+            await one.until_ready()
+            await other.until_ready()
+            async with trio.open_nursery() as nursery:
+                for _ in range(3):
+                    nursery.start_soon(one.ask, b"mine")
+                nursery.start_soon(other.ask, b"yours")
+                await eventually(lambda: (said(one), said(other)) == ((0, 3, [3]), (0, 1, [1])))
+                released.set()
+            await eventually(lambda: (said(one), said(other)) == ((4, 0, [0]), (4, 0, [0])))
+
+
+@trio_test
 async def test_a_sibling_may_acknowledge_and_sees_the_same_deployments(tmp_path: Path) -> None:
     async with (
         a_bootstrap() as one,

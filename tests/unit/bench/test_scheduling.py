@@ -38,6 +38,13 @@ def test_waiting_is_far_below_that_of_choices_made_blindly(figures: dict[str, Fi
         assert figures["ours x3"].wait_p99_s < figures[policy].wait_p99_s / 5
 
 
+def test_near_capacity_bootstraps_that_share_nodes_lose_nothing_and_are_seldom_refused() -> None:
+    with structlog.testing.capture_logs():
+        (shared,) = run_policies(replace(SETUP, load=0.95), ["ours x3"])
+    assert shared.lost == 0
+    assert shared.refused < 0.3 * shared.tasks
+
+
 def test_the_same_seed_gives_the_same_figures() -> None:
     setup = replace(SETUP, nodes=40, seconds=10.0, warm_up_s=5.0)
     with structlog.testing.capture_logs():

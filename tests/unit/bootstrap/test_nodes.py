@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Awaitable, Callable
 from functools import partial
 
@@ -10,7 +11,8 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from ngpu_bootstrap.errors import NotServed
-from ngpu_bootstrap.registry.nodes import Nodes, NodeSession
+from ngpu_bootstrap.registry.nodes import Nodes, NodeSession, Slot
+from ngpu_bootstrap.scheduling.history import Fared
 from ngpu_protocol.control import DeploymentState, Heartbeat
 from ngpu_protocol.http1 import Client
 from ngpu_protocol.identity import Address
@@ -270,6 +272,123 @@ def test_a_node_that_was_full_after_all_is_asked_again_after_a_pause() -> None:
             await view.acquire(SPEC, timeout_s=5)
             assert trio.current_time() - began <= 1.0
             nursery.cancel_scope.cancel()
+
+    virtually(test)
+
+
+def test_calls_of_one_key_that_wait_all_go_where_the_first_of_them_went() -> None:
+    async def test() -> None:
+        view = nodes(queue_limit=8)
+        hosts = [session(number) for number in range(1, 4)]
+        for host in hosts:
+            view.attach(host)
+        held = [view.take(SPEC) for _ in range(6)]
+        got: dict[int, Slot] = {}
+        async with trio.open_nursery() as nursery:
+
+            async def call(number: int, key: bytes) -> None:
+                got[number] = await view.acquire(SPEC, timeout_s=60, affinity=key)
+
+            for number in range(3):
+                nursery.start_soon(call, number, b"one")
+                await wait_all_tasks_blocked()
+            nursery.start_soon(call, 3, b"")
+            await wait_all_tasks_blocked()
+            first = held[0]
+            assert first is not None
+            first.release()
+            await wait_all_tasks_blocked()
+            assert got.keys() == {0}
+            others = [slot for slot in held[1:] if slot is not None and slot.session is not first.session]
+            others[0].release()  # free, but not where the key sticks: it goes to the call without one
+            await wait_all_tasks_blocked()
+            assert got.keys() == {0, 3}
+            got[0].release()
+            await wait_all_tasks_blocked()
+            assert got.keys() == {0, 1, 3}
+            view.detach(first.session)  # gone: the last of them takes what is free
+            others[1].release()
+            await wait_all_tasks_blocked()
+            assert got.keys() == {0, 1, 2, 3}
+        assert got[0].session is got[1].session is first.session
+        assert got[2].session is not first.session
+        assert view.queue_length("7") == 0
+
+    virtually(test)
+
+
+def test_where_others_are_often_there_first_the_slot_our_own_attempt_left_is_taken() -> None:
+    async def test() -> None:
+        view = Nodes(now_ms=now_ms, queue_limit=4, draw=random.Random(5).random)
+        for number in range(1, 200):
+            view.attach(session(number))
+        for _ in range(40):  # what seems free is not
+            slot = view.take(SPEC)
+            assert slot is not None
+            view.refused_full(slot)
+            slot.release()
+        for _ in range(50):
+            ours = view.take(SPEC)
+            assert ours is not None
+            await trio.sleep(0.01)
+            ours.release()
+            view.ended(ours, Fared.WELL, 0.01)
+            again = view.take(SPEC)
+            assert again is not None
+            assert again.session is ours.session
+            again.release()
+            view.refused_full(again)  # it was taken after all: not asked again at once
+            other = view.take(SPEC)
+            assert other is not None
+            assert other.session is not ours.session
+            other.release()
+
+    virtually(test)
+
+
+def test_a_node_that_says_it_is_free_and_refuses_again_and_again_is_asked_ever_more_seldom() -> None:
+    async def test() -> None:
+        view = nodes()
+        liar = session()
+        view.attach(liar)
+        asked = 0
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(view.run)
+            for _ in range(30):  # a minute of its heartbeats
+                with trio.move_on_after(2):
+                    while True:
+                        slot = await view.acquire(SPEC, timeout_s=60)
+                        await trio.sleep(0.02)
+                        asked += 1
+                        view.refused_full(slot)
+                        slot.release()
+                view.heard(liar, heartbeat())
+            assert 20 <= asked <= 40
+            view.heard(liar, heartbeat(free=0))  # a node that says that it is full is believed when it no longer does
+            view.heard(liar, heartbeat())
+            assert view.take(SPEC) is not None
+            nursery.cancel_scope.cancel()
+
+    virtually(test)
+
+
+def test_a_node_that_says_whose_attempts_run_there_is_known_to_the_slot() -> None:
+    async def test() -> None:
+        view = nodes()
+        node = session()
+        view.attach(node)
+        for _ in range(2):  # two of ours begin and end, and others take their places
+            slot = view.take(SPEC)
+            assert slot is not None
+            slot.release()
+        state = DeploymentState("7", 1, "ready", slots_free=0, yours=0)
+        view.heard(node, Heartbeat(at_ms=0, slots_free=6, deployments=(state,), yours=0))
+        assert view.take(SPEC) is None
+        # An attempt we no longer hold takes its slot all the same.
+        state = DeploymentState("7", 1, "ready", slots_free=1, yours=1)
+        view.heard(node, Heartbeat(at_ms=0, slots_free=7, deployments=(state,), yours=1))
+        assert view.take(SPEC) is not None
+        assert view.take(SPEC) is None
 
     virtually(test)
 

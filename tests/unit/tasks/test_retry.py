@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ngpu_bootstrap.tasks.retry import IDEMPOTENT_METHODS, RetryDecision, RetryReason, may_retry
+from ngpu_bootstrap.tasks.retry import IDEMPOTENT_METHODS, RetryDecision, RetryReason, may_retry, pause_s
 from ngpu_protocol.wire_errors import Reason
 
 
@@ -94,3 +94,11 @@ def test_a_workspace_that_may_have_acted_is_asked_again_only_for_what_may_be_rep
         untouched = not sent if not refused else refused != "order_replayed"
         assert untouched or ((key is not None or method in IDEMPOTENT_METHODS) and not upgrade)
     assert bool(decision) == decision.allowed
+
+
+def test_nodes_that_were_full_after_all_are_asked_at_once_at_first_and_then_ever_more_slowly() -> None:
+    pauses = [pause_s(full) for full in range(30)]
+    assert pauses[:5] == [0.0] * 5
+    assert pauses[5:8] == [0.05, 0.1, 0.2]
+    assert pauses == sorted(pauses)
+    assert pauses[-1] == 1.0
