@@ -204,6 +204,10 @@ class Discovery:
     def _describe_here(self) -> NodeRecord:
         return self._describe().model_copy(update={"addresses": self._reach.addresses[:16]})
 
+    def own_record(self) -> NodeRecord:
+        """Return what this peer says of itself now, not yet signed."""
+        return self._describe_here() if self._settings.enabled else self._describe()
+
     async def _changed(self) -> None:
         async with trio.open_nursery() as nursery:
 
@@ -240,6 +244,10 @@ class Discovery:
         if self.directory is None:
             return []
         return await self.directory.find(capability, check_alive=check_alive)
+
+    def known_peers(self) -> list[str]:
+        """Return the PeerIds of those known here, whether connected or not."""
+        return [] if self._dht is None else [seed.rpartition("/p2p/")[2] for seed in self._dht.seeds()]
 
     async def _remember(self) -> None:
         assert self._dht is not None

@@ -1,4 +1,4 @@
-"""What the owner's commands about workspaces print."""
+"""What the owner's commands about workspaces and model servers print."""
 
 from __future__ import annotations
 
@@ -26,6 +26,17 @@ def _state(one: dict[str, Any]) -> str:
         return str(one["state"])
     left = "" if one["seconds_left"] is None else f", {one['seconds_left']} s left"
     return f"pulling {one['progress']} % of {one['bytes_total'] / 1e6:.0f} MB{left}"
+
+
+def show_models(found: dict[str, Any], console: Console) -> None:
+    """Print what `/models` answered."""
+    table = Table("project", "model", "copy", "type", "at", "state", "tasks", "detail")
+    for one in found["models"]:
+        state = "healthy" if one["healthy"] else "withdrawn"
+        table.add_row(
+            one["project"], one["model"], one["cid"], one["type"], one["api"], state, str(one["running"]), one["detail"]
+        )
+    print_table(console, table, "no model server has registered here (`ngpu-node models --help` shows how)")
 
 
 def show_lending(found: dict[str, Any], console: Console) -> None:

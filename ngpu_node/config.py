@@ -9,12 +9,14 @@ from __future__ import annotations
 import ipaddress
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from ngpu_daemon.discovery import DiscoverySettings
 from ngpu_daemon.logs import LogFormat
 from ngpu_daemon.settings import DaemonSettings, Section
+from ngpu_node.errors import NodeConfigurationError
 from ngpu_node.schedule import Span
 from ngpu_node.trust import Trust, TrustedBootstrap
 from ngpu_protocol.errors import AddressError, NetworkNameError
@@ -65,6 +67,17 @@ def split_listen(text: str) -> tuple[str, int]:
     except ValueError:
         raise ValueError(f"{host!r} is not an IP address") from None
     return host, int(port)
+
+
+def _bootstrap_url(text: str) -> str:
+    try:
+        url = urlsplit(text)
+        valid = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:
+        valid = False
+    if not valid or url.username is not None or url.query or url.fragment or url.path not in ("", "/"):
+        raise ValueError(f"{text!r} is not the address of a bootstrap, such as https://bootstrap.example.org")
+    return text.rstrip("/")
 
 
 LoopbackListen = Annotated[str, AfterValidator(_loopback)]
@@ -265,6 +278,49 @@ class GpuSettings(Section):
     )
 
 
+class GatewaySettings(Section):
+    """Where calls of programs on this machine go that other nodes are to run."""
+
+    bootstrap_url: Annotated[str, AfterValidator(_bootstrap_url)] | None = Field(
+        default=None,
+        description="HTTP address of a bootstrap that runs the calls to /api/v0/chat/completion and its siblings, as\n"
+        "calls of the owner's workspace. Left out: they are refused.",
+        examples=["https://bootstrap.example.org"],
+    )
+    token_file: Path | None = Field(
+        default=None,
+        description="File with the workspace token those calls are made under, which nobody else may read. Every\n"
+        "program on this machine can spend it through this node.",
+        examples=["/etc/ngpu/node.token"],
+    )
+
+    @model_validator(mode="after")
+    def _both_or_neither(self) -> GatewaySettings:
+        if (self.bootstrap_url is None) != (self.token_file is None):
+            raise ValueError("bootstrap_url and token_file go together")
+        return self
+
+    def token(self) -> str:
+        """Return the token; empty where none is named.
+
+        Raises:
+            NodeConfigurationError: the file cannot be read, others may read it, or it holds no token.
+        """
+        path = self.token_file
+        if path is None:
+            return ""
+        try:
+            mode, text = path.stat().st_mode, path.read_text(encoding="ascii").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not ASCII text"
+            raise NodeConfigurationError(f"gateway.token_file: cannot read {path}: {reason}") from None
+        if mode & 0o077:
+            raise NodeConfigurationError(f"gateway.token_file: others may read {path}: chmod 600 it")
+        if not 1 <= len(text) <= 512 or not text.isprintable() or " " in text:
+            raise NodeConfigurationError(f"gateway.token_file: {path} does not hold a workspace token")
+        return text
+
+
 class NodeSettings(DaemonSettings):
     """Everything an owner can say."""
 
@@ -345,6 +401,9 @@ class NodeSettings(DaemonSettings):
     )
     images: ImageSettings = Field(
         default=ImageSettings(), description="Which images are taken, from where, and how much disk they get."
+    )
+    gateway: GatewaySettings = Field(
+        default=GatewaySettings(), description="Where this machine's own calls to other nodes go."
     )
 
     @field_validator("bootstraps")

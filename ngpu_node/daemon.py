@@ -45,6 +45,7 @@ from ngpu_node.execution.admission import AdmissionState
 from ngpu_node.execution.attempts import Attempts
 from ngpu_node.execution.executor import HTTP_PROTOCOL, Executor
 from ngpu_node.execution.spool import Spool, SpoolLimits
+from ngpu_node.gateway import Gateway
 from ngpu_node.gpus.inventory import Withheld
 from ngpu_node.gpus.machine import look_around
 from ngpu_node.gpus.nvml import NvmlDriver
@@ -55,6 +56,7 @@ from ngpu_node.metrics import NodeMetrics
 from ngpu_node.model_api import ModelApi
 from ngpu_node.owner import Owner
 from ngpu_node.owner_api import OwnerApi
+from ngpu_node.peer_calls import PeerCalls
 from ngpu_node.services import ModelServers
 from ngpu_node.state import NodeState, open_state
 from ngpu_node.upstreams import Upstream
@@ -116,6 +118,7 @@ class Node:
             data_dir=settings.data_dir,
         )
         self._totals = Totals(0, 0)
+        self._gateway_token = settings.gateway.token()
         self._links: list[Link] = []
         self._discovery: Discovery  # made with the host
         self._http_draining = Draining()
@@ -187,7 +190,7 @@ class Node:
         self._deployments.gone = self._gpus.forget
         owner = Owner(kept, self._deployments, state, self._changes, hours=settings.serve)
         await owner.load()
-        owner_api = OwnerApi(self._deployments, owner, logs, backend.findings, self._gpu_names)
+        owner_api = OwnerApi(self._deployments, owner, logs, backend.findings, self._gpu_names, self._servers.described)
 
         async def http(stream: P2PStream) -> None:
             try:
@@ -228,7 +231,17 @@ class Node:
             status = partial(self._status, host, state, engine, ledger, owner, backend.findings)
             admin = AdminApi(self._registry, status, self._gpus.status, owner_api.handle)
             await nursery.start(serve_admin_socket, self._directory.admin_socket, admin)
-            models = ModelApi(self._servers, partial(_identity, host))
+            peers = PeerCalls(
+                host,
+                self._discovery,
+                self._servers,
+                self._account.address,
+                partial(look_around, settings.data_dir),
+                self._discovery.own_record,
+            )
+            gateway = Gateway(settings.gateway.bootstrap_url, self._gateway_token)
+            nursery.start_soon(_close_at_the_end, gateway)
+            models = ModelApi(self._servers, partial(_identity, host), peers, gateway)
             (model_address, *_) = await _listen(nursery, models.handle, settings.model_listen, "model_listen")
             if settings.metrics_listen is not None:
                 await _listen(nursery, admin.metrics_only, settings.metrics_listen, "metrics_listen")
@@ -511,6 +524,14 @@ async def _listen(nursery: trio.Nursery, handler: Handler, text: str, key: str) 
     except OSError as error:
         raise NodeConfigurationError(f"{key}: cannot listen on {text}: {error.strerror or error}") from None
     return bound
+
+
+async def _close_at_the_end(gateway: Gateway) -> None:
+    try:
+        await trio.sleep_forever()
+    finally:
+        with trio.move_on_after(1, shield=True):
+            await gateway.aclose()
 
 
 def _free_bytes(path: Path) -> int:

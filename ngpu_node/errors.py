@@ -55,3 +55,12 @@ class GpusNotGiven(DeploymentImpossible):
 
 class StateUnavailable(NodeError):
     """What the node must know again after a restart cannot be written (disk full or failing)."""
+
+
+class CallRefused(NodeError):
+    """A call on the loopback port that gets an error answer: a status and, of the interface's numbers, a code."""
+
+    def __init__(self, status: int, code: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code

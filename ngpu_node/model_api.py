@@ -1,14 +1,14 @@
-"""The calls by which model servers on this machine announce themselves, on a loopback port.
+"""The calls of programs on this machine, on a loopback port: model servers register, others use the network.
 
 The calls and their shapes are those model servers were written for (`POST /api/v0/ai/model/register` and its
-siblings); answers are `{"code": 0, "message": "ok"}`, errors a status and `{"code": 10xx, "message"}`.
+siblings); answers are `{"code": 0, "message": "ok"}`, errors a status and `{"code": 10xx, "message"}`. What looks at
+other peers is `peer_calls`, what is run by them goes out through `gateway`.
 
 Whoever can open a loopback connection may register: that is any program on this machine, and by way of a careless
 browser any web page. Pages are kept out by two checks: the Host field must name this machine (a rebound DNS name does
 not), and an Origin field, which browsers add to what a page posts, must too.
 
-Plain functions on the HTTP server that is here anyway: an ASGI application would cost an idle node 20 MB for seven
-calls.
+Plain functions on the HTTP server that is here anyway: an ASGI application would cost an idle node 20 MB.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from urllib.parse import parse_qs, urlsplit
 
 from pydantic import BaseModel, Field, ValidationError
 
+from ngpu_node.errors import CallRefused
+from ngpu_node.gateway import BAD_JSON, BAD_PARAMETER, TARGETS, Gateway
+from ngpu_node.peer_calls import PeerCalls
 from ngpu_node.services import ModelServers, Registration, RegistrationRefused
 from ngpu_protocol.http1 import Exchange, LimitError, header
 
 MAX_BODY_BYTES = 256 * 1024
 LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
 
-BAD_PARAMETER = 1001
-BAD_JSON = 1002
 NOT_FOUND = 1003
 
 Short = Annotated[str, Field(max_length=2048)]
@@ -56,22 +57,21 @@ class _Project(BaseModel):
     models: list[_Model] = Field(default_factory=list, max_length=256)
 
 
-class CallRefused(Exception):
-    """A call that gets an error answer."""
-
-    def __init__(self, status: int, code: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
+class _Peer(BaseModel):
+    node_id: Annotated[str, Field(min_length=1, max_length=128)]
 
 
 class ModelApi:
     """The handler of the loopback port."""
 
-    def __init__(self, servers: ModelServers, identity: Callable[[], dict[str, Any]]) -> None:
-        """Answer from *servers*; *identity* returns what `GET /api/v0/id` says."""
+    def __init__(
+        self, servers: ModelServers, identity: Callable[[], dict[str, Any]], peers: PeerCalls, gateway: Gateway
+    ) -> None:
+        """Answer from *servers*, *peers* and *gateway*; *identity* returns what `GET /api/v0/id` says."""
         self._servers = servers
         self._identity = identity
+        self._peers = peers
+        self._gateway = gateway
         self._calls: dict[tuple[str, str], Callable[[Exchange], Awaitable[Any]]] = {
             ("POST", "/api/v0/ai/model/register"): self._register,
             ("POST", "/api/v0/ai/model/unregister"): self._unregister,
@@ -79,14 +79,24 @@ class ModelApi:
             ("POST", "/api/v0/ai/project/unregister"): self._unregister_project,
             ("GET", "/api/v0/ai/projects/list"): self._projects,
             ("GET", "/api/v0/ai/projects/models"): self._models,
+            ("GET", "/api/v0/ai/projects/peers"): self._peers_of,
+            ("POST", "/api/v0/ai/project/peer"): self._models_of,
             ("GET", "/api/v0/id"): self._id,
+            ("GET", "/api/v0/peers"): self._known_peers,
+            ("GET", "/api/v0/swarm/peers"): self._connected_peers,
+            ("POST", "/api/v0/peer"): self._peer,
+            ("POST", "/api/v0/host/info"): self._host_info,
         }
+        self._passed_on = {path + end for path in TARGETS for end in ("", "/proxy")}
 
     async def handle(self, exchange: Exchange) -> None:
         """Answer one request (an `http1` handler)."""
         try:
             check_local(exchange)
             path = exchange.request.target.partition("?")[0]
+            if exchange.request.method == "POST" and path in self._passed_on:
+                await self._gateway.pass_on(exchange, path)
+                return
             call = self._calls.get((exchange.request.method, path))
             if call is None:
                 raise CallRefused(404, NOT_FOUND, f"no such call: {exchange.request.method} {path[:200]}")
@@ -121,15 +131,34 @@ class ModelApi:
             raise CallRefused(404, NOT_FOUND, f"{body.project} is not registered here")
 
     async def _projects(self, exchange: Exchange) -> Any:
-        projects = sorted({copy.registration.project for copy in self._servers.copies()})
-        return {"data": projects[: _number(exchange)]}
+        here = {copy.registration.project for copy in self._servers.copies()}
+        there = {offered.project for offered in await self._gateway.models()}
+        return {"data": sorted((here | there) - {""})[: _number(exchange)]}
 
     async def _models(self, exchange: Exchange) -> Any:
-        project = _query(exchange, "project")
-        if not project:
-            raise CallRefused(400, BAD_PARAMETER, "project is required")
-        models = {c.registration.model for c in self._servers.copies() if c.registration.project == project}
-        return {"data": sorted(models)[: _number(exchange)]}
+        project = _required(exchange, "project")
+        here = {c.registration.model for c in self._servers.copies() if c.registration.project == project}
+        there = {offered.model for offered in await self._gateway.models() if offered.project == project}
+        return {"data": sorted(here | there)[: _number(exchange)]}
+
+    async def _peers_of(self, exchange: Exchange) -> Any:
+        project, model = _required(exchange, "project"), _required(exchange, "model")
+        return await self._peers.peers_of(project, model, _number(exchange))
+
+    async def _models_of(self, exchange: Exchange) -> Any:
+        return await self._peers.models_of((await _body(exchange, _Peer)).node_id)
+
+    async def _known_peers(self, exchange: Exchange) -> Any:
+        return self._peers.known()
+
+    async def _connected_peers(self, exchange: Exchange) -> Any:
+        return self._peers.connected()
+
+    async def _peer(self, exchange: Exchange) -> Any:
+        return await self._peers.peer((await _body(exchange, _Peer)).node_id)
+
+    async def _host_info(self, exchange: Exchange) -> Any:
+        return await self._peers.host_info((await _body(exchange, _Peer)).node_id)
 
     async def _id(self, exchange: Exchange) -> Any:
         return self._identity()
@@ -172,6 +201,13 @@ async def _body(exchange: Exchange, kind: type[B]) -> B:
 def _query(exchange: Exchange, name: str) -> str:
     values = parse_qs(exchange.request.target.partition("?")[2], max_num_fields=20).get(name)
     return values[0] if values else ""
+
+
+def _required(exchange: Exchange, name: str) -> str:
+    value = _query(exchange, name)
+    if not 1 <= len(value) <= 256:
+        raise CallRefused(400, BAD_PARAMETER, f"{name} is required, at most 256 characters")
+    return value
 
 
 def _number(exchange: Exchange) -> int:

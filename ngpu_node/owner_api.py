@@ -1,6 +1,7 @@
-"""What the owner's commands about workspaces ask on the admin socket.
+"""What the owner's commands about workspaces and model servers ask on the admin socket.
 
 GET  /workspaces               what is here and how it stands
+GET  /models                   the registered model servers
 GET  /workspaces/{id}/logs     see `container_logs`; of any service
 GET  /doctor                   what could be better about this machine
 POST /pause, /drain, /resume   see `owner`; answer with how the machine is lent and what still runs
@@ -33,18 +34,22 @@ class OwnerApi:
         logs: ContainerLogs,
         findings: Callable[[], Iterable[Finding]],
         gpu_names: Callable[[Deployment], Iterable[str]],
+        models: Callable[[], list[dict[str, Any]]],
     ) -> None:
         self._deployments = deployments
         self._owner = owner
         self._logs = logs
         self._findings = findings
         self._gpu_names = gpu_names
+        self._models = models
 
     async def handle(self, exchange: Exchange) -> bool:
         """Answer one request; False where it is not one of these."""
         method, path = exchange.request.method, exchange.request.path
         if method == "GET" and path == "/workspaces":
             await exchange.respond_json(200, self.workspaces())
+        elif method == "GET" and path == "/models":
+            await exchange.respond_json(200, {"models": self._models()})
         elif method == "GET" and path == "/doctor":
             found = [{"subject": f.subject, "text": f.text, "advice": f.advice} for f in self._findings()]
             await exchange.respond_json(200, {"findings": found})

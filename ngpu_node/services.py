@@ -17,6 +17,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import structlog
@@ -28,10 +29,15 @@ from ngpu_node.errors import NodeConfigurationError, NodeError
 from ngpu_node.probes import probe
 from ngpu_node.upstreams import Upstream
 from ngpu_protocol.control import DeploymentPhase, ServiceOffer
+from ngpu_protocol.http1 import HttpError
 
 log = structlog.get_logger(__name__)
 
 HEALTH_INTERVAL_S = 5.0
+LIST_EVERY_S = 60.0
+LIST_TIMEOUT_S = 3.0
+MAX_LIST_BYTES = 1024 * 1024
+MAX_LISTED = 256
 MAX_REGISTRATIONS = 1024
 MAX_TEXT_CHARS = 256
 
@@ -65,13 +71,27 @@ class Registration:
 
 
 class Copy:
-    """A registered copy and what the last look at it showed."""
+    """A registered copy and what the last look at it showed.
+
+    Attributes:
+        lists: the models its `GET /v1/models` names; None where it has no such list.
+        asked_at_s: when it was last asked for them.
+    """
 
     def __init__(self, registration: Registration, host: str, port: int) -> None:
         self.registration = registration
         self.upstream = Upstream(host, port, max_connections=1024)
         self.healthy = False
         self.detail = "not checked yet"
+        self.lists: tuple[str, ...] | None = None
+        self.asked_at_s = -LIST_EVERY_S
+
+    @property
+    def remark(self) -> str:
+        """What its owner should know of a healthy copy: that the server knows its model under another name."""
+        if self.lists is None or self.registration.model in self.lists:
+            return ""
+        return f"the server lists {', '.join(self.lists[:3]) or 'no model'}, not {self.registration.model}"
 
 
 class ModelServers:
@@ -163,6 +183,23 @@ class ModelServers:
         """Return every registered copy, dead ones included."""
         return list(self._copies.values())
 
+    def described(self) -> list[dict[str, Any]]:
+        """Return every copy, in plain values."""
+        return [
+            {
+                "project": copy.registration.project,
+                "model": copy.registration.model,
+                "type": TYPES.get(copy.registration.type, str(copy.registration.type)),
+                "cid": copy.registration.cid,
+                "api": copy.registration.api,
+                "healthy": copy.healthy,
+                "detail": copy.detail or copy.remark,
+                "running": copy.upstream.running,
+                "lists": None if copy.lists is None else list(copy.lists),
+            }
+            for copy in sorted(self._copies.values(), key=lambda copy: copy.registration.key)
+        ]
+
     def healthy(self, project: str, model: str) -> list[Copy]:
         """Return the copies of a model that can take a request."""
         return [c for key, c in self._copies.items() if key[:2] == (project, model) and c.healthy]
@@ -231,6 +268,10 @@ class ModelServers:
         problem = await probe(copy.upstream.host, copy.upstream.port)
         copy.healthy = problem is None
         copy.detail = problem or ""
+        now_s = trio.current_time()
+        if copy.healthy and now_s - copy.asked_at_s >= LIST_EVERY_S:
+            copy.asked_at_s = now_s
+            copy.lists = await _listed_by(copy.upstream)
 
     def doubt(self) -> None:
         """Look at the copies now: one of them gave a request no answer.
@@ -281,6 +322,31 @@ class ModelServers:
             file.flush()
             os.fsync(file.fileno())
         draft.replace(self._path)
+
+
+async def _listed_by(upstream: Upstream) -> tuple[str, ...] | None:
+    """Return the models a server lists, as OpenAI's `GET /v1/models` or the model interface has it; None without."""
+    try:
+        with trio.move_on_after(LIST_TIMEOUT_S):
+            async with upstream.client.request("GET", "/v1/models", []) as response:
+                if response.status != 200:
+                    return None
+                return models_in(await response.read(MAX_LIST_BYTES))
+    except (HttpError, OSError) as error:
+        log.debug("model_list_unread", port=upstream.port, reason=str(error))
+    return None
+
+
+def models_in(body: bytes) -> tuple[str, ...] | None:
+    """Return the names in a list of models; None where *body* is none."""
+    try:
+        entries = json.loads(body)["data"]
+    except (ValueError, RecursionError, KeyError, TypeError):
+        return None
+    if not isinstance(entries, list):
+        return None
+    names = [entry.get("id", entry.get("model")) for entry in entries if isinstance(entry, dict)]
+    return tuple(name[:MAX_TEXT_CHARS] for name in names if isinstance(name, str))[:MAX_LISTED]
 
 
 def _load(path: Path) -> Iterator[Registration]:

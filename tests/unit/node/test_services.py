@@ -7,33 +7,41 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 from trio.testing import trio_test
 
 from ngpu_node.changes import Changes
 from ngpu_node.deployments import Deployment, Deployments
 from ngpu_node.errors import NodeConfigurationError
+from ngpu_node.gateway import Gateway
 from ngpu_node.model_api import ModelApi
+from ngpu_node.peer_calls import PeerCalls
 from ngpu_node.probes import probe
-from ngpu_node.services import ModelServers, Registration, RegistrationRefused
+from ngpu_node.services import ModelServers, Registration, RegistrationRefused, models_in
 from ngpu_protocol.control import DeploymentPhase, ServiceOffer
 from ngpu_protocol.http1 import Client, Exchange, Headers, serve_tcp, tcp_opener
 from ngpu_protocol.workspaces import WorkspaceSpec
 
 
 class ModelServer:
-    """A model server whose health the test decides; `aclose` kills it."""
+    """A model server whose health and list of models the test decides; `kill` ends it."""
 
     def __init__(self) -> None:
         self.status = 200
+        self.lists: bytes | None = None
         self.port = 0
         self._scope = trio.CancelScope()
 
     async def handle(self, exchange: Exchange) -> None:
-        await exchange.respond(self.status, [], b"model")
+        if exchange.request.path == "/v1/models" and self.lists is not None:
+            await exchange.respond(200, [], self.lists)
+        else:
+            await exchange.respond(self.status, [], b"model")
 
     async def run(self, task_status: trio.TaskStatus[None]) -> None:
         async with trio.open_nursery() as nursery:
@@ -246,6 +254,37 @@ async def test_probes_want_an_http_answer() -> None:
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize(
+    ("lists", "found", "remark"),
+    [
+        (b'{"object": "list", "data": [{"id": "Small-7B", "object": "model"}]}', ["Small-7B"], ""),
+        (b'{"project": "Demo", "data": [{"model": "Small-7B", "url": "http://x"}]}', ["Small-7B"], ""),
+        (b'{"data": [{"id": "meta/small"}]}', ["meta/small"], "the server lists meta/small, not Small-7B"),
+        (b'{"data": []}', [], "the server lists no model, not Small-7B"),
+        (b"model", None, ""),
+        (None, None, ""),
+    ],
+)
+@trio_test
+async def test_a_servers_own_list_is_read_where_it_has_one(
+    tmp_path: Path, lists: bytes | None, found: list[str] | None, remark: str
+) -> None:
+    async with servers(tmp_path) as (registry, _, nursery):
+        server = ModelServer()
+        server.lists = lists
+        await nursery.start(server.run)
+        await registry.register(registration(server.port, cid="gpu-0"))
+        (shown,) = registry.described()
+        assert (shown["lists"], shown["detail"], shown["healthy"]) == (found, remark, True)
+        assert (shown["cid"], shown["type"]) == ("gpu-0", "text-to-text")
+
+
+@given(st.binary(max_size=64) | st.from_type(dict).map(lambda value: json.dumps(value, default=str).encode()))
+def test_any_bytes_are_a_list_of_models_or_none(body: bytes) -> None:
+    names = models_in(body)
+    assert names is None or all(isinstance(name, str) for name in names)
+
+
 # -- the loopback calls ------------------------------------------------------------------------------------------------
 
 
@@ -254,7 +293,8 @@ async def model_api(path: Path) -> AsyncIterator[tuple[Callable[..., Awaitable[t
     async with servers(path) as (registry, _, nursery):
         server = ModelServer()
         await nursery.start(server.run)
-        api = ModelApi(registry, lambda: {"peer_id": "16Uiu2HA"})
+        # other peers are asked in tests/integration/node/test_network_calls.py
+        api = ModelApi(registry, lambda: {"peer_id": "16Uiu2HA"}, cast(PeerCalls, None), Gateway(None, ""))
         (address, *_) = await nursery.start(partial(serve_tcp, api.handle))
         client = Client(tcp_opener("127.0.0.1", address.port), authority=str(address))
 
