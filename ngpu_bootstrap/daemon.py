@@ -49,8 +49,8 @@ from ngpu_bootstrap.operator_keys import OperatorKeys
 from ngpu_bootstrap.registry.archives import ArchiveLimits, Archives
 from ngpu_bootstrap.registry.confided import Confided
 from ngpu_bootstrap.registry.control import ControlDesk, Greeting
+from ngpu_bootstrap.registry.deployments import DeploymentTable
 from ngpu_bootstrap.registry.nodes import Nodes, NodeSession
-from ngpu_bootstrap.registry.placement import Placement
 from ngpu_bootstrap.registry.standings import Standings
 from ngpu_bootstrap.registry.workspaces import Workspaces
 from ngpu_bootstrap.retention import keep_swept
@@ -225,7 +225,7 @@ class _Bootstrap:
             transport=lambda: GuardedTransport(_anywhere if images.private_addresses else public_only),
             limits=ArchiveLimits(images.archive_bytes, images.archive_timeout_s),
         )
-        self.placement = Placement(
+        self.deployments = DeploymentTable(
             workspaces=self.workspaces,
             nodes=self.nodes,
             store=store,
@@ -258,7 +258,7 @@ class _Bootstrap:
                 approved=None if approved is None else frozenset(Address(node) for node in approved),
             ),
             nodes=self.nodes,
-            placement=self.placement,
+            deployments=self.deployments,
             confided=confided,
             open_requests=self._requests_to,
             chain_head=store.chain_head,
@@ -321,7 +321,7 @@ class _Bootstrap:
             metrics=self.metrics,
             limits=settings.limits,
             async_deadline_s=settings.async_deadline_s,
-            placement=self.placement,
+            deployments=self.deployments,
             new_task_id=TaskIds(now_ms, zone_minutes),
             wire=Wire(zone_minutes, settings.submit_result_code, settings.show_node_ip),
             brc20=self.brc20,
@@ -333,7 +333,7 @@ class _Bootstrap:
         parts = Parts(
             workspaces=self.workspaces,
             nodes=self.nodes,
-            placement=self.placement,
+            deployments=self.deployments,
             standings=self.standings,
             store=self.store,
             brc20=self.brc20,
@@ -363,7 +363,7 @@ class _Bootstrap:
         cloud = Cloud(
             store=self.store,
             workspaces=self.workspaces,
-            placement=self.placement,
+            deployments=self.deployments,
             failed_tries=front.failed_tries,
             session_s=settings.compat.session_days * 86_400,
             now_ms=now_ms,
@@ -483,7 +483,7 @@ class _Bootstrap:
         notifier = Notifier.from_environment()
         await self.workspaces.load()
         await self.standings.load()
-        await self.placement.load()
+        await self.deployments.load()
         async with trio.open_nursery() as nursery:
             await nursery.start(self.drain.run)
             await nursery.start(self.brc20.run)
@@ -609,12 +609,12 @@ class _Bootstrap:
         self.archives.look()
 
     async def _reload(self) -> None:
-        await self.placement.load()
+        await self.deployments.load()
         await self.workspaces.load()
 
     def _is_coming(self, workspace_id: str) -> bool:
         workspace = self.workspaces.get(workspace_id)
-        return workspace is not None and bool(self.placement.on_the_way(workspace))
+        return workspace is not None and bool(self.deployments.on_the_way(workspace))
 
     async def _drain(self) -> None:
         """Let running requests end within the grace period, and commit their ends."""

@@ -34,7 +34,7 @@ class Scope(StrEnum):
     ACCOUNTS = "accounts"  # users and products of existing NGPU clients
 
 
-class Standing(StrEnum):
+class KeyStatus(StrEnum):
     """What comes of a key that is shown."""
 
     ALLOWED = "allowed"
@@ -75,17 +75,17 @@ class OperatorKeys:
         self._refresh()
         return sorted(self._keys.values(), key=lambda key: key.created_at_ms)
 
-    def judge(self, token: Token, scope: Scope, now_ms: int) -> Standing:
+    def judge(self, token: Token, scope: Scope, now_ms: int) -> KeyStatus:
         """Return whether *token* is a key that may do *scope* now. How long it takes tells nothing of any secret."""
         self._refresh()
         known = self._keys.get(token.subject.removeprefix(OPERATOR_PREFIX))
         if not opens(token, known.hash if known is not None else _NOBODY) or known is None or not token.is_operator_key:
-            return Standing.UNKNOWN
+            return KeyStatus.UNKNOWN
         if known.expires_at_ms is not None and now_ms >= known.expires_at_ms:
-            return Standing.EXPIRED
+            return KeyStatus.EXPIRED
         if Scope.ALL in known.scopes or scope in known.scopes:
-            return Standing.ALLOWED
-        return Standing.OUT_OF_SCOPE
+            return KeyStatus.ALLOWED
+        return KeyStatus.OUT_OF_SCOPE
 
     def add(self, name: str, *, scopes: Iterable[Scope] = (Scope.ALL,), expires_in_s: float | None = None) -> Token:
         """Make a key called *name* and return it; it is not to be had again.

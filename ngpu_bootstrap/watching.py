@@ -40,7 +40,7 @@ def show_bars(views: Iterable[DeploymentsView], console: Console | None = None) 
                     state=f"[{colour}]{one.state:<9}[/{colour}]",
                     about=about(one),
                 )
-            now = standing(view)
+            now = summary(view)
             if now != said:
                 said = now
                 progress.console.print(now, highlight=False, markup=False)
@@ -57,8 +57,8 @@ def show_lines(views: Iterable[DeploymentsView], say: Callable[[str], None]) -> 
             (one.node, one.revision): f"{one.node} r{one.revision} {one.state} {one.progress} % {about(one)}".rstrip()
             for one in view.deployments
         }
-        if standing(view) != said:
-            said = standing(view)
+        if summary(view) != said:
+            said = summary(view)
             say(said)
         for key, line in now.items():
             if before.get(key) != line:
@@ -81,7 +81,7 @@ def about(one: DeploymentView) -> str:
     return ", ".join(parts)
 
 
-def standing(view: DeploymentsView) -> str:
+def summary(view: DeploymentsView) -> str:
     """Return how the workspace stands altogether, in one line."""
     wanted = view.replicas if view.replicas is not None else len({one.node for one in view.deployments})
     parts = [f"revision {view.revision}: ready on {view.ready} of {wanted}"]
@@ -104,6 +104,6 @@ def is_settled(view: DeploymentsView) -> bool:
 def failed(view: DeploymentsView) -> str:
     """Return why it will not be ready as it is; empty while it may."""
     if view.rollout is not None and view.rollout.state == "failed":
-        return standing(view)
+        return summary(view)
     lost = [one for one in view.deployments if one.state == "failed"]
     return f"failed on {lost[0].node}: {about(lost[0])}" if lost else ""

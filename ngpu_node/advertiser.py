@@ -7,7 +7,8 @@ listed with a word for why, and nobody finds the node by it (`capabilities`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ngpu_node.gpus.inventory import Inventory
@@ -50,14 +51,16 @@ class Machine:
 
 
 def record_gpus(
-    inventory: Inventory, node: Address, *, against: Callable[[str], str], held: Collection[str]
+    inventory: Inventory, node: Address, *, against: Callable[[str], str], held: Sequence[str], shares: int = 1
 ) -> tuple[RecordGpu, ...]:
     """Return the devices of *inventory* that the owner offers, by their public names.
 
     Args:
         against: returns one word for why the device with this UUID must not be used, empty where it may.
-        held: UUIDs of devices that a workspace has.
+        held: UUIDs of devices that workspaces have: one as often as workspaces have it.
+        shares: how many workspaces the owner lends one device to.
     """
+    given = Counter(held)
     return tuple(
         RecordGpu(
             id=gpu_id(node, gpu.uuid),
@@ -69,7 +72,7 @@ def record_gpus(
             mig=None
             if gpu.reading.mig is None
             else MigSlice(profile=gpu.reading.mig.profile[:64], parent=gpu_id(node, gpu.reading.mig.parent_uuid)),
-            shares_free=0 if gpu.uuid in held else 1,
+            shares_free=max(0, shares - given[gpu.uuid]),
         )
         for gpu in inventory.gpus
         if not gpu.withheld

@@ -350,7 +350,11 @@ class Node:
                 replace(own, driver=inventory.driver_version, cuda=inventory.cuda_version),
                 addresses=(),
                 gpus=record_gpus(
-                    inventory, self._account.address, against=self._gpus.word_against, held=set(backend.held())
+                    inventory,
+                    self._account.address,
+                    against=self._gpus.word_against,
+                    held=backend.held(),
+                    shares=settings.gpus.shares_per_gpu,
                 ),
                 deployments=[deployment.state() for deployment in self._deployments],
                 services=self._servers.offers(),

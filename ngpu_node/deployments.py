@@ -26,7 +26,7 @@ import trio
 from ngpu_node.changes import Changes
 from ngpu_node.errors import StateUnavailable
 from ngpu_node.images.progress import Progress
-from ngpu_node.revisions import MakeRoom, Standing, Stop, TakeBack, settle
+from ngpu_node.revisions import MakeRoom, RevisionState, Stop, TakeBack, settle
 from ngpu_node.upstreams import Upstream
 from ngpu_protocol.control import DeploymentPhase, DeploymentState
 from ngpu_protocol.workspaces import WorkspaceSpec
@@ -324,7 +324,7 @@ class Deployments:
             return
         here = {d.spec.revision: d for d in self.revisions(service, workspace).values() if not d.unwanted}
         standings = [
-            Standing(
+            RevisionState(
                 revision=revision,
                 phase=deployment.phase,
                 is_wished=deployment.is_wished,

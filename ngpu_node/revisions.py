@@ -16,7 +16,7 @@ from ngpu_protocol.control import DeploymentPhase as Phase
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class RevisionState:
     """How one revision stands.
 
     Attributes:
@@ -60,7 +60,7 @@ class TakeBack:
 Step = Stop | MakeRoom | TakeBack
 
 
-def settle(workspace: Sequence[Standing]) -> list[Step]:
+def settle(workspace: Sequence[RevisionState]) -> list[Step]:
     """Return what to do now with the revisions of one workspace; those that are going are not in it."""
     wished = [one for one in workspace if one.is_wished]
     others = sorted((one for one in workspace if not one.is_wished), key=lambda one: one.revision)

@@ -26,9 +26,9 @@ from ngpu_bootstrap.brc20.policies import Brc20Policy
 from ngpu_bootstrap.credentials import Token, reveal, take_credential
 from ngpu_bootstrap.errors import Forbidden, NotServed, Refusal, Unauthorized
 from ngpu_bootstrap.metrics import Metrics
-from ngpu_bootstrap.operator_keys import OperatorKeys, OperatorKeysError, Scope, Standing
+from ngpu_bootstrap.operator_keys import KeyStatus, OperatorKeys, OperatorKeysError, Scope
+from ngpu_bootstrap.registry.deployments import DeploymentTable
 from ngpu_bootstrap.registry.nodes import Nodes
-from ngpu_bootstrap.registry.placement import Placement
 from ngpu_bootstrap.registry.standings import Standings
 from ngpu_bootstrap.registry.workspaces import NewWorkspace, Workspace, Workspaces
 from ngpu_bootstrap.store.errors import StoreError, UnknownTask
@@ -78,7 +78,7 @@ class Parts:
 
     workspaces: Workspaces
     nodes: Nodes
-    placement: Placement
+    deployments: DeploymentTable
     standings: Standings
     store: Store
     brc20: Brc20Desk
@@ -124,11 +124,11 @@ def build_app(parts: Parts, *, is_operators_own: bool = False) -> FastAPI:
         if not token.is_operator_key:
             raise Forbidden("key_needed", "this call needs an operator key; a workspace token is not enough")
         match parts.operator_keys.judge(token, scope, parts.now_ms()):
-            case Standing.UNKNOWN:
+            case KeyStatus.UNKNOWN:
                 raise Unauthorized("key_unknown", "this operator key is not known here")
-            case Standing.EXPIRED:
+            case KeyStatus.EXPIRED:
                 raise Unauthorized("key_expired", "this operator key has expired; have another made")
-            case Standing.OUT_OF_SCOPE:
+            case KeyStatus.OUT_OF_SCOPE:
                 raise Forbidden("key_scope", f"this operator key may not do this: it lacks the scope {scope.value}")
 
     def may(scope: Scope) -> Any:
@@ -156,11 +156,11 @@ def build_app(parts: Parts, *, is_operators_own: bool = False) -> FastAPI:
         return parts.workspaces.require(workspace_id)
 
     def shown(workspace: Workspace) -> models.WorkspaceView:
-        return models.workspace_view(workspace, models.deployments_of(workspace, parts.nodes, parts.placement))
+        return models.workspace_view(workspace, models.deployments_of(workspace, parts.nodes, parts.deployments))
 
     def deployments_now(workspace_id: str) -> models.DeploymentsView | None:
         workspace = parts.workspaces.get(workspace_id)
-        return None if workspace is None else models.deployments_view(workspace, parts.nodes, parts.placement)
+        return None if workspace is None else models.deployments_view(workspace, parts.nodes, parts.deployments)
 
     @app.get("/health", tags=["operation"])
     async def health() -> models.HealthView:
@@ -227,7 +227,7 @@ def build_app(parts: Parts, *, is_operators_own: bool = False) -> FastAPI:
         text/event-stream` an event now and at each change."""
         if EVENT_STREAM in request.headers.get("accept", ""):
             return live.events(workspace.id, lambda: deployments_now(workspace.id))
-        return models.deployments_view(workspace, parts.nodes, parts.placement)
+        return models.deployments_view(workspace, parts.nodes, parts.deployments)
 
     @app.get(
         "/api/v1/workspaces/{workspace_id}/deployments/{node_addr}/logs",

@@ -6,8 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ngpu_bootstrap.registry.deployments import DeploymentTable
 from ngpu_bootstrap.registry.nodes import Nodes, NodeSession
-from ngpu_bootstrap.registry.placement import Placement
 from ngpu_bootstrap.registry.workspaces import Workspace
 from ngpu_bootstrap.store.records import NewReceipt, RolloutRow, TaskDetail
 from ngpu_protocol.acknowledgements import SignedAcknowledgement
@@ -280,11 +280,11 @@ def node_view(session: NodeSession) -> NodeView:
     )
 
 
-def deployments_of(workspace: Workspace, nodes: Nodes, placement: Placement) -> list[DeploymentView]:
+def deployments_of(workspace: Workspace, nodes: Nodes, deployments: DeploymentTable) -> list[DeploymentView]:
     """Return how a workspace stands on each node that has it or is to have it."""
     views = [view for session in nodes for view in deployment_views(session) if view.workspace == workspace.id]
     reported = {(view.node, view.revision) for view in views}
-    for row in placement.rows(workspace.id):
+    for row in deployments.rows(workspace.id):
         session = nodes.get(row.node)
         if session is None:
             reason, detail = "node_away", "the node is not connected"
@@ -308,10 +308,10 @@ def deployments_of(workspace: Workspace, nodes: Nodes, placement: Placement) -> 
     return sorted(views, key=lambda view: (view.node, view.revision))
 
 
-def deployments_view(workspace: Workspace, nodes: Nodes, placement: Placement) -> DeploymentsView:
+def deployments_view(workspace: Workspace, nodes: Nodes, deployments: DeploymentTable) -> DeploymentsView:
     """Return how a workspace stands altogether."""
-    views = deployments_of(workspace, nodes, placement)
-    short = placement.shortage(workspace)
+    views = deployments_of(workspace, nodes, deployments)
+    short = deployments.shortage(workspace)
     return DeploymentsView(
         workspace=workspace.id,
         revision=workspace.spec.revision,

@@ -25,7 +25,7 @@ from ngpu_bootstrap.credentials import parse_token, reveal
 from ngpu_bootstrap.errors import BadRequest, NotServed, Refusal, Unauthorized
 from ngpu_bootstrap.front.answers import Answer, json_answer
 from ngpu_bootstrap.front.guards import FailedTries, too_many_tries
-from ngpu_bootstrap.registry.placement import Placement
+from ngpu_bootstrap.registry.deployments import DeploymentTable
 from ngpu_bootstrap.registry.workspaces import NewWorkspace, Workspace, Workspaces
 from ngpu_bootstrap.store.store import Store
 from ngpu_protocol.docker_run import DockerRunError, parse_docker_run
@@ -82,14 +82,14 @@ class Cloud:
         *,
         store: Store,
         workspaces: Workspaces,
-        placement: Placement,
+        deployments: DeploymentTable,
         failed_tries: FailedTries,
         session_s: float,
         now_ms: Callable[[], int],
     ) -> None:
         self._store = store
         self._workspaces = workspaces
-        self._placement = placement
+        self._deployments = deployments
         self._failed_tries = failed_tries
         self._session_s = session_s
         self._now_ms = now_ms
@@ -264,13 +264,13 @@ class Cloud:
         return view
 
     def _view(self, workspace: Workspace) -> dict[str, Any]:
-        standing = self._placement.standing(workspace)
-        ready = [one for one in standing if one.state == "ready"]
+        found = self._deployments.deployed(workspace)
+        ready = [one for one in found if one.state == "ready"]
         return {
             "id": workspace.id,
             "workspace_name": workspace.spec.name,
             "docker_state": DISTRIBUTED if ready else ON_ITS_WAY,
-            "node_list": [{"nodeAddr": one.node, "rStatus": int(one.state == "ready")} for one in standing],
+            "node_list": [{"nodeAddr": one.node, "rStatus": int(one.state == "ready")} for one in found],
         }
 
 

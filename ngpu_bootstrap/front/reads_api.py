@@ -16,7 +16,7 @@ from ngpu_bootstrap.front.answers import Answer, json_answer
 from ngpu_bootstrap.front.details import task_info
 from ngpu_bootstrap.front.paths import parse_parameters
 from ngpu_bootstrap.front.wire_times import parse_range
-from ngpu_bootstrap.registry.placement import Placement
+from ngpu_bootstrap.registry.deployments import DeploymentTable
 from ngpu_bootstrap.registry.workspaces import Workspaces
 from ngpu_bootstrap.store.errors import BodyMissing, RecordRefused
 from ngpu_bootstrap.store.records import Part, StoredBody, TaskFilter, TaskRecord
@@ -63,13 +63,13 @@ class ReadsApi:
         self,
         *,
         workspaces: Workspaces,
-        placement: Placement,
+        deployments: DeploymentTable,
         store: Store,
         find_task: FindTask,
         wire: Wire,
     ) -> None:
         self._workspaces = workspaces
-        self._placement = placement
+        self._deployments = deployments
         self._store = store
         self._find_task = find_task
         self._zone_minutes = wire.zone_minutes
@@ -112,7 +112,7 @@ class ReadsApi:
                 "status": _STATUS.get(one.state, _NOT_SERVING),
                 "state": one.state,
             }
-            for one in self._placement.standing(workspace)
+            for one in self._deployments.deployed(workspace)
             if since_ms <= one.since_ms < before_ms
         ]
         return json_answer(200, {"result_code": 200, "msg": "success", "result_size": len(shown), "nodes": shown})

@@ -31,8 +31,8 @@ from ngpu_bootstrap.front.proxy import ProxySink
 from ngpu_bootstrap.front.reads_api import Wire
 from ngpu_bootstrap.front.tasks_api import TasksApi, UserRequest, address_header
 from ngpu_bootstrap.metrics import Metrics
+from ngpu_bootstrap.registry.deployments import DeploymentTable
 from ngpu_bootstrap.registry.nodes import Nodes
-from ngpu_bootstrap.registry.placement import Placement
 from ngpu_bootstrap.registry.workspaces import Workspaces
 from ngpu_bootstrap.store.errors import StoreError
 from ngpu_bootstrap.store.store import Store
@@ -87,7 +87,7 @@ class Front:
         self,
         *,
         workspaces: Workspaces,
-        placement: Placement,
+        deployments: DeploymentTable,
         dispatcher: Dispatcher,
         detached: DetachedTasks,
         nodes: Nodes,
@@ -122,7 +122,7 @@ class Front:
         )
         self.tasks_api = TasksApi(
             workspaces=workspaces,
-            placement=placement,
+            deployments=deployments,
             dispatcher=dispatcher,
             detached=detached,
             nodes=nodes,

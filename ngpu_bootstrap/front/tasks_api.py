@@ -27,8 +27,8 @@ from ngpu_bootstrap.front.extension import Extension, ReadBody
 from ngpu_bootstrap.front.paths import Target, parameter_target, parse_parameters, workspace_target
 from ngpu_bootstrap.front.reads_api import ReadsApi, Wire, task_id_in
 from ngpu_bootstrap.front.task_options import task_options
+from ngpu_bootstrap.registry.deployments import DeploymentTable
 from ngpu_bootstrap.registry.nodes import Nodes
-from ngpu_bootstrap.registry.placement import Placement
 from ngpu_bootstrap.registry.workspaces import Workspace, Workspaces
 from ngpu_bootstrap.store.errors import BodyMissing, IdempotencyKeyUsed
 from ngpu_bootstrap.store.records import Part, TaskRecord, WorkspaceToken
@@ -86,7 +86,7 @@ class TasksApi:
         self,
         *,
         workspaces: Workspaces,
-        placement: Placement,
+        deployments: DeploymentTable,
         dispatcher: Dispatcher,
         detached: DetachedTasks,
         nodes: Nodes,
@@ -103,7 +103,7 @@ class TasksApi:
         self._watch = watch
         self._check_webhook = check_webhook
         self._workspaces = workspaces
-        self._placement = placement
+        self._deployments = deployments
         self._dispatcher = dispatcher
         self._detached = detached
         self._nodes = nodes
@@ -115,7 +115,9 @@ class TasksApi:
         self._brc20 = brc20
         self.extension: Extension | None = None
         self._submit_code = wire.submit_result_code
-        self.reads = ReadsApi(workspaces=workspaces, placement=placement, store=store, find_task=self.task, wire=wire)
+        self.reads = ReadsApi(
+            workspaces=workspaces, deployments=deployments, store=store, find_task=self.task, wire=wire
+        )
         self._reads: dict[str, Read] = {
             "queryTaskList": self.reads.task_list,
             "queryNodes": self.reads.nodes,
@@ -295,7 +297,7 @@ class TasksApi:
     def waits_for(self, record: TaskRecord) -> str:
         """Return, in words, what a task waits for while no node serves its workspace yet, else an empty text."""
         workspace = self._workspaces.get(record.workspace) if record.state is TaskState.ACCEPTED else None
-        return self._placement.on_the_way(workspace) if workspace is not None else ""
+        return self._deployments.on_the_way(workspace) if workspace is not None else ""
 
     async def _stored_answer(self, record: TaskRecord) -> WorkspaceAnswer:
         body = b""

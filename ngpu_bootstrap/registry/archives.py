@@ -2,7 +2,7 @@
 
 A revision whose `image_sha256` its client gave goes to nodes as it is. Without one the file could be another on each
 node, so this bootstrap reads it once, through a filter that refuses addresses of its own network, and pins the sum;
-only then is the revision assigned (`placement`). Nothing of the file is kept. What can pass is tried again, ever more
+only then is the revision assigned (`deployments`). Nothing of the file is kept. What can pass is tried again, ever more
 rarely; what cannot is said in the deployments' view, and fails the revision where it is an update.
 """
 

@@ -15,8 +15,8 @@ import trio
 
 from ngpu_bootstrap.errors import Refusal
 from ngpu_bootstrap.registry.confided import Confided
+from ngpu_bootstrap.registry.deployments import DeploymentTable
 from ngpu_bootstrap.registry.nodes import Nodes, NodeSession
-from ngpu_bootstrap.registry.placement import Placement
 from ngpu_bootstrap.store.errors import StoreError
 from ngpu_protocol.control import (
     MAX_MESSAGE_BYTES,
@@ -104,7 +104,7 @@ class ControlDesk:
         *,
         greeting: Greeting,
         nodes: Nodes,
-        placement: Placement,
+        deployments: DeploymentTable,
         confided: Confided,
         open_requests: Callable[[str], Client],
         chain_head: Callable[[Address], Awaitable[ReceiptLink | None]],
@@ -113,7 +113,7 @@ class ControlDesk:
     ) -> None:
         self._greeting = greeting
         self._nodes = nodes
-        self._placement = placement
+        self._deployments = deployments
         self._confided = confided
         self._open_requests = open_requests
         self._chain_head = chain_head
@@ -136,12 +136,12 @@ class ControlDesk:
         while True:
             with trio.move_on_after(TICK_S):
                 await self._stale.wait()
-            if not self._stale.is_set() and not self._placement.waits:
+            if not self._stale.is_set() and not self._deployments.waits:
                 continue
             self._stale = trio.Event()
             await trio.sleep(SETTLE_S)
             try:
-                await self._placement.work_out()
+                await self._deployments.work_out()
             except StoreError as error:
                 log.error("placement_not_stored", reason=str(error))
                 await trio.sleep(1.0)
@@ -150,10 +150,10 @@ class ControlDesk:
             # A node that has not reported yet may run and offer anything: telling it to run nothing would stop that.
             for conversation in self._conversations.values():
                 session = conversation.session
-                specs = self._placement.desired.get(session.node)
+                specs = self._deployments.desired.get(session.node)
                 if specs is None or self._nodes.get(session.node) is not session or not session.reported:
                     continue
-                serving = self._placement.serving[session.node]
+                serving = self._deployments.serving[session.node]
                 if serving != session.assigned:
                     self._nodes.assign(session, serving)
                 if specs != conversation.desired:
@@ -258,7 +258,7 @@ class ControlDesk:
                 is_first = not session.reported
                 self._nodes.heard(session, message)
                 if is_first:  # in the same breath: who sees it ready may call it
-                    self._nodes.assign(session, self._placement.presumed(session))
+                    self._nodes.assign(session, self._deployments.presumed(session))
                 if is_first and session.admitted:
                     joined, self._joined = self._joined, trio.Event()
                     joined.set()

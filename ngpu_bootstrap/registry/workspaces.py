@@ -1,7 +1,7 @@
 """The workspaces of clients: kept in the store, held in memory whole, looked up on every call.
 
 Owns making, finding, changing and removing workspaces and the check of a token against them. What a specification may
-say is `ngpu_protocol.workspaces`; where a workspace runs is `placement`. The store is written first and the memory
+say is `ngpu_protocol.workspaces`; where a workspace runs is `deployments`. The store is written first and the memory
 after it, so that what a caller was told survives a crash.
 
 A change of what runs is a new revision. Until it is everywhere (`rollout`), clients are served by the one before,

@@ -7,18 +7,18 @@ from pathlib import Path
 import pytest
 
 from ngpu_bootstrap.credentials import make_token, reveal
-from ngpu_bootstrap.operator_keys import FILE_NAME, OperatorKeys, OperatorKeysError, Scope, Standing
+from ngpu_bootstrap.operator_keys import FILE_NAME, KeyStatus, OperatorKeys, OperatorKeysError, Scope
 
 
 def test_a_key_opens_until_it_is_removed_in_every_process(tmp_path: Path) -> None:
     daemon, command = OperatorKeys(tmp_path), OperatorKeys(tmp_path)
     key = command.add("alice")
-    assert daemon.judge(key, Scope.NODES, 0) is Standing.ALLOWED
-    assert daemon.judge(make_token("op_alice", bytes(24)), Scope.NODES, 0) is Standing.UNKNOWN
-    assert daemon.judge(make_token("op_bob", bytes(24)), Scope.NODES, 0) is Standing.UNKNOWN
-    assert daemon.judge(make_token("alice", bytes.fromhex(key.secret)), Scope.NODES, 0) is Standing.UNKNOWN
+    assert daemon.judge(key, Scope.NODES, 0) is KeyStatus.ALLOWED
+    assert daemon.judge(make_token("op_alice", bytes(24)), Scope.NODES, 0) is KeyStatus.UNKNOWN
+    assert daemon.judge(make_token("op_bob", bytes(24)), Scope.NODES, 0) is KeyStatus.UNKNOWN
+    assert daemon.judge(make_token("alice", bytes.fromhex(key.secret)), Scope.NODES, 0) is KeyStatus.UNKNOWN
     command.remove("alice")
-    assert daemon.judge(key, Scope.NODES, 0) is Standing.UNKNOWN
+    assert daemon.judge(key, Scope.NODES, 0) is KeyStatus.UNKNOWN
 
 
 def test_a_key_does_what_its_scopes_say_until_it_expires(tmp_path: Path) -> None:
@@ -27,10 +27,10 @@ def test_a_key_does_what_its_scopes_say_until_it_expires(tmp_path: Path) -> None
     (made,) = OperatorKeys(tmp_path).all()
     assert made.scopes == {Scope.READ, Scope.NODES}
     now_ms = made.created_at_ms
-    assert keys.judge(key, Scope.READ, now_ms) is Standing.ALLOWED
-    assert keys.judge(key, Scope.WORKSPACES, now_ms) is Standing.OUT_OF_SCOPE
-    assert keys.judge(key, Scope.READ, now_ms + 59_999) is Standing.ALLOWED
-    assert keys.judge(key, Scope.READ, now_ms + 60_000) is Standing.EXPIRED
+    assert keys.judge(key, Scope.READ, now_ms) is KeyStatus.ALLOWED
+    assert keys.judge(key, Scope.WORKSPACES, now_ms) is KeyStatus.OUT_OF_SCOPE
+    assert keys.judge(key, Scope.READ, now_ms + 59_999) is KeyStatus.ALLOWED
+    assert keys.judge(key, Scope.READ, now_ms + 60_000) is KeyStatus.EXPIRED
 
 
 def test_the_file_is_private_and_holds_no_key(tmp_path: Path) -> None:

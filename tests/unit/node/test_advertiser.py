@@ -66,12 +66,16 @@ def test_gpus_stand_in_the_record_without_their_uuids_and_a_sick_one_is_found_by
     kept = Gpu(replace(V100, uuid="GPU-4"), 1, withheld="the owner keeps it")
     inventory = Inventory(InventoryState.OK, gpus=(Gpu(V100, 1), Gpu(a100, 2), Gpu(slice_, 3), kept))
     sick = {"GPU-2": "xid", "MIG-3": "gpu_lost"}
-    gpus = record_gpus(inventory, NODE.address, against=lambda uuid: sick.get(uuid, ""), held={"GPU-1"})
+    gpus = record_gpus(inventory, NODE.address, against=lambda uuid: sick.get(uuid, ""), held=["GPU-1"])
     assert [(gpu.health, gpu.shares_free, gpu.compute_capability) for gpu in gpus] == [
         ("ok", 0, "7.0"),
         ("xid", 1, "8.0"),
         ("gpu_lost", 1, "8.0"),
     ]
+    shared = record_gpus(
+        inventory, NODE.address, against=lambda uuid: "", held=["GPU-1", "GPU-2", "GPU-1", "GPU-1"], shares=3
+    )
+    assert [gpu.shares_free for gpu in shared] == [0, 2, 3]
     assert gpus[0].id == gpu_id(NODE.address, "GPU-1")
     assert gpus[2].mig == MigSlice(profile="1g.10gb", parent=gpu_id(NODE.address, "GPU-9"))
     record = describe(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from ngpu_node.revisions import MakeRoom, Standing, Step, Stop, TakeBack, settle
+from ngpu_node.revisions import MakeRoom, RevisionState, Step, Stop, TakeBack, settle
 from ngpu_protocol.control import DeploymentPhase as Phase
 
 
-def old(revision: int = 1, phase: Phase = Phase.READY, *, served: bool = True, made_room: bool = False) -> Standing:
-    return Standing(revision, phase, is_wished=False, served=served, made_room=made_room)
+def old(
+    revision: int = 1, phase: Phase = Phase.READY, *, served: bool = True, made_room: bool = False
+) -> RevisionState:
+    return RevisionState(revision, phase, is_wished=False, served=served, made_room=made_room)
 
 
-def new(phase: Phase, revision: int = 2, *, would_fit_alone: bool = False) -> Standing:
-    return Standing(revision, phase, is_wished=True, would_fit_alone=would_fit_alone)
+def new(phase: Phase, revision: int = 2, *, would_fit_alone: bool = False) -> RevisionState:
+    return RevisionState(revision, phase, is_wished=True, would_fit_alone=would_fit_alone)
 
 
 def stops(steps: list[Step]) -> list[int]:

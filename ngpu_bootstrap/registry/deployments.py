@@ -52,7 +52,7 @@ _PINNING = frozenset({DeploymentPhase.STARTING, DeploymentPhase.READY})
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class Deployed:
     """How a workspace stands on one node, in the revision that counts there.
 
     Attributes:
@@ -65,7 +65,7 @@ class Standing:
     since_ms: int
 
 
-class Placement:
+class DeploymentTable:
     """The table of deployments, and what follows from it.
 
     Args:
@@ -123,16 +123,16 @@ class Placement:
             return self._unread(workspace)
         return self._short.get(workspace.id)
 
-    def standing(self, workspace: Workspace) -> list[Standing]:
+    def deployed(self, workspace: Workspace) -> list[Deployed]:
         """Return how *workspace* stands on every node that has it or is to have it, by address."""
         rows = self._rows.get(workspace.id, {})
-        found: list[Standing] = []
+        found: list[Deployed] = []
         for node in {*rows, *(session.node for session in self._nodes if workspace.id in session.assigned)}:
             session = self._nodes.get(node)
             state = session.deployments.get(workspace.id) if session is not None else None
             since_ms = rows[node].assigned_at_ms if node in rows else session.connected_at_ms if session else 0
             phase = state.state if state else DeploymentPhase.QUEUED if session else DeploymentPhase.GONE
-            found.append(Standing(node, phase, state.progress if state else 0, since_ms))
+            found.append(Deployed(node, phase, state.progress if state else 0, since_ms))
         return sorted(found, key=lambda one: one.node)
 
     def on_the_way(self, workspace: Workspace) -> str:
