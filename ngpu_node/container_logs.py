@@ -7,11 +7,13 @@ what comes after too, until the container or the reader ends, for `FOLLOW_S` at 
 answers with the end of its last one's log, where this run of the node had one. Without *revision* the one that serves
 is meant, else the newest.
 
-Bounded: so many readers may follow at a time, and one that does not read holds the engine back, not this node's memory.
+Bounded: so many readers may follow one workspace, and so many all of them; the owner's own are counted apart, so that
+clients cannot shut him out. One that does not read holds the engine back, not this node's memory.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from urllib.parse import parse_qs
@@ -26,8 +28,12 @@ from ngpu_protocol.http1 import Exchange
 DEFAULT_TAIL = 200
 MAX_TAIL = 10_000
 MAX_FOLLOWERS = 32
+MAX_FOLLOWERS_EACH = 4
+OWNERS_FOLLOWERS = 4
 FOLLOW_S = 3600.0
 REVISION_FIELD = b"ngpu-revision"
+
+_OWNER = ("", "")
 
 OpenLog = Callable[[Deployment, int, bool], AbstractAsyncContextManager[Log]]
 
@@ -38,9 +44,12 @@ class ContainerLogs:
     def __init__(self, open_log: OpenLog) -> None:
         """Make it; *open_log* is given the deployment, the number of lines, and whether to follow."""
         self._open_log = open_log
-        self._followers = 0
+        #: by service and workspace; the owner's under no name
+        self._followers: Counter[tuple[str, str]] = Counter()
 
-    async def answer(self, exchange: Exchange, here: Iterable[Deployment], workspace: str) -> None:
+    async def answer(
+        self, exchange: Exchange, here: Iterable[Deployment], workspace: str, *, is_owner: bool = False
+    ) -> None:
         """Answer one request; *here* are the revisions of the workspace the asker may see."""
         query = parse_qs(exchange.request.target.partition("?")[2], keep_blank_values=True, max_num_fields=16)
         tail, revision = _number(query, "tail", DEFAULT_TAIL), _number(query, "revision", 0)
@@ -55,10 +64,11 @@ class ContainerLogs:
         if not deployment.spec.is_image:
             await _refuse(exchange, 404, "no_logs", f"workspace {workspace} is a model server, whose log is its own")
             return
-        if follow and self._followers >= MAX_FOLLOWERS:
-            await _refuse(exchange, 429, "too_many_readers", f"{MAX_FOLLOWERS} readers follow logs here already")
+        key = _OWNER if is_owner else (deployment.service, workspace)
+        if follow and (full := self._is_full(key)):
+            await _refuse(exchange, 429, "too_many_readers", full)
             return
-        self._followers += follow
+        self._followers[key] += follow
         try:
             await self._send(exchange, deployment, min(tail, MAX_TAIL), follow=follow)
         except (EngineUnavailable, EngineFailed) as error:
@@ -67,7 +77,19 @@ class ContainerLogs:
             else:
                 await _refuse(exchange, 503, "engine_away", str(error))
         finally:
-            self._followers -= follow
+            self._followers[key] -= follow
+            if not self._followers[key]:
+                del self._followers[key]
+
+    def _is_full(self, key: tuple[str, str]) -> str:
+        """Return why one more may not follow, empty where it may."""
+        if key == _OWNER:
+            is_full = self._followers[key] >= OWNERS_FOLLOWERS
+            return f"{OWNERS_FOLLOWERS} commands of the owner's follow logs already" if is_full else ""
+        if self._followers[key] >= MAX_FOLLOWERS_EACH:
+            return f"{MAX_FOLLOWERS_EACH} readers follow this workspace's log here already"
+        others = self._followers.total() - self._followers[_OWNER]
+        return f"{MAX_FOLLOWERS} readers follow logs here already" if others >= MAX_FOLLOWERS else ""
 
     async def _send(self, exchange: Exchange, deployment: Deployment, lines: int, *, follow: bool) -> None:
         async with self._open_log(deployment, lines, follow) as found:

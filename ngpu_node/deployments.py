@@ -28,7 +28,7 @@ from ngpu_node.errors import StateUnavailable
 from ngpu_node.images.progress import Progress
 from ngpu_node.revisions import MakeRoom, RevisionState, Stop, TakeBack, settle
 from ngpu_node.upstreams import Upstream
-from ngpu_protocol.control import DeploymentPhase, DeploymentState
+from ngpu_protocol.control import DeploymentPhase, DeploymentState, without_last_words
 from ngpu_protocol.workspaces import WorkspaceSpec
 
 log = structlog.get_logger(__name__)
@@ -223,9 +223,11 @@ class Deployments:
             workspace=deployment.spec.id,
             revision=deployment.spec.revision,
             state=str(phase),
-            detail=detail,
+            detail=without_last_words(detail),
             reason=reason,
         )
+        if detail != without_last_words(detail):
+            log.debug("container_last_said", workspace=deployment.spec.id, detail=detail)
         deployment.phase, deployment.detail, deployment.reason = phase, detail, reason
         deployment.served = deployment.served or phase is DeploymentPhase.READY
         self._changes.announce()

@@ -62,7 +62,7 @@ class OwnerApi:
                 await exchange.respond_json(200, self.lending())
         elif method == "GET" and (match := _LOGS.fullmatch(path)) is not None:
             here = [d for d in self._deployments if d.spec.id == match[1]]
-            await self._logs.answer(exchange, here, match[1])
+            await self._logs.answer(exchange, here, match[1], is_owner=True)
         else:
             return False
         return True

@@ -175,6 +175,15 @@ class Refused:
     message: Text = ""
 
 
+LAST_WORDS = "; it last said: "
+"""Comes before a container's last words in the detail of its deployment."""
+
+
+def without_last_words(detail: str) -> str:
+    """Return *detail* as it may go into a daemon's log: what a client's program says may be about its users."""
+    return detail.partition(LAST_WORDS)[0]
+
+
 @dataclass(frozen=True, slots=True, config=ConfigDict(extra="ignore"))
 class DeploymentState:
     """How one workspace fares on the node.

@@ -22,7 +22,7 @@ from ngpu_bootstrap.registry.rollout import Place, Step, step
 from ngpu_bootstrap.registry.workspaces import Workspace, Workspaces
 from ngpu_bootstrap.store.records import DeploymentRow
 from ngpu_bootstrap.store.store import Store
-from ngpu_protocol.control import DeploymentPhase, DeploymentState
+from ngpu_protocol.control import DeploymentPhase, DeploymentState, without_last_words
 from ngpu_protocol.identity import Address
 from ngpu_protocol.workspaces import WorkspaceSpec
 
@@ -220,7 +220,7 @@ class DeploymentTable:
                     revision=workspace.wanted.revision,
                     node=decided.failure.node,
                     reason=decided.failure.reason,
-                    detail=decided.failure.detail,
+                    detail=without_last_words(decided.failure.detail),
                 )
                 await self._workspaces.roll_failed(workspace, decided.failure)
             elif decided.finished:

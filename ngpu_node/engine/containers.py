@@ -19,6 +19,7 @@ import json
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Protocol
 
 import structlog
@@ -55,10 +56,11 @@ from ngpu_node.engine.run import Run
 from ngpu_node.errors import DeploymentImpossible, EngineFailed, EngineUnavailable, GpusNotGiven, StateUnavailable
 from ngpu_node.gpus.choice import UsableGpu
 from ngpu_node.gpus.containers import COMMAND as GPU_COMMAND
-from ngpu_node.gpus.containers import lost_inside
+from ngpu_node.gpus.containers import Outside, could_tell, look_outside, lost_inside, lost_outside, nodes_in
 from ngpu_node.images.images import Images, ImageWish, LocalImage
 from ngpu_node.images.progress import Progress
 from ngpu_node.trust import Trust
+from ngpu_protocol.control import LAST_WORDS
 from ngpu_protocol.errors import MalformedError
 from ngpu_protocol.identity import Account, Address
 from ngpu_protocol.sealing import open_sealed
@@ -202,6 +204,10 @@ class Containers:
             event = await self._how_it_ended(run, container_id)
         except (EngineUnavailable, EngineFailed) as error:
             event = Ended(f"the container ended: {error}", is_fault=False, word="engine_away")
+        except Exception:
+            # a fault of ours, said loudly; other deployments and their tasks are not to end with it
+            log.exception("autopsy_crashed", container=container_id[:12])
+            event = Ended("the container ended: internal error", is_fault=False, word="internal")
         if event is not None and run.container is not None and run.container.id == container_id:
             run.post(event)
 
@@ -219,7 +225,7 @@ class Containers:
             # a log that cannot be read makes the end no less the workspace's: it counts, or it would start forever
             log.info("container_log_unreadable", container=now.name, reason=str(error))
         how = "out of memory" if now.oom_killed else f"exit code {now.exit_code}"
-        text = f"the container ended ({how})" + (f"; it last said: {words}" if words else "")
+        text = f"the container ended ({how})" + (f"{LAST_WORDS}{words}" if words else "")
         return Ended(text, word="out_of_memory" if now.oom_killed else "exited")
 
     def _run_of(self, container_id: str) -> Run | None:
@@ -247,6 +253,9 @@ class Containers:
                 await self.sweep()
             except (EngineUnavailable, EngineFailed, StateUnavailable) as error:
                 log.info("sweep_put_off", reason=str(error))
+            except Exception:
+                # a fault of ours, said loudly; what is left behind is looked at again all the same
+                log.exception("sweep_crashed")
             await trio.sleep(SWEEP_INTERVAL_S)
 
     async def sweep(self) -> None:
@@ -407,7 +416,10 @@ class Containers:
             return ""
         exit_code, output = await self._engine.execute(run.container.id, GPU_COMMAND, timeout_s=GPU_LOOK_TIMEOUT_S)
         run.looked_at_gpus_s = trio.current_time()
-        return lost_inside(exit_code, output, uuids)
+        if could_tell(exit_code):
+            return lost_inside(exit_code, output, uuids)
+        view, here = await trio.to_thread.run_sync(_look_from_outside, run.container.pid)
+        return lost_outside(view, {gpu.uuid: gpu.minor for gpu in self._gpus() if gpu.uuid in uuids}, here)
 
     async def _check_gpus(self, run: Run) -> None:
         """See that a new container really has its devices.
@@ -419,10 +431,10 @@ class Containers:
             return
         if self.facts.product == "Podman":
             # It takes requests for GPUs and starts without any (4.3); what says otherwise is the container itself.
-            exit_code, _ = await self._engine.execute(
-                run.container.id if run.container else "", GPU_COMMAND, timeout_s=GPU_LOOK_TIMEOUT_S
-            )
-            if exit_code != 0:
+            assert run.container is not None
+            exit_code, _ = await self._engine.execute(run.container.id, GPU_COMMAND, timeout_s=GPU_LOOK_TIMEOUT_S)
+            view, _ = await trio.to_thread.run_sync(_look_from_outside, run.container.pid)
+            if exit_code != 0 and not view.told:
                 raise GpusNotGiven(
                     "Podman did not give the container its GPUs: use Docker with nvidia-container-toolkit"
                 )
@@ -636,6 +648,11 @@ def specification_material(spec: WorkspaceSpec) -> dict[str, object]:
         "min_gpu_memory_bytes", "shm_bytes", "volumes", "egress", "secret_env",
     }  # fmt: skip
     return spec.model_dump(mode="json", include=fields)
+
+
+def _look_from_outside(pid: int) -> tuple[Outside, frozenset[str]]:
+    """Return what is seen of a container's GPUs, and this machine's own device nodes."""
+    return look_outside(pid), nodes_in(Path("/dev"))
 
 
 def _last_lines(log_: bytes, lines: int) -> bytes:

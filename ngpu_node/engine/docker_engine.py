@@ -4,7 +4,8 @@ The SDK blocks, so each call runs in a thread (0.16 ms more), of which there are
 abandoned when cancelled; those that change something are awaited, so that nobody has to guess whether a container
 exists.
 
-Images are asked for and fetched by `images.engine_images`, which needs no threads.
+Images are asked for and fetched by `images.engine_images`, programs inside containers run by `programs`: neither needs
+threads, so nothing that hangs or lasts can use these up.
 
 Foreign errors end here: what the caller sees is `EngineUnavailable`, `EngineFailed` and `GpusNotGiven`, each
 with words for the owner.
@@ -33,6 +34,8 @@ from docker.models.containers import Container
 from docker.types import Mount
 
 from ngpu_node.engine.confinement import LABEL_NODE, WORKSPACE_UID, WORKSPACE_USER, ContainerPlan, options
+from ngpu_node.engine.programs import Programs
+from ngpu_node.engine.transport import engine_client
 from ngpu_node.errors import EngineFailed, EngineUnavailable, GpusNotGiven
 
 log = structlog.get_logger(__name__)
@@ -42,11 +45,13 @@ CALL_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 10
 LOG_TAIL_LINES = 10
 LOG_PIECE_BYTES = 64 * 1024
-EXEC_OUTPUT_BYTES = 16 * 1024
 EVENTS_HELD = 1000
 
 #: What the SDK lets through when the engine ends in the middle of a log or of a program's output.
 _BROKEN_OFF = (urllib3.exceptions.HTTPError, struct.error)
+
+#: What comes of reading an answer that is not of the form the engine's API describes.
+_NOT_AS_DESCRIBED = (LookupError, TypeError, ValueError, AttributeError)
 
 T = TypeVar("T")
 
@@ -58,6 +63,7 @@ class ContainerState:
     Attributes:
         address: its own IP address on the node's network, None when it has none.
         published: the loopback ports of its ports, where they are published.
+        pid: its first process, as the engine's machine counts; 0 where it has none.
     """
 
     id: str
@@ -69,6 +75,7 @@ class ContainerState:
     oom_killed: bool
     address: str | None
     published: Mapping[int, int]
+    pid: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +126,9 @@ class Network:
 class DockerEngine:
     """One engine; made by `connect`, closed by `aclose`."""
 
-    def __init__(self, client: docker.DockerClient, node: str) -> None:
+    def __init__(self, client: docker.DockerClient, node: str, programs: Programs | None = None) -> None:
         self._client = client
+        self._programs = programs
         self._node = node
         self._threads = trio.CapacityLimiter(THREADS)
 
@@ -145,10 +153,12 @@ class DockerEngine:
             client = await trio.to_thread.run_sync(open_client, abandon_on_cancel=True)
         except (DockerException, requests.RequestException, OSError) as error:
             raise EngineUnavailable(f"no container engine answers: {_first_line(error)}") from error
-        return cls(client, node)
+        return cls(client, node, Programs(engine_client()))
 
     async def aclose(self) -> None:
         """Close the connections to the engine."""
+        if self._programs is not None:
+            await self._programs.aclose()
         await trio.to_thread.run_sync(self._client.close)
 
     async def version(self) -> str:
@@ -408,23 +418,9 @@ class DockerEngine:
         return await self._look(inspect)
 
     async def execute(self, container_id: str, command: Sequence[str], *, timeout_s: float) -> tuple[int, str]:
-        """Run a program inside a container; return its exit code and the beginning of what it said.
-
-        The exit code is -1 where the engine could not start it, or it did not end in time.
-        """
-
-        def execute() -> tuple[int, str]:
-            try:
-                found = self._client.containers.get(container_id).exec_run(list(command), user=WORKSPACE_USER)
-            except (NotFound, APIError) as error:
-                return -1, _first_line(error)
-            output = found.output if isinstance(found.output, bytes) else b""
-            exit_code = -1 if found.exit_code is None else int(found.exit_code)
-            return exit_code, output[:EXEC_OUTPUT_BYTES].decode(errors="replace")
-
-        with trio.move_on_after(timeout_s):
-            return await self._look(execute)
-        return -1, f"it did not end within {timeout_s:g} s"
+        """Run a program inside a container; see `programs.Programs.run`."""
+        assert self._programs is not None
+        return await self._programs.run(container_id, command, user=WORKSPACE_USER, timeout_s=timeout_s)
 
     async def log_tail(self, container_id: str, lines: int, max_bytes: int) -> bytes:
         """Return the last *lines* of a container's log, of these the last *max_bytes*; empty when it is gone."""
@@ -531,6 +527,12 @@ class DockerEngine:
             raise EngineFailed(f"the container engine says: {_first_line(error.explanation or error)}") from error
         except (*_BROKEN_OFF, DockerException, requests.RequestException, OSError) as error:
             raise EngineUnavailable(f"the container engine does not answer: {_first_line(error)}") from error
+        except _NOT_AS_DESCRIBED as error:
+            # Another engine, or a version of one, that answers in its own way; or a fault of ours, said loudly.
+            log.exception("engine_answer_not_understood")
+            raise EngineFailed(
+                f"the container engine's answer was not understood ({type(error).__name__}: {_first_line(error)})"
+            ) from error
 
 
 def _owned_folder(name: str) -> bytes:
@@ -563,6 +565,7 @@ def _state(container: Container) -> ContainerState:
         oom_killed=bool(state["OOMKilled"]),
         address=addresses[0] if addresses else None,
         published=published,
+        pid=int(state.get("Pid") or 0),
     )
 
 

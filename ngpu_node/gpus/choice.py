@@ -26,12 +26,14 @@ class UsableGpu:
         id: how the device is called outside, 32 bytes (`identity.gpu_id`).
         model: NVML's spelling.
         memory_bytes: that a workspace may count on.
+        minor: the number of its `/dev/nvidia<n>`; None where it has none.
     """
 
     uuid: str
     id: bytes
     model: str
     memory_bytes: int
+    minor: int | None = None
 
 
 class TooFewGpus(DeploymentImpossible):

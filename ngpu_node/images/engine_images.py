@@ -14,20 +14,17 @@ from __future__ import annotations
 import base64
 import json
 import os
-import ssl
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx
 
+from ngpu_node.engine.transport import CALL_TIMEOUT_S, engine_client
 from ngpu_node.errors import EngineFailed, EngineUnavailable
 from ngpu_protocol.image_references import ImageReference
 from ngpu_protocol.workspace_secrets import RegistryCredentials
 
-DEFAULT_SOCKET = "/var/run/docker.sock"
-CALL_TIMEOUT_S = 60.0
 MAX_EVENT_BYTES = 1024 * 1024
 _MAX_WORDS = 16 * 1024
 
@@ -35,31 +32,17 @@ _MAX_WORDS = 16 * 1024
 class EngineImages:
     """The images of one engine; close with `aclose`."""
 
-    def __init__(self, transport: httpx.AsyncBaseTransport, base_url: str = "http://engine") -> None:
-        self._client = httpx.AsyncClient(transport=transport, base_url=base_url, timeout=CALL_TIMEOUT_S)
+    def __init__(self, client: httpx.AsyncClient) -> None:
+        self._client = client
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> EngineImages:
-        """Return the engine DOCKER_HOST, DOCKER_TLS_VERIFY and DOCKER_CERT_PATH lead to, as the SDK finds it.
+        """Return those of the engine the environment leads to.
 
         Raises:
             EngineUnavailable: DOCKER_HOST is of a kind this cannot use.
         """
-        host = environ.get("DOCKER_HOST") or f"unix://{DEFAULT_SOCKET}"
-        scheme, _, rest = host.partition("://")
-        if scheme == "unix":
-            return cls(httpx.AsyncHTTPTransport(uds=rest or DEFAULT_SOCKET))
-        if scheme not in ("tcp", "http", "https"):
-            raise EngineUnavailable(f"DOCKER_HOST is {host}: use unix:// or tcp://")
-        if scheme == "https" or environ.get("DOCKER_TLS_VERIFY"):
-            certificates = environ.get("DOCKER_CERT_PATH") or str(Path.home() / ".docker")
-            try:
-                context = ssl.create_default_context(cafile=str(Path(certificates, "ca.pem")))
-                context.load_cert_chain(Path(certificates, "cert.pem"), Path(certificates, "key.pem"))
-            except (OSError, ssl.SSLError) as error:
-                raise EngineUnavailable(f"DOCKER_CERT_PATH={certificates}: {error}") from error
-            return cls(httpx.AsyncHTTPTransport(verify=context, trust_env=False), f"https://{rest}")
-        return cls(httpx.AsyncHTTPTransport(trust_env=False), f"http://{rest}")
+        return cls(engine_client(environ))
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -77,16 +60,19 @@ class EngineImages:
 
     async def ids(self) -> set[str]:
         """Return the ids of all images."""
-        return {str(image["Id"]) for image in await self._json("GET", "/images/json", params={"all": "true"})}
+        return _each(await self._json("GET", "/images/json", params={"all": "true"}), "Id")
 
     async def used_ids(self) -> set[str]:
         """Return the ids of the images that containers use, running or not, whoever made them."""
-        return {str(one["ImageID"]) for one in await self._json("GET", "/containers/json", params={"all": "true"})}
+        return _each(await self._json("GET", "/containers/json", params={"all": "true"}), "ImageID")
 
     async def remote_digest(self, reference: ImageReference, credentials: RegistryCredentials | None) -> str:
         """Have the engine ask the registry, and return the digest of what *reference* names there."""
         found = await self._json("GET", f"/distribution/{reference}/json", headers=_login(reference, credentials))
-        return str(found["Descriptor"]["digest"])
+        try:
+            return str(found["Descriptor"]["digest"])
+        except (KeyError, TypeError):
+            raise EngineFailed(_UNEXPECTED) from None
 
     async def remove(self, reference: str) -> None:
         """Take *reference* from the engine, and the image with it if nothing else names or uses it."""
@@ -179,6 +165,16 @@ def _object(data: bytes) -> dict[str, Any]:
     except ValueError:
         raise EngineFailed("the container engine sent something that is not JSON") from None
     return found if isinstance(found, dict) else {}
+
+
+_UNEXPECTED = "the container engine's answer is not of the form its API describes"
+
+
+def _each(found: Any, key: str) -> set[str]:
+    try:
+        return {str(one[key]) for one in found}
+    except (KeyError, TypeError):
+        raise EngineFailed(_UNEXPECTED) from None
 
 
 def _words(body: bytes) -> str:

@@ -23,6 +23,17 @@ def image() -> Iterator[str]:
     client.close()
 
 
+@pytest.fixture(scope="session")
+def bare_image() -> Iterator[str]:
+    """The same without an `nvidia-smi`."""
+    reference = f"ngpu-test-{secrets.token_hex(4)}:1"
+    workspace_image.build(reference, with_nvidia_smi=False)
+    yield reference
+    client = docker.from_env()
+    client.images.remove(reference, force=True)
+    client.close()
+
+
 @pytest.fixture
 def account() -> Iterator[Account]:
     """A node of its own for each test; what it left on the engine goes with it."""

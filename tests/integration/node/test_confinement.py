@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import docker
 import pytest
@@ -201,6 +202,41 @@ def test_a_volume_of_somebody_elses_under_our_name_is_not_touched(account: Accou
             foreign.remove()
             client.close()
             await engine.aclose()
+
+    trio.run(main)
+
+
+def test_a_chatty_workspace_does_not_fill_the_disk_with_its_log(account: Account, image: str) -> None:
+    """The engine's own files, as they lie on its disk."""
+    limit = 64 * 1024
+
+    async def main() -> None:
+        async with a_place(account, log_bytes=limit) as place:
+            place.wish(spec(image))
+            await place.until(DeploymentPhase.READY)
+            for _ in range(10):
+                assert await attack(place, "/say?1000") == "said"  # 100 kB, and more as the engine writes it
+            (state,) = await place.engine.containers()
+            client = docker.from_env()
+            log = Path(client.containers.get(state.id).attrs["LogPath"])
+            client.close()
+
+            async def whole() -> bool:
+                return (await place.engine.log_tail(state.id, 1, 1000)).startswith(b"line 999 ")
+
+            with trio.fail_after(10):
+                while not await whole():  # noqa: ASYNC110
+                    await trio.sleep(0.05)
+            try:
+                sizes = [path.stat().st_size for path in log.parent.iterdir() if path.name.startswith(log.name)]
+            except OSError:
+                pytest.skip("the engine's files are on another machine, or root's")
+            assert len(sizes) == 2
+            # a line that reaches the limit is written to its end
+            assert all(size <= limit + 1024 for size in sizes)
+            # the end is there to be read, as far as it was kept
+            words = await place.engine.log_tail(state.id, 100, 1 << 20)
+            assert len(words.splitlines()) == 100
 
     trio.run(main)
 

@@ -7,13 +7,17 @@ The engine takes requests for GPUs because `.ci/engine` put a program of the too
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import docker
 import pytest
 import trio
 
+from ngpu_node.engine import confinement
 from ngpu_node.engine import containers as containers_module
+from ngpu_node.engine.confinement import ContainerPlan
 from ngpu_node.gpus.choice import UsableGpu
 from ngpu_node.state import open_state
 from ngpu_protocol.control import DeploymentPhase
@@ -171,6 +175,102 @@ def test_a_container_that_loses_its_devices_later_starts_again(
             await place.until(DeploymentPhase.READY, timeout_s=20)
             (after,) = await place.engine.containers()
             assert after.id != before.id
+
+    trio.run(main)
+
+
+def test_an_image_without_nvidia_smi_is_looked_at_from_outside(
+    account: Account, bare_image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the engine told the container's first process is in its environment: root may read that."""
+    if os.geteuid() != 0:
+        pytest.skip("another user's environment is shown to root alone")
+
+    async def main() -> None:
+        async with a_place(account, gpus=[ONE]) as place:
+            place.wish(spec(bare_image, gpu_count=1))
+            await place.until(DeploymentPhase.READY)
+            place.wish()
+            await eventually(lambda: not list(place.deployments), timeout_s=20)
+            # an engine that takes the request and gives nothing, as Podman 4.3 does
+            asked = confinement.options
+
+            def ignored(plan: ContainerPlan) -> dict[str, Any]:
+                return {name: value for name, value in asked(plan).items() if name != "device_requests"}
+
+            monkeypatch.setattr("ngpu_node.engine.docker_engine.options", ignored)
+            place.wish(spec(bare_image, gpu_count=1))
+            failed = await place.until(DeploymentPhase.FAILED)
+            assert failed.reason == "gpus_not_given"
+            assert f"the engine did not tell the container of {ONE.uuid}" in failed.detail
+            assert await place.engine.containers() == []
+            assert place.containers.held() == []
+
+    trio.run(main)
+
+
+def processes(container_id: str) -> int:
+    """Return how many `nvidia-smi` there are in a container."""
+    client = docker.from_env()
+    try:
+        found = client.containers.get(container_id).top()["Processes"]
+        return sum("nvidia-smi" in " ".join(words) for words in found)
+    finally:
+        client.close()
+
+
+def test_a_program_that_hangs_in_the_container_holds_up_nothing_and_is_never_two(
+    account: Account, image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(containers_module, "GPU_LOOK_INTERVAL_S", 0.1)
+    monkeypatch.setattr(containers_module, "GPU_LOOK_TIMEOUT_S", 0.3)
+
+    async def main() -> None:
+        async with a_place(account, gpus=[ONE]) as place:
+            programs = place.engine._programs
+            assert programs is not None
+            if os.geteuid() == 0:
+                # on another machine, or as another user: it cannot be killed
+                programs._proc = Path("/nowhere")
+            place.wish(spec(image, gpu_count=1, env={"SMI_HANGS": "1"}))
+            deployment = await place.until(DeploymentPhase.READY)
+            (state,) = await place.engine.containers()
+            for _ in range(4):
+                looked = next(run for run in place.containers._runs.values()).looked_at_gpus_s
+                run = place.containers._runs[deployment]
+                await eventually(lambda run=run, looked=looked: run.looked_at_gpus_s > looked)  # type: ignore[misc]
+            assert deployment.is_ready
+            assert processes(state.id) == 1
+            exit_code, words = await place.engine.execute(state.id, ["/usr/bin/nvidia-smi"], timeout_s=5)
+            assert (exit_code, words) == (-1, "an earlier program hangs in the container")
+            if os.geteuid() == 0:
+                place.wish()
+                await eventually(lambda: not list(place.deployments), timeout_s=20)
+                programs._proc = Path("/proc")
+                place.wish(spec(image, gpu_count=1, env={"SMI_HANGS": "1"}))
+                await place.until(DeploymentPhase.READY)
+                (state,) = await place.engine.containers()
+                await eventually(lambda: state.id in programs._hanging)
+                monkeypatch.setattr(containers_module, "GPU_LOOK_INTERVAL_S", 1000.0)
+                await eventually(lambda: processes(state.id) == 0)
+                exit_code, words = await place.engine.execute(state.id, ["/nothing"], timeout_s=5)
+                assert exit_code in (-1, 126, 127)
+
+    trio.run(main)
+
+
+def test_what_a_program_says_is_taken_to_a_bound_and_its_end_is_told(account: Account, image: str) -> None:
+    async def main() -> None:
+        async with a_place(account, gpus=[ONE]) as place:
+            place.wish(spec(image, gpu_count=1))
+            await place.until(DeploymentPhase.READY)
+            (state,) = await place.engine.containers()
+            exit_code, words = await place.engine.execute(state.id, ["nvidia-smi", "-L"], timeout_s=5)
+            assert (exit_code, words) == (0, f"GPU 0: NVIDIA Fake (UUID: {ONE.uuid})\n")
+            assert (await place.engine.execute(state.id, ["/nothing"], timeout_s=5))[0] in (126, 127)
+            assert (await place.engine.execute("0" * 64, ["nvidia-smi"], timeout_s=5))[0] == -1
+            await place.engine.remove(state.id)
+            assert (await place.engine.execute(state.id, ["nvidia-smi"], timeout_s=5))[0] == -1
 
     trio.run(main)
 

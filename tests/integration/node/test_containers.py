@@ -7,6 +7,7 @@ from pathlib import Path
 
 import docker
 import pytest
+import structlog
 import trio
 
 from ngpu_node.engine.confinement import LABEL_NODE
@@ -91,7 +92,11 @@ def test_a_container_that_dies_is_started_again_and_one_that_keeps_dying_is_give
             assert "I would rather not" in failed.detail
             assert await place.engine.containers() == []
 
-    trio.run(main)
+    # its client is told what it last said; in the node's own log it stands at the lowest level alone
+    with structlog.testing.capture_logs() as said:
+        trio.run(main)
+    assert [line for line in said if line.get("state") == "failed"]
+    assert {line["log_level"] for line in said if "I would rather not" in str(line)} == {"debug"}
 
 
 def test_a_new_revision_takes_over_when_it_is_ready_and_one_that_fails_leaves_the_old_one_serving(

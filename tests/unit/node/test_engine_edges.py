@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, cast
 
 import pytest
+import structlog
 import trio
 import urllib3
 from docker.errors import NotFound
@@ -268,3 +269,38 @@ def test_a_urls_query_which_may_open_the_file_is_not_shown() -> None:
     assert str(wish) == "https://files.example.org/chat.tar"
     download = Download(url, limit=None, answer_timeout_s=1.0, allow_private=lambda host: False)
     assert "s3cret" not in str(download._unreachable(OSError("refused")))
+
+
+@trio_test
+async def test_an_answer_of_another_form_is_the_engines_failure_and_said_loudly() -> None:
+    engine = DockerEngine(cast(Any, Sdk(api=Sdk(containers=lambda *_, **__: [{"Identifier": "1"}]))), NODE.address)
+    with structlog.testing.capture_logs() as said, pytest.raises(EngineFailed, match="not understood"):
+        await engine.listed()
+    assert [line["log_level"] for line in said] == ["error"]
+
+
+def test_a_fault_of_our_own_stops_neither_the_sweep_nor_the_daemon_and_is_said_loudly() -> None:
+    sweeps = 0
+
+    class Engine(ScriptedEngine):
+        async def listed(self) -> list[Listed]:
+            nonlocal sweeps
+            sweeps += 1
+            raise ZeroDivisionError("a bug")
+
+        async def look_at(self, container_id: str) -> ContainerState:
+            raise ZeroDivisionError("a bug")
+
+    backend = containers(Engine(), Wanted())
+    run = Run(Deployment("acme", SPEC), backend, Life(Policy()))
+    run.container = ContainerState("1", "x", {}, "image", True, 0, False, None, {})
+
+    async def main() -> None:
+        with trio.move_on_after(100):
+            await backend._keep_sweeping()
+        await backend._autopsy(run, "1")
+
+    with structlog.testing.capture_logs() as said:
+        trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    assert sweeps > 2
+    assert {line["event"] for line in said if line["log_level"] == "error"} == {"sweep_crashed", "autopsy_crashed"}

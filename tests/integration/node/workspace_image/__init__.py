@@ -14,7 +14,7 @@ import docker
 SOURCE = Path(__file__).with_name("server.c")
 
 
-def build(reference: str) -> str:
+def build(reference: str, *, with_nvidia_smi: bool = True) -> str:
     """Put the image on the engine as *reference*; return its id there."""
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "server"
@@ -24,7 +24,8 @@ def build(reference: str) -> str:
         archive = io.BytesIO()
         with tarfile.open(fileobj=archive, mode="w") as tar:
             tar.add(program, "server")
-            tar.add(program, "usr/bin/nvidia-smi")
+            if with_nvidia_smi:
+                tar.add(program, "usr/bin/nvidia-smi")
             entry = tarfile.TarInfo("tmp")
             entry.type, entry.mode = tarfile.DIRTYPE, 0o1777
             tar.addfile(entry)

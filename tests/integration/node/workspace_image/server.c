@@ -10,13 +10,14 @@
  *   /write?/a/file, /read?/a/file   what comes of it
  *   /list?/a/folder       the names in it
  *   /env?NAME   an environment variable
+ *   /say?N      writes N lines of 100 bytes to its log
  *   /shm        the size of /dev/shm
  *   /fork       how many processes a fork bomb gets, and what stops it
  *   /grow       takes memory until it is stopped
  *
  * With the argument `exit` it says a word and ends at once; with `deaf` it never listens; with `sick` it answers 500;
  * with `stubborn` it does not listen to SIGTERM; with `leak` it answers, and takes memory until it is stopped. Called
- * as `nvidia-smi` it lists the GPUs its container was given.
+ * as `nvidia-smi` it lists the GPUs its container was given; with SMI_HANGS in the environment it never ends.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -127,7 +128,19 @@ static void grow(void) {
     }
 }
 
+static const char *say(int lines) {
+    char line[101];
+    for (int number = 0; number < lines; number++) {
+        memset(line, '.', sizeof line - 1);
+        line[snprintf(line, sizeof line, "line %d ", number)] = '.';
+        line[99] = '\n';
+        if (write(1, line, 100) != 100) return "not said";
+    }
+    return "said";
+}
+
 static int list_gpus(void) {
+    if (getenv("SMI_HANGS")) for (;;) pause();
     const char *given = getenv("NVIDIA_VISIBLE_DEVICES");
     static char first[65536];
     if (!given) { /* a program the engine starts later does not get it: ask the first one's environment */
@@ -201,6 +214,7 @@ int main(int count, char **arguments) {
         if (query && !strncmp(path, " /write", 7)) found = attempt(query);
         if (query && !strncmp(path, " /read", 6)) found = contents(query);
         if (query && !strncmp(path, " /list", 6)) found = names(query);
+        if (query && !strncmp(path, " /say", 5)) found = say(atoi(query));
         if (query && !strncmp(path, " /env", 5)) found = getenv(query) ? getenv(query) : "";
         if (found) answer(client, found, strlen(found));
         else if (path && !strncmp(path, " /whoami ", 9)) whoami(client);
