@@ -138,7 +138,7 @@ def add_task_calls(
         """
         # who asks is judged first, so that ids cannot be tried out with nothing in hand
         record = await find_task(task_id, None if is_operators_own else _workspace_token(token))
-        owner(token, record.workspace, Scope.TASKS)
+        owner(token, record.client, Scope.TASKS)
         now = await control.cancel(record)
         view = models.task_view(await store.detail(task_id))
         return JSONResponse(view.model_dump(mode="json"), 200 if now.state.is_final else 202)
@@ -156,7 +156,7 @@ def add_task_calls(
         def look() -> Awaitable[tuple[bool, dict[str, dict[str, Any]]]]:
             return _seen(control, task_id)
 
-        return live.follow(record.workspace, look, lambda: control.changed(task_id))
+        return live.follow(record.client, look, lambda: control.changed(task_id))
 
     @app.get("/api/v1/tasks/{task_id}/receipt", tags=["tasks"], responses=errors)
     async def get_receipt(

@@ -137,6 +137,8 @@ class Call:
         priority: among waiting tasks of its workspace, higher first.
         webhook: URL that is told of the end; empty for none.
         affinity: the client's key for calls that belong on one node (`Ngpu-Affinity`); empty without one.
+        caller: the workspace whose token asked for it, where that is another than the one it runs on; else empty.
+        gpu_types: GPU models preferred for this call, the best first; empty for the workspace's own order.
     """
 
     task_id: str
@@ -160,6 +162,8 @@ class Call:
     token_label: str = ""
     priority: int = 0
     webhook: str = ""
+    caller: str = ""
+    gpu_types: tuple[str, ...] = ()
 
     def new_task(self) -> NewTask:
         """Return the record of this call.
@@ -193,4 +197,5 @@ class Call:
             request=body,
             priority=self.priority,
             webhook=self.webhook,
+            caller=self.caller,
         )

@@ -33,7 +33,7 @@ def task_info(
         "id": task.number,
         "userkey": task.token_label,
         "btcaddress": task.btc_address,
-        "workspaceid": task.workspace,
+        "workspaceid": task.client,
         "taskid": task.task_id,
         "requrl": task.request_url,
         "method": task.api,

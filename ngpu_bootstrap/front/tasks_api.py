@@ -290,7 +290,7 @@ class TasksApi:
         record = await self._store.task(task_id)
         if record is None:
             raise Refusal(404, "task_unknown", f"there is no task {task_id}")
-        if workspace is not None and workspace.id != record.workspace:
+        if workspace is not None and workspace.id != record.client:
             raise Forbidden("token_foreign", "this token is of another workspace than the task")
         return record
 

@@ -441,6 +441,7 @@ def _task_values(task: NewTask) -> dict[str, Any]:
         "token_label": task.token_label,
         "btc_address": task.btc_address,
         "user_ip": task.user_ip,
+        "caller": task.caller,
         "idempotency_key": task.idempotency_key,
         "detach": int(task.detach),
         "wrapped": int(task.wrapped),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import heapq
 import json
 from collections.abc import Collection, Iterable
 from typing import Any, Final
@@ -117,7 +118,7 @@ def receipts(connection: sa.Connection, task_id: str, attempt: int | None = None
 def tasks(connection: sa.Connection, wanted: TaskFilter) -> TaskPage:
     """Return one page of tasks, newest first, without bodies."""
     limit = max(1, min(wanted.limit, MAX_PAGE))
-    rows = connection.execute(page_query(wanted, limit)).all()
+    rows = _page(connection, wanted, limit)
     records = tuple(_task(row) for row in rows[:limit])
     last = records[-1] if len(rows) > limit else None
     return TaskPage(records, f"{last.accepted_at_ms}-{last.number}" if last else "")
@@ -127,20 +128,30 @@ def task_ids(connection: sa.Connection, wanted: TaskFilter) -> TaskIdPage:
     """Return one page of task ids, newest first: what a long list needs of each task, and no more."""
     limit = max(1, min(wanted.limit, MAX_PAGE))
     t = tables.tasks
-    rows = connection.execute(page_query(wanted, limit, (t.c.task_id, t.c.accepted_at_ms, t.c.number))).all()
+    rows = _page(connection, wanted, limit, (t.c.task_id, t.c.accepted_at_ms, t.c.number))
     last = rows[limit - 1] if len(rows) > limit else None
     return TaskIdPage(tuple(row[0] for row in rows[:limit]), f"{last[1]}-{last[2]}" if last else "")
 
 
-def page_query(wanted: TaskFilter, limit: int, columns: tuple[sa.Column[Any], ...] = _TASK_COLUMNS) -> sa.Select[Any]:
-    """Return the select of one page and one row more, which tells whether another page follows."""
+def page_query(
+    wanted: TaskFilter,
+    limit: int,
+    columns: tuple[sa.Column[Any], ...] = _TASK_COLUMNS,
+    *,
+    on_others: bool = False,
+) -> sa.Select[Any]:
+    """Return the select of one page and one row more, which tells whether another page follows.
+
+    Args:
+        on_others: of the calls that a workspace made on others, rather than of those that ran on it for itself.
+    """
     t = tables.tasks
     query = sa.select(*columns).order_by(t.c.accepted_at_ms.desc(), t.c.number.desc()).limit(limit + 1)
-    for column, value in (
-        (t.c.workspace, wanted.workspace),
-        (t.c.node, wanted.node),
-        (t.c.btc_address, wanted.btc_address),
-    ):
+    if wanted.workspace is not None and on_others:
+        query = query.where(t.c.caller == wanted.workspace, sa.text("tasks.caller <> ''"))
+    elif wanted.workspace is not None:
+        query = query.where(t.c.workspace == wanted.workspace, t.c.caller == "")
+    for column, value in ((t.c.node, wanted.node), (t.c.btc_address, wanted.btc_address)):
         if value is not None:
             query = query.where(column == value)
     if wanted.since_ms is not None:
@@ -152,6 +163,22 @@ def page_query(wanted: TaskFilter, limit: int, columns: tuple[sa.Column[Any], ..
     if wanted.after:
         query = query.where(sa.tuple_(t.c.accepted_at_ms, t.c.number) < sa.tuple_(*_parse_cursor(wanted.after)))
     return query
+
+
+def _page(
+    connection: sa.Connection, wanted: TaskFilter, limit: int, columns: tuple[sa.Column[Any], ...] = _TASK_COLUMNS
+) -> list[Any]:
+    """Return one page and one row more, newest first.
+
+    Each of a workspace's two kinds of calls has an index that gives them in order; asked for together, a database
+    would sort all of them.
+    """
+    rows = list(connection.execute(page_query(wanted, limit, columns)))
+    if wanted.workspace is not None:
+        others = list(connection.execute(page_query(wanted, limit, columns, on_others=True)))
+        if others:
+            rows = list(heapq.merge(rows, others, key=lambda row: (-row.accepted_at_ms, -row.number)))[: limit + 1]
+    return rows
 
 
 def unfinished(

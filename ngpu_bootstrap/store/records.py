@@ -120,6 +120,7 @@ class NewTask:
         idempotency_key: The client's own, unique in its workspace; None without one.
         request: The body to send (bytes, or a stored one made by ``Store.new_body``); None when it is not kept.
         webhook: URL that is told of the task's end; empty for none.
+        caller: the workspace whose token asked for it, where that is another than the one it runs on; else empty.
     """
 
     task_id: str
@@ -142,6 +143,7 @@ class NewTask:
     priority: int = 0
     request: bytes | StoredBody | None = field(default=None, repr=False)
     webhook: str = ""
+    caller: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,8 +319,14 @@ class TaskRecord:
     bootstrap: str = ""
     cancel_asked_at_ms: int | None = None
     brc20: str = ""
+    caller: str = ""
     request: StoredBody | None = field(default=None, repr=False)
     response: StoredBody | None = field(default=None, repr=False)
+
+    @property
+    def client(self) -> str:
+        """The workspace whose token asked for it: who may look at it and end it, and in whose lists it is."""
+        return self.caller or self.workspace
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,7 @@ ACCEPT_COLUMNS = (
     "token_label",
     "btc_address",
     "user_ip",
+    "caller",
     "idempotency_key",
     "detach",
     "wrapped",

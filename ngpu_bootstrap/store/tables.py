@@ -145,6 +145,8 @@ tasks = sa.Table(
     sa.Column("cancel_asked_at_ms", _MS),
     # what was found out about the address, as JSON; empty while nothing was
     _text("brc20"),
+    # the workspace whose token asked for it, where that is another than the one it ran on
+    _text("caller"),
     # most tasks have no key: they cost this index nothing
     sa.Index(
         "uq_tasks_idempotency_key",
@@ -156,6 +158,14 @@ tasks = sa.Table(
     ),
     # lists: newest first within a workspace; `number` breaks ties and is the cursor
     sa.Index("ix_tasks_listing", "workspace", "accepted_at_ms", "number"),
+    sa.Index(
+        "ix_tasks_calls",
+        "caller",
+        "accepted_at_ms",
+        "number",
+        sqlite_where=sa.text("caller <> ''"),
+        postgresql_where=sa.text("caller <> ''"),
+    ),
     # recovery reads only these, however many tasks are done
     sa.Index(
         "ix_tasks_unfinished",

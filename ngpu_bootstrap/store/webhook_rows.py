@@ -55,7 +55,13 @@ def take_due(connection: sa.Connection, now_ms: int, limit: int) -> list[DueWebh
     """Return at most *limit* calls that are due, and hold them."""
     w, t = tables.webhooks, tables.tasks
     due = (
-        sa.select(w.c.task_id, w.c.url, t.c.workspace, w.c.token_label, w.c.tries)
+        sa.select(
+            w.c.task_id,
+            w.c.url,
+            sa.func.coalesce(sa.func.nullif(t.c.caller, ""), t.c.workspace).label("workspace"),
+            w.c.token_label,
+            w.c.tries,
+        )
         .select_from(w.join(t, t.c.task_id == w.c.task_id))
         .where(w.c.done_at_ms.is_(None), w.c.next_at_ms <= now_ms, sa.text("tasks.state >= 3"))
         .order_by(w.c.next_at_ms)

@@ -130,7 +130,7 @@ def body_of(task: TaskRecord) -> bytes:
     document = {
         "taskID": task.task_id,
         "taskId": task.task_id,
-        "workspace": task.workspace,
+        "workspace": task.client,
         "api": task.api,
         "state": int(task.state),
         "state_name": task.state.name.lower(),

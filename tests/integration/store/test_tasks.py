@@ -252,6 +252,25 @@ async def test_pages_are_newest_first_and_follow_each_other(directory: Path) -> 
                 await store.tasks(TaskFilter(after=bad))
 
 
+@trio_test
+async def test_a_callers_lists_hold_what_it_asked_of_others_and_nobody_elses_do(directory: Path) -> None:
+    async with a_store(directory) as store:
+        for number in range(1, 9):
+            ran_on, caller = ("1", WORKSPACE) if number % 2 else (WORKSPACE, "1" if number % 4 else "")
+            await store.accept(a_task(number, workspace=ran_on, caller=caller, accepted_at_ms=1000 + number))
+        shown: list[str] = []
+        cursor = ""
+        for _ in range(3):
+            page = await store.task_ids(TaskFilter(workspace=WORKSPACE, limit=2, after=cursor))
+            shown += page.task_ids
+            cursor = page.cursor
+        assert shown == [task_id(number) for number in (8, 7, 5, 4, 3, 1)]
+        assert cursor == ""
+        found = await store.tasks(TaskFilter(workspace="1"))
+        assert [task.task_id for task in found.tasks] == [task_id(6), task_id(2)]
+        assert {task.client for task in found.tasks} == {"1"}
+
+
 def test_pages_and_recovery_are_read_through_their_indexes(tmp_path: Path) -> None:
     engine = open_engine(tmp_path / "store.db")
     with engine.connect() as connection:
@@ -260,6 +279,12 @@ def test_pages_and_recovery_are_read_through_their_indexes(tmp_path: Path) -> No
         text = str(queries.page_query(wanted, 10).compile(engine, compile_kwargs={"literal_binds": True}))
         plan = " ".join(row[-1] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}"))
         assert "USING INDEX ix_tasks_listing (workspace=? AND accepted_at_ms>?" in plan
+        assert "TEMP B-TREE" not in plan
+        text = str(
+            queries.page_query(wanted, 10, on_others=True).compile(engine, compile_kwargs={"literal_binds": True})
+        )
+        plan = " ".join(row[-1] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}"))
+        assert "USING INDEX ix_tasks_calls (caller=? AND accepted_at_ms>?" in plan
         assert "TEMP B-TREE" not in plan
         plan = str(connection.exec_driver_sql("EXPLAIN QUERY PLAN SELECT * FROM tasks WHERE state < 3").all())
         assert "ix_tasks_unfinished" in plan

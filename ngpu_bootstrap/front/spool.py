@@ -1,0 +1,148 @@
+"""Bodies that must be read before a node is chosen for them, kept meanwhile in little memory.
+
+A model's name may stand after megabytes of an image, so such a body is read whole first: short ones in memory, longer
+ones in a file that has no name and is gone with its call, whatever ends it. Since they are at hand then, calls with
+such bodies can be tried again elsewhere. Files hold no credential: those are taken out before (`profiles.reading`).
+
+All of them together have a bound, so that uploads cannot fill a disk; beyond it a call is refused at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import BinaryIO
+
+import trio
+
+from ngpu_bootstrap.dispatch.calls import Body, WholeBody
+from ngpu_bootstrap.errors import NotServed
+
+IN_MEMORY_BYTES = 256 * 1024
+PIECE_BYTES = 256 * 1024
+
+
+class Spool:
+    """Where bodies wait, and how much of them there may be.
+
+    Args:
+        folder: made where it is missing; its files have no names.
+        limit_bytes: of all bodies that are longer than `IN_MEMORY_BYTES` together.
+    """
+
+    def __init__(self, folder: Path, *, limit_bytes: int) -> None:
+        self._folder = folder
+        self._limit_bytes = limit_bytes
+        self.held_bytes = 0
+
+    def reserve(self, size: int) -> None:
+        """Count *size* bytes more.
+
+        Raises:
+            NotServed: there is no room for them.
+        """
+        if self.held_bytes + size > self._limit_bytes:
+            raise NotServed(
+                503, "spool_full", "too many long requests are being read now; come again later", retry_after_s=5
+            )
+        self.held_bytes += size
+
+    def give_back(self, size: int) -> None:
+        """Count *size* bytes less."""
+        self.held_bytes -= size
+
+    def open_file(self) -> BinaryIO:
+        """Return a new file without a name."""
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return tempfile.TemporaryFile(dir=self._folder, buffering=0)
+
+
+class SpooledBody:
+    """A body that is being read, then one that can be sent. Use it in an `async with` block, which frees it."""
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+        self._hash = hashlib.sha256()
+        self._pending = bytearray()
+        self._file: BinaryIO | None = None
+        self._reserved = 0
+        self.size = 0
+
+    async def __aenter__(self) -> SpooledBody:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        file, self._file = self._file, None
+        self._spool.give_back(self._reserved)
+        self._reserved = 0
+        if file is not None:
+            file.close()
+
+    can_be_sent = True
+
+    async def write(self, data: bytes) -> None:
+        """Take the next piece.
+
+        Raises:
+            NotServed: there is no room for it.
+        """
+        if not data:
+            return
+        self.size += len(data)
+        self._hash.update(data)
+        self._pending += data
+        if len(self._pending) >= IN_MEMORY_BYTES:
+            await self._flush()
+
+    async def body(self) -> Body:
+        """Return the whole, once it was written."""
+        if self._file is None:
+            return WholeBody(bytes(self._pending))
+        await self._flush()
+        return self
+
+    async def _flush(self) -> None:
+        data, self._pending = bytes(self._pending), bytearray()
+        if not data:
+            return
+        self._spool.reserve(len(data))
+        self._reserved += len(data)
+        if self._file is None:
+            self._file = await trio.to_thread.run_sync(self._spool.open_file)
+        file = self._file
+        try:
+            # the whole of it: a raw file may take a part
+            await trio.to_thread.run_sync(_write_all, file, data)
+        except OSError as error:
+            raise NotServed(
+                503, "spool_full", f"the request cannot be kept now: {error.strerror}", retry_after_s=5
+            ) from None
+
+    # -- as a body (`dispatch.calls.Body`)
+
+    async def prepare(self) -> AsyncIterator[bytes]:
+        return self._pieces()
+
+    def sent(self) -> tuple[bytes, int]:
+        return self._hash.digest(), self.size
+
+    async def _pieces(self) -> AsyncIterator[bytes]:
+        file = self._file
+        if file is None:
+            return
+        descriptor, at = file.fileno(), 0
+        while at < self.size:
+            data = await trio.to_thread.run_sync(os.pread, descriptor, min(PIECE_BYTES, self.size - at), at)
+            if not data:
+                return
+            at += len(data)
+            yield data
+
+
+def _write_all(file: BinaryIO, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) or 0 :]
