@@ -35,6 +35,7 @@ from ngpu_bootstrap.compat.user_calls import UserCalls
 from ngpu_bootstrap.config import BootstrapSettings, parse_host_port
 from ngpu_bootstrap.dispatch.detached import DetachedTasks
 from ngpu_bootstrap.dispatch.dispatcher import Dispatcher, DispatchLimits
+from ngpu_bootstrap.dispatch.jobs import Jobs
 from ngpu_bootstrap.dispatch.receipts import ReceiptDesk
 from ngpu_bootstrap.dispatch.verdicts import Judge
 from ngpu_bootstrap.dispatch.watch import TaskWatch
@@ -278,8 +279,16 @@ class _Bootstrap:
             watch=self.watch,
             now_ms=now_ms,
         )
+        self.jobs = Jobs(
+            dispatcher=self.dispatcher,
+            store=store,
+            nodes=self.nodes,
+            answer_bytes=limits.task_answer_bytes,
+            now_ms=now_ms,
+        )
         self.detached = DetachedTasks(
             dispatcher=self.dispatcher,
+            jobs=self.jobs,
             store=store,
             nodes=self.nodes,
             is_coming=self._is_coming,

@@ -82,7 +82,7 @@ def first_of(document: Any, pointers: tuple[str, ...], job_id: str = "") -> Any:
     return None
 
 
-class Standing(StrEnum):
+class JobState(StrEnum):
     """What an answer says of its job."""
 
     PENDING = "pending"
@@ -103,7 +103,7 @@ class Read:
         result: where the result stands: None where nothing is declared or there.
     """
 
-    standing: Standing
+    means: JobState
     state: str = ""
     progress: float | None = None
     error: str = ""
@@ -134,24 +134,24 @@ class Signs(BaseModel):
     def read(self, status: int, body: bytes, job_id: str) -> Read:
         """Return what an answer with *status* and *body* says of the job *job_id*. Never raises."""
         if not 200 <= status < 300:
-            return Read(Standing.UNREADABLE, error=f"status {status}")
+            return Read(JobState.UNREADABLE, error=f"status {status}")
         document = parsed(body)
         if document is None:
-            return Read(Standing.UNREADABLE, error="no JSON")
+            return Read(JobState.UNREADABLE, error="no JSON")
         state = first_of(document, self.state, job_id)
         if not isinstance(state, str | int | float | bool):
-            return Read(Standing.UNREADABLE, error="no state where it should stand")
+            return Read(JobState.UNREADABLE, error="no state where it should stand")
         shown = state if isinstance(state, str) else json.dumps(state)
-        standing = Standing.PENDING
+        means = JobState.PENDING
         if _is_among(state, self.failed):
-            standing = Standing.FAILED
+            means = JobState.FAILED
         elif _is_among(state, self.done):
-            standing = Standing.DONE
+            means = JobState.DONE
         return Read(
-            standing,
+            means,
             state=shown[:64],
             progress=_progress(first_of(document, self.progress, job_id)),
-            error=_words(first_of(document, self.error, job_id)) if standing is not Standing.DONE else "",
+            error=_words(first_of(document, self.error, job_id)) if means is not JobState.DONE else "",
             result=first_of(document, self.result, job_id),
         )
 

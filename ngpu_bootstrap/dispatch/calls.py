@@ -8,9 +8,12 @@ from dataclasses import field
 from typing import Protocol
 
 from ngpu_bootstrap.errors import BootstrapError
+from ngpu_bootstrap.store import job_rows
+from ngpu_bootstrap.store.job_rows import JobRow
 from ngpu_bootstrap.store.records import NewTask
 from ngpu_protocol.frozen import dataclass
 from ngpu_protocol.http1 import Exchange, Headers, RemoteError
+from ngpu_protocol.identity import Address
 from ngpu_protocol.workspaces import WorkspaceSpec
 
 NOTHING_HASH = hashlib.sha256().digest()
@@ -139,6 +142,8 @@ class Call:
         affinity: the client's key for calls that belong on one node (`Ngpu-Affinity`); empty without one.
         caller: the workspace whose token asked for it, where that is another than the one it runs on; else empty.
         gpu_types: GPU models preferred for this call, the best first; empty for the workspace's own order.
+        only: the one node it may go to; None for any.
+        job: what is kept of it where it is a job of the workspace's own; None for every other call.
     """
 
     task_id: str
@@ -164,6 +169,8 @@ class Call:
     webhook: str = ""
     caller: str = ""
     gpu_types: tuple[str, ...] = ()
+    only: Address | None = None
+    job: JobRow | None = None
 
     def new_task(self) -> NewTask:
         """Return the record of this call.
@@ -198,4 +205,5 @@ class Call:
             priority=self.priority,
             webhook=self.webhook,
             caller=self.caller,
+            job=None if self.job is None else job_rows.values(self.job),
         )

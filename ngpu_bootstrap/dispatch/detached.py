@@ -21,10 +21,13 @@ from ngpu_bootstrap.dispatch.calls import Call, KeptBody, WholeBody
 from ngpu_bootstrap.dispatch.collector import Collector
 from ngpu_bootstrap.dispatch.dispatcher import Dispatcher, Progress
 from ngpu_bootstrap.dispatch.ends import CANCELLED, Ending
+from ngpu_bootstrap.dispatch.jobs import Jobs
 from ngpu_bootstrap.errors import NotServed
 from ngpu_bootstrap.kill_points import reached
 from ngpu_bootstrap.registry.nodes import Nodes
+from ngpu_bootstrap.store import job_rows
 from ngpu_bootstrap.store.errors import AttemptConflict, BodyMissing, StoreError, TaskIsFinal
+from ngpu_bootstrap.store.job_rows import JobRow
 from ngpu_bootstrap.store.records import AttemptEnd, AttemptRecord, OpenTask, Part, TaskRecord
 from ngpu_bootstrap.store.store import Store
 from ngpu_bootstrap.tasks.recovery import (
@@ -96,6 +99,7 @@ class DetachedTasks:
         self,
         *,
         dispatcher: Dispatcher,
+        jobs: Jobs,
         store: Store,
         nodes: Nodes,
         is_coming: Callable[[str], bool],
@@ -107,6 +111,7 @@ class DetachedTasks:
     ) -> None:
         self._call_back = call_back
         self._dispatcher = dispatcher
+        self._jobs = jobs
         self._store = store
         self._nodes = nodes
         self._is_coming = is_coming
@@ -221,6 +226,7 @@ class DetachedTasks:
 
     async def adopt(self, tasks: Sequence[OpenTask], specs: Callable[[TaskRecord], WorkspaceSpec | None]) -> None:
         """Decide about unfinished tasks that a run before, or another bootstrap, left."""
+        jobs = await self._job_rows([task.task.task_id for task in tasks])
         for task in tasks:
             found = Unfinished.from_store(task)
             decision = decide(found, now_ms=self._now_ms())
@@ -229,8 +235,13 @@ class DetachedTasks:
             reached("recover.decided")
             if found.task_id in self._runs:
                 continue
+            job = jobs.get(found.task_id)
             if task.task.cancel_asked_at_ms is not None and spec is not None:
-                self._start(spec.id, self._withdraw, self._call(task.task, spec))
+                self._start(spec.id, self._withdraw, self._call(task.task, spec, job))
+            elif job is not None and spec is not None:
+                call = self._call(task.task, spec, job)
+                under_way = task.last if found.under_way else None
+                self._start(spec.id, self._jobs.carry, call, job, found.attempts, under_way)
             elif isinstance(decision, End):
                 await self._close(found, decision)
             elif spec is None:
@@ -238,6 +249,15 @@ class DetachedTasks:
             else:
                 call = self._call(task.task, spec)
                 self._start(spec.id, self._take_up, call, found, task.last, decision)
+
+    async def _job_rows(self, task_ids: Sequence[str]) -> dict[str, JobRow]:
+        """Return those of the tasks that are jobs, by task id."""
+        rows: dict[str, JobRow] = {}
+        for first in range(0, len(task_ids), LEFT_AT_ONCE):
+            some = list(task_ids[first : first + LEFT_AT_ONCE])
+            found = await self._store.look_over(functools.partial(job_rows.unfinished, task_ids=some))
+            rows |= {row.task_id: row for row in found}
+        return rows
 
     async def _take_up(self, call: Call, found: Unfinished, last: AttemptRecord | None, decision: Decision) -> None:
         if isinstance(decision, Requeue):
@@ -265,6 +285,9 @@ class DetachedTasks:
     # -- one task
 
     async def _carry(self, call: Call, progress: Progress) -> None:
+        if call.job is not None:
+            await self._jobs.carry(call, call.job, progress.attempts)
+            return
         sink = Collector(self._answer_bytes)
         result = await self._dispatcher.carry(call, sink, progress)
         attempt = result.attempt
@@ -278,6 +301,9 @@ class DetachedTasks:
         A node that ended the attempt by then has its say: an answer that was complete is the task's result. One that
         cannot be reached is asked until it can, or until the task's deadline and some more.
         """
+        if call.job is not None:
+            await self._withdraw_job(call)
+            return
         for _ in range(3):
             last = next(reversed(await self._store.attempts(call.task_id)), None)
             under_way = last if last is not None and last.ended_at_ms is None else None
@@ -292,6 +318,15 @@ class DetachedTasks:
                 number = under_way.attempt if under_way is not None else None
                 await self._dispatcher.close(call.task_id, CANCELLED, number)
                 return
+
+    async def _withdraw_job(self, call: Call) -> None:
+        """End a cancelled job: its workspace is told where that is declared, and the call under way was cut."""
+        last = next(reversed(await self._store.attempts(call.task_id)), None)
+        if last is not None and last.ended_at_ms is None:
+            end = AttemptEnd(call.task_id, last.attempt, "cancelled", self._now_ms(), "cancelled", last.status)
+            await self._store.end_attempt(end, requeue=False)
+        await self._jobs.cancel(call, last.attempt if last is not None else 0)
+        await self._dispatcher.close(call.task_id, CANCELLED, None)
 
     async def _collect(self, call: Call, attempt: Attempt, found: Unfinished, *, stop: bool = False) -> None:
         """Ask the attempt's node for its answer until there is one, or a decision.
@@ -334,7 +369,7 @@ class DetachedTasks:
             await self._store.end_attempt(end, requeue=True)
         await self._carry(call, Progress(promised=True, attempts=found.attempts))
 
-    def _call(self, record: TaskRecord, spec: WorkspaceSpec) -> Call:
+    def _call(self, record: TaskRecord, spec: WorkspaceSpec, job: JobRow | None = None) -> Call:
         body = KeptBody(functools.partial(self._read_request, record.task_id))
         return Call(
             task_id=record.task_id,
@@ -351,6 +386,7 @@ class DetachedTasks:
             wrapped=True,
             idempotency_key=record.idempotency_key,
             priority=record.priority,
+            job=job,
         )
 
     async def _read_request(self, task_id: str) -> bytes:

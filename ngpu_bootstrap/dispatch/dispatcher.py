@@ -83,10 +83,12 @@ class Progress:
         promised: it is in the store and no client waits on a connection for it: it waits while no node serves it,
             and outlives this run of the daemon.
         attempts: made so far.
+        is_part: the call is one of several that the task is made of: its end is recorded, the task goes on.
     """
 
     promised: bool = False
     attempts: int = 0
+    is_part: bool = False
 
 
 NEW = Progress()
@@ -184,7 +186,10 @@ class Dispatcher:
                     tried.clear()  # nobody else took it: those who did not may by now
                     continue
                 ending = ending_of(before, None) if before is not None else self._unplaced(call, refusal)
-                await self._end(call, ending, before, None)
+                if progress.is_part:
+                    await self._end_part(ending, before, None)
+                else:
+                    await self._end(call, ending, before, None)
                 return Result(ending, before)
             except BaseException:
                 if before is not None and client_waits:
@@ -195,11 +200,17 @@ class Dispatcher:
             attempt, judged = await self._attempt(call, sink, slot, number, before, is_new, client_waits)
             if attempt.reason == Reason.NO_FREE_SLOT:
                 full += 1
-            if attempt.how is How.ANSWERED or not self._may_repeat(call, sink, attempt, full):
+            made = number - progress.attempts if progress.is_part else number
+            if attempt.how is How.ANSWERED or not self._may_repeat(
+                call, sink, attempt, made - min(full, FULL_REFUSALS)
+            ):
                 if call.detach and attempt.how in (How.LOST, How.DEADLINE):
                     return Result(ending_of(attempt, None), attempt)
                 ending = ending_of(attempt, judged)
-                await self._end(call, ending, attempt, judged, sink=sink)
+                if progress.is_part:
+                    await self._end_part(ending, attempt, judged)
+                else:
+                    await self._end(call, ending, attempt, judged, sink=sink)
                 return Result(ending, attempt, judged)
             if attempt.reason != Reason.NO_FREE_SLOT:
                 tried.add(slot.session)
@@ -207,11 +218,14 @@ class Dispatcher:
                 self._record_soon(self._file, judged)
             before = attempt
 
-    async def collected(self, call: Call, attempt: Attempt, sink: Collector) -> Result:
+    async def collected(self, call: Call, attempt: Attempt, sink: Collector, *, is_part: bool = False) -> Result:
         """Judge and record the answer of a detached *attempt* that was collected later (`Attempt.collect`)."""
         judged = self._judged(attempt)
         ending = ending_of(attempt, judged)
-        await self._end(call, ending, attempt, judged, sink=sink)
+        if is_part:
+            await self._end_part(ending, attempt, judged)
+        else:
+            await self._end(call, ending, attempt, judged, sink=sink)
         return Result(ending, attempt, judged)
 
     async def give_up(self, call: Call, ending: Ending, attempt: Attempt | None) -> None:
@@ -233,6 +247,23 @@ class Dispatcher:
             )
         )
         self._watch.changed(task_id)
+
+    async def complete(self, call: Call, ending: Ending, answer: Collector | None) -> None:
+        """Record the end of a task whose parts are all recorded, with the *answer* that is its result."""
+        self._metrics.task_ended("job", ending.state.name.lower(), (self._now_ms() - call.accepted_at_ms) / 1000)
+        finish = Finish(
+            task_id=call.task_id,
+            state=ending.state,
+            at_ms=self._now_ms(),
+            result_code=200 if 200 <= ending.status < 300 else ending.status,
+            message=ending.message,
+            reason=ending.reason,
+            status=answer.status if answer is not None else 0,
+            response=answer.body if answer is not None else None,
+            content_type=answer.content_type if answer is not None else "",
+        )
+        with trio.CancelScope(shield=True):
+            await self._commit_end(finish, None)
 
     async def cancel(self, task_id: str) -> bool:
         """Have the node end the attempt of *task_id* that runs here; False when none does.
@@ -282,6 +313,10 @@ class Dispatcher:
     # -- one attempt
 
     async def _place(self, call: Call, tried: set[NodeSession], number: int, full: int, *, promised: bool) -> Slot:
+        if call.only is not None:
+            # half of its time at most: the other half is the call's own
+            timeout_s = max(0.0, (call.deadline_ms - self._now_ms()) / 2000)
+            return await self._nodes.acquire_on(call.spec, call.only, timeout_s=timeout_s, task_id=call.task_id)
         if wait_s := pause_s(full):
             await trio.sleep(max(0.0, min(wait_s, (call.deadline_ms - self._now_ms()) / 1000)))
         slot = self._nodes.take(call.spec, tried, promised=promised, affinity=call.affinity)
@@ -412,7 +447,11 @@ class Dispatcher:
         await self._store.begin_attempt(start, previous=previous)
         reached("begin.after_commit")
 
-    def _may_repeat(self, call: Call, sink: Sink, attempt: Attempt, full: int) -> bool:
+    def _may_repeat(self, call: Call, sink: Sink, attempt: Attempt, attempts: int) -> bool:
+        # Where several bootstraps share busy nodes, others are there first again and again: that costs a round trip
+        # each time and nobody's work, so it has a bound of its own, and is not among *attempts*.
+        if call.only is not None:
+            return False  # there is no other node; whoever made the call knows when asking again is of use
         if attempt.cancel_asked or not call.body.can_be_sent or attempt.how in (How.OVERSIZE, How.SWITCHED):
             return False
         if attempt.reason == Outcome.DEADLINE:
@@ -427,9 +466,7 @@ class Dispatcher:
                 bytes_to_client=sink.reached_client,
                 refused=attempt.reason if attempt.how is How.REFUSED else "",
                 upgrade=call.upgrade,
-                # Where several bootstraps share busy nodes, others are there first again and again: that costs a round
-                # trip each time and nobody's work, so it has a bound of its own.
-                attempts=attempt.number - min(full, FULL_REFUSALS),
+                attempts=attempts,
                 cap=self._limits.attempts,
                 deadline_at_ms=call.deadline_ms,
                 now_ms=self._now_ms(),
@@ -461,6 +498,22 @@ class Dispatcher:
                 await self._commit_end(finish, judged)
         else:
             self._post_end(finish, judged)
+
+    async def _end_part(self, ending: Ending, attempt: Attempt | None, judged: Judged | None) -> None:
+        """Record the end of one of the calls a task is made of, and its receipt; the task goes on."""
+        if attempt is None:
+            return
+        task_id = attempt.signed.order.task_id
+        end = AttemptEnd(
+            task_id, attempt.number, ending.outcome, attempt.ended_at_ms, attempt.reason, attempt.status or 0
+        )
+        with trio.CancelScope(shield=True):
+            try:
+                await self._store.end_attempt(end, requeue=False)
+            finally:
+                self._watch.changed(task_id)
+            if judged is not None:
+                await self._file(judged)
 
     def _finish(
         self, call: Call, ending: Ending, attempt: Attempt | None, judged: Judged | None, sink: Sink | None

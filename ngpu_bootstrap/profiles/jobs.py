@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 from ngpu_bootstrap.errors import BadRequest, Refusal
 from ngpu_bootstrap.front.paths import workspace_target
 from ngpu_bootstrap.profiles.job_declaration import JobDeclaration
-from ngpu_protocol.job_answers import Read, Standing, job_id_in, parsed
+from ngpu_protocol.job_answers import JobState, Read, job_id_in, parsed
 
 BEARABLE: Final = 5
 """Answers in a row that cannot be read, or calls for the result in vain, before the job is given up."""
@@ -154,19 +154,25 @@ def submitted(job: Job, declared: JobDeclaration, status: int, body: bytes, node
     """Return *job* after the workspace on *node* answered its submission."""
     if not 200 <= status < 300:
         words = f"the workspace refused the job with status {status}"
-        return _failed(replace(job, node=node), Failure(status, "job_refused", words, passed_on=True))
+        return failed(replace(job, node=node), Failure(status, "job_refused", words, passed_on=True))
     key = job_id_in(parsed(body), declared.id)
     if key is None:
         where = ", ".join(declared.id)
         words = f"the workspace's answer to the submission has no id of a job where one is declared ({where})"
-        return _failed(replace(job, node=node), Failure(502, "job_id_missing", words))
+        return failed(replace(job, node=node), Failure(502, "job_id_missing", words))
     first = now_ms if declared.holds else now_ms + _interval_ms(declared)
     return replace(job, phase=Phase.POLLING, key=key, node=node, since_ms=now_ms, next_at_ms=first)
 
 
-def unsubmitted(job: Job, failure: Failure) -> Job:
-    """Return *job* after no node took it."""
-    return _failed(job, failure)
+def failed(job: Job, failure: Failure) -> Job:
+    """Return *job* after no node took it, or something came that no call can mend."""
+    return replace(job, phase=Phase.FAILED, failure=failure)
+
+
+def busy(job: Job, declared: JobDeclaration, now_ms: int) -> Job:
+    """Return *job* after its node had no slot for a question: it is there, and asked again."""
+    after = replace(job, away_since_ms=None, next_at_ms=now_ms + _interval_ms(declared))
+    return _late(after, declared, now_ms)
 
 
 def polled(job: Job, declared: JobDeclaration, status: int, body: bytes, now_ms: int) -> Job:
@@ -176,17 +182,17 @@ def polled(job: Job, declared: JobDeclaration, status: int, body: bytes, now_ms:
         words = f"the workspace on node {job.node} knows no job {job.key} (any more): status {status}; {RESUBMIT}"
         return _lost(heard, "job_unknown_there", words)
     read = declared.signs.read(status, body, job.key)
-    if read.standing is Standing.UNREADABLE:
+    if read.means is JobState.UNREADABLE:
         heard = replace(heard, unread=job.unread + 1)
         if 400 <= status < 500 or heard.unread >= BEARABLE:
             words = f"the workspace's answers about job {job.key} cannot be read ({read.error}); {RESUBMIT}"
-            return _failed(heard, Failure(502, "job_unreadable", words))
+            return failed(heard, Failure(502, "job_unreadable", words))
         return _late(heard, declared, now_ms)
     heard = replace(heard, unread=0, state=read.state, progress=read.progress)
-    if read.standing is Standing.FAILED:
+    if read.means is JobState.FAILED:
         words = f"the workspace says that job {job.key} has failed ({read.state})"
-        return _failed(heard, Failure(502, "job_failed", f"{words}: {read.error}" if read.error else words))
-    if read.standing is Standing.PENDING:
+        return failed(heard, Failure(502, "job_failed", f"{words}: {read.error}" if read.error else words))
+    if read.means is JobState.PENDING:
         return _late(heard, declared, now_ms)
     return _done(heard, declared, read, now_ms)
 
@@ -208,7 +214,7 @@ def fetched(job: Job, declared: JobDeclaration, status: int, now_ms: int) -> Job
     after = replace(job, unread=job.unread + 1, away_since_ms=None, next_at_ms=now_ms + _interval_ms(declared))
     if status < 500 or after.unread >= BEARABLE:
         words = f"job {job.key} is done, and its result cannot be fetched: status {status} for {job.result}"
-        return _failed(after, Failure(502, "job_result_missing", words))
+        return failed(after, Failure(502, "job_result_missing", words))
     return _late(after, declared, now_ms)
 
 
@@ -248,7 +254,7 @@ def _done(job: Job, declared: JobDeclaration, read: Read, now_ms: int) -> Job:
         target = result_target(read.result)
     except ValueError as error:
         words = f"job {job.key} is done, and its answer does not name its result: {error}"
-        return _failed(job, Failure(502, "job_result_missing", words))
+        return failed(job, Failure(502, "job_result_missing", words))
     return replace(job, phase=Phase.FETCHING, result=target, next_at_ms=now_ms)
 
 
@@ -259,10 +265,6 @@ def _late(job: Job, declared: JobDeclaration, now_ms: int) -> Job:
     said = f"; the last it said was {job.state!r}" if job.state else ""
     words = f"job {job.key} did not end within {declared.duration_s:g} s{said}"
     return replace(job, phase=Phase.TIMED_OUT, failure=Failure(504, "job_timed_out", words))
-
-
-def _failed(job: Job, failure: Failure) -> Job:
-    return replace(job, phase=Phase.FAILED, failure=failure)
 
 
 def _lost(job: Job, reason: str, words: str) -> Job:

@@ -48,6 +48,9 @@ TICK_S = 0.1
 MEASURE_MS = 10_000
 REMEMBERED_NODES = 50_000
 RETRY_AFTER_LIMIT_S = 60
+# What a task on its one node needs goes before what any client may ask for (`task_options.PRIORITY_MAX`).
+PRIORITY_BEFORE_ALL = 10
+LOOK_ANEW_S = 0.5
 _WHY_FRESH_MS = 1_000
 ANY_NODE = Policy()
 
@@ -394,6 +397,65 @@ class Nodes:
             retry_after_s=self._retry_after_s(pool),
             headers=self._queue_headers(pool),
         )
+
+    def serves(self, spec: WorkspaceSpec, node: Address) -> bool:
+        """Return whether *node* is here with the workspace and may be asked, be all its slots taken."""
+        entry = self._pool(spec).entries.get(node)
+        return entry is not None and entry.reason in (None, Exclusion.SET_ASIDE)
+
+    async def acquire_on(self, spec: WorkspaceSpec, node: Address, *, timeout_s: float, task_id: str = "") -> Slot:
+        """Return a slot of *spec* on *node*, which has something that no other node has; waits before all others do.
+
+        A node that failed of late is asked all the same: there is no other.
+
+        Raises:
+            NotServed: 503 `node_away` when the node is not here or does not serve the workspace, 429 when no slot
+                became free in time.
+        """
+        pool = self._pool(spec)
+        with trio.move_on_after(timeout_s):
+            while True:
+                entry = pool.entries.get(node)
+                if entry is None or entry.reason not in (None, Exclusion.SET_ASIDE):
+                    why = "it is not connected" if entry is None or entry.reason is None else entry.reason.value
+                    raise NotServed(503, "node_away", f"node {node} does not serve workspace {spec.id} now: {why}")
+                now_ms = self._now_ms()
+                if entry.reason is not None and entry.free(now_ms) > 0:
+                    return Slot(self, Choice(entry, now_ms, (), "only_one", ()))
+                if entry.reason is None:
+                    choice = pool.choose_only(entry.load.host, node, now_ms)
+                    if choice is not None:
+                        return Slot(self, choice)
+                slot = await self._next_on(spec, pool, entry.load.host, task_id)
+                if slot is not None and slot.session.node == node:
+                    return slot
+                if slot is not None:
+                    slot.release()  # its node left while this waited, and it was given another's
+        raise NotServed(
+            429, "no_free_slot", f"no slot of workspace {spec.id} on node {node} became free within {timeout_s:g} s"
+        )
+
+    async def _next_on(self, spec: WorkspaceSpec, pool: Pool, host: NodeSession, task_id: str) -> Slot | None:
+        """Return the next slot that becomes free on *host*; None after a moment, to look anew."""
+        granted: list[Slot] = []
+        ready = trio.Event()
+
+        def take_turn(slot: Slot) -> None:
+            granted.append(slot)
+            ready.set()
+
+        waiter: Waiting = Waiter(task_id, take_turn, (), host, priority=PRIORITY_BEFORE_ALL)
+        pool.line.join(waiter)
+        try:
+            with trio.move_on_after(LOOK_ANEW_S):
+                await ready.wait()
+        except BaseException:
+            for slot in granted:
+                slot.release()
+            raise
+        finally:
+            self.leave(spec, waiter)
+        return granted[0] if granted else None
 
     def join(
         self,

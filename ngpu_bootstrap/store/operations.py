@@ -110,6 +110,8 @@ class Operations:
                 "next_at_ms": task.accepted_at_ms,
             }
             steps.append((s.insert_webhook, s.insert_webhook.bind(webhook)))
+        if task.job is not None:
+            steps.append((s.insert_job, s.insert_job.bind(task.job)))
         return Operation(task.task_id, steps, lambda c, error: _why_not_accepted(c, task, error))
 
     def begin_attempt(self, start: AttemptStart, previous: AttemptEnd | None = None) -> Operation:

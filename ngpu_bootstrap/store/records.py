@@ -121,6 +121,7 @@ class NewTask:
         request: The body to send (bytes, or a stored one made by ``Store.new_body``); None when it is not kept.
         webhook: URL that is told of the task's end; empty for none.
         caller: the workspace whose token asked for it, where that is another than the one it runs on; else empty.
+        job: what is kept of a job of the workspace's own (``job_rows.values``); None for every other task.
     """
 
     task_id: str
@@ -144,6 +145,7 @@ class NewTask:
     request: bytes | StoredBody | None = field(default=None, repr=False)
     webhook: str = ""
     caller: str = ""
+    job: Mapping[str, Any] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

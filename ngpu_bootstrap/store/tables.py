@@ -404,3 +404,40 @@ node_standings = sa.Table(
     _text("last_task"),
     _count("last_disputed_at_ms"),
 )
+
+# tasks that are jobs of a workspace: which node has each, under which id, and how far it is (`profiles.jobs`)
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column("task_id", sa.Text, sa.ForeignKey("tasks.task_id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("workspace", sa.Text, nullable=False),
+    sa.Column("caller", sa.Text, nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("declared", sa.Text, nullable=False),
+    _text("key"),
+    _text("node"),
+    sa.Column("phase", sa.Text, nullable=False),
+    sa.Column("since_ms", _MS, nullable=False),
+    _text("state"),
+    _text("result"),
+    sa.Index("ix_jobs_key", "caller", "name", "key"),
+)
+
+# the tasks by which clients asked for a job
+job_calls = sa.Table(
+    "job_calls",
+    metadata,
+    sa.Column("task_id", sa.Text, sa.ForeignKey("tasks.task_id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("job", sa.Text, sa.ForeignKey("tasks.task_id", ondelete="CASCADE"), nullable=False, index=True),
+)
+
+# hashes of clients' keys whose calls go to one node, for what has state there
+sticky_keys = sa.Table(
+    "sticky_keys",
+    metadata,
+    sa.Column("key", sa.LargeBinary, primary_key=True),
+    sa.Column("workspace", sa.Text, nullable=False),
+    sa.Column("node", sa.Text, nullable=False),
+    sa.Column("used_at_ms", _MS, nullable=False),
+    sa.Index("ix_sticky_keys_workspace", "workspace", "used_at_ms"),
+)

@@ -13,6 +13,7 @@ from ngpu_node.errors import LedgerUnavailable
 from ngpu_node.execution.attempt import Attempt
 from ngpu_node.execution.attempts import SETTLE_S, Attempts, answer_instead
 from ngpu_node.execution.passthrough import Ended, ExchangeSink, ExchangeSource, relay, request_fields
+from ngpu_node.execution.repeated import relay_until, until_in
 from ngpu_node.execution.upgrade import pump
 from ngpu_node.ledger import Written
 from ngpu_protocol.http1 import Exchange, Headers, Response, end_to_end, wants_upgrade
@@ -35,6 +36,7 @@ async def run_attached(attempts: Attempts, attempt: Attempt, exchange: Exchange)
         await pump(attempt, client, response.upgraded)
 
     wants = wants_upgrade(exchange.request.headers)
+    until = until_in(exchange.request.headers)
     fields = request_fields(exchange.request.headers, attempt.upstream.client.authority)
     if wants:
         fields += _upgrade_fields(exchange.request.headers)
@@ -42,7 +44,10 @@ async def run_attached(attempts: Attempts, attempt: Attempt, exchange: Exchange)
         with attempt.scope:
             try:
                 await source.prepare()
-                trailers = await relay(attempt, fields, source, sink, switch=switch if wants else None)
+                if until is not None:
+                    trailers = await relay_until(attempt, fields, source, sink, until)
+                else:
+                    trailers = await relay(attempt, fields, source, sink, switch=switch if wants else None)
                 await source.drain()
             except Ended as error:
                 ended = error

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from ngpu_protocol.errors import MalformedError
 from ngpu_protocol.job_answers import (
     MAX_ID_CHARS,
+    JobState,
     PollUntil,
     Signs,
-    Standing,
     at_pointer,
     first_of,
     job_id_in,
@@ -67,24 +67,24 @@ SIGNS = Signs.model_validate(
 
 
 @pytest.mark.parametrize(
-    ("answer", "standing"),
+    ("answer", "means"),
     [
-        ([{"status": "succeeded", "result": "/a.png"}], Standing.DONE),
-        ([{"status": "pending"}], Standing.PENDING),
-        ([{"status": "failed", "error": "no memory"}], Standing.FAILED),
-        ({"state": "done", "images": []}, Standing.DONE),
-        ({"state": "pending"}, Standing.PENDING),
-        ({"state": True}, Standing.DONE),
-        ({"state": 1}, Standing.FAILED),  # true and 1 are two values in JSON
-        ({"state": False}, Standing.PENDING),
-        ({"state": {}}, Standing.UNREADABLE),
-        ({"status": "succeeded"}, Standing.UNREADABLE),
-        ([], Standing.UNREADABLE),
-        (None, Standing.UNREADABLE),
+        ([{"status": "succeeded", "result": "/a.png"}], JobState.DONE),
+        ([{"status": "pending"}], JobState.PENDING),
+        ([{"status": "failed", "error": "no memory"}], JobState.FAILED),
+        ({"state": "done", "images": []}, JobState.DONE),
+        ({"state": "pending"}, JobState.PENDING),
+        ({"state": True}, JobState.DONE),
+        ({"state": 1}, JobState.FAILED),  # true and 1 are two values in JSON
+        ({"state": False}, JobState.PENDING),
+        ({"state": {}}, JobState.UNREADABLE),
+        ({"status": "succeeded"}, JobState.UNREADABLE),
+        ([], JobState.UNREADABLE),
+        (None, JobState.UNREADABLE),
     ],
 )
-def test_the_state_decides(answer: object, standing: Standing) -> None:
-    assert SIGNS.read(200, json.dumps(answer).encode(), "7").standing is standing
+def test_the_state_decides(answer: object, means: JobState) -> None:
+    assert SIGNS.read(200, json.dumps(answer).encode(), "7").means is means
 
 
 def test_error_progress_and_result_are_read() -> None:
@@ -99,13 +99,13 @@ def test_error_progress_and_result_are_read() -> None:
 
 
 def test_a_status_of_failure_says_nothing_of_the_job() -> None:
-    assert SIGNS.read(503, b'{"state":"done"}', "7").standing is Standing.UNREADABLE
+    assert SIGNS.read(503, b'{"state":"done"}', "7").means is JobState.UNREADABLE
 
 
 @given(st.binary(max_size=200), st.integers(0, 999), st.text(max_size=20))
 def test_no_answer_is_too_odd_to_be_read(body: bytes, status: int, job_id: str) -> None:
     read = SIGNS.read(status, body, job_id)
-    assert isinstance(read.standing, Standing)
+    assert isinstance(read.means, JobState)
     read.error.encode()
 
 

@@ -1,0 +1,187 @@
+"""A client's calls about jobs that its workspace runs: submitting one, and asking for it.
+
+Owns what the client gets. A submission is answered once with the result, where its declaration says `wait`, or with
+the workspace's own answer; either way the job goes on and is kept under its task id. A question goes to the node that
+took the job and to no other, whichever bootstrap of the database is asked and however often it was restarted since;
+the id of another client's job is as unknown as one that never was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from ngpu_bootstrap.dispatch.calls import Call
+from ngpu_bootstrap.dispatch.detached import DetachedTasks
+from ngpu_bootstrap.dispatch.jobs import Jobs
+from ngpu_bootstrap.dispatch.watch import TaskWatch
+from ngpu_bootstrap.errors import BootstrapError, NotServed, Refusal
+from ngpu_bootstrap.front.answers import WorkspaceAnswer
+from ngpu_bootstrap.profiles.job_declaration import JobDeclaration
+from ngpu_bootstrap.profiles.jobs import RESUBMIT, Job
+from ngpu_bootstrap.registry.nodes import Nodes
+from ngpu_bootstrap.store import job_rows
+from ngpu_bootstrap.store.errors import BodyMissing, StoreError, TaskIsFinal, UnknownTask
+from ngpu_bootstrap.store.job_rows import JobRow
+from ngpu_bootstrap.store.records import Part, TaskRecord
+from ngpu_bootstrap.store.store import Store
+from ngpu_bootstrap.tasks.states import TaskState
+from ngpu_protocol.identity import Address
+from ngpu_protocol.job_answers import MAX_ID_CHARS
+from ngpu_protocol.workspaces import WorkspaceSpec
+
+# How long past its time a job's end may take to be known here.
+LATE_MS = 30_000
+
+
+class JobEnded(BootstrapError):
+    """A job that was accepted as a task ended without a result its client can be given.
+
+    Attributes:
+        task_id: of the job.
+        refusal: what its client gets.
+    """
+
+    def __init__(self, task_id: str, refusal: Refusal) -> None:
+        super().__init__(refusal.message)
+        self.task_id = task_id
+        self.refusal = refusal
+
+
+class JobCalls:
+    """Answers calls about jobs."""
+
+    def __init__(
+        self,
+        *,
+        detached: DetachedTasks,
+        jobs: Jobs,
+        nodes: Nodes,
+        store: Store,
+        watch: TaskWatch,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._detached = detached
+        self._jobs = jobs
+        self._nodes = nodes
+        self._store = store
+        self._watch = watch
+        self._now_ms = now_ms
+
+    async def submit(self, call: Call, name: str, declared: JobDeclaration, caller: str) -> WorkspaceAnswer:
+        """Submit a job and return what its client gets.
+
+        Args:
+            call: with a whole body; becomes the job's task.
+            name: of the declaration, with its profile's.
+            caller: the client's own workspace.
+
+        Raises:
+            Refusal: it was not taken, and there is no task.
+            JobEnded: it was, and ended without a result.
+            IdempotencyKeyUsed: the key was used before.
+        """
+        now_ms = self._now_ms()
+        row = JobRow(call.task_id, call.spec.id, caller, name, declared, Job(since_ms=now_ms))
+        call = dataclasses.replace(call, detach=True, wrapped=True, job=row)
+        submission = self._jobs.expect(call.task_id)
+        try:
+            await self._detached.submit(call)
+            if declared.wait:
+                return await self._result(call, declared)
+            await submission.over.wait()
+            answer = submission.answer
+            if answer is not None:
+                return WorkspaceAnswer(answer.status, answer.body, answer.content_type)
+            return await self._result(call, declared)
+        finally:
+            self._jobs.forget(call.task_id)
+
+    async def _result(self, call: Call, declared: JobDeclaration) -> WorkspaceAnswer:
+        """Return the answer of a job that has ended, waiting until it has."""
+        late_ms = call.deadline_ms + int(declared.duration_s * 1000) + LATE_MS
+        try:
+            while True:
+                record = await self._store.task_state(call.task_id)
+                if record is None:
+                    raise Refusal(410, "answer_gone", f"task {call.task_id} is no longer kept")
+                if record.state.is_final:
+                    break
+                if self._now_ms() >= late_ms:
+                    refusal = Refusal(504, "deadline", f"task {call.task_id} has not ended in time; poll for it")
+                    raise JobEnded(call.task_id, refusal)
+                await self._watch.wait(call.task_id)
+        except BaseException as error:
+            # its client left: nobody waits for what the workspace would go on making
+            if not isinstance(error, BootstrapError) and declared.cancel is not None:
+                self._detached.cancel(call.task_id)
+            raise
+        if record.state is not TaskState.FINISHED:
+            raise JobEnded(call.task_id, Refusal(record.result_code or 502, record.reason, record.message))
+        return await self._kept(await self._store.task(call.task_id) or record)
+
+    async def find(self, caller: str, name: str, key: str) -> JobRow:
+        """Return the job a client means by the workspace's own id of it.
+
+        Raises:
+            Refusal: 404, it has no such job, whoever else may have.
+        """
+        row = None
+        if key and len(key) <= MAX_ID_CHARS and key.isprintable():
+            row = await self._store.look_up(lambda connection: job_rows.of_key(connection, None, caller, name, key))
+        if row is None:
+            shown = "".join(character for character in key[:64] if character.isprintable())
+            raise Refusal(404, "job_unknown", f"there is no job {shown!r}; use the id that its submission answered")
+        return row
+
+    async def answer_kept(self, row: JobRow, spec: WorkspaceSpec) -> WorkspaceAnswer | None:
+        """Return the last answer about a job that is done and whose node is not here any more; None: ask the node.
+
+        Raises:
+            JobEnded: the node is gone and nothing is known of a result, or it is away and may come back.
+        """
+        node = Address(row.job.node)
+        if node and self._nodes.serves(spec, node):
+            return None
+        record = await self._store.task(row.task_id)
+        if record is None:
+            raise Refusal(404, "job_unknown", f"job {row.job.key} is no longer kept")
+        if record.state is TaskState.FINISHED and not row.declared.fetch:
+            return await self._kept(record)
+        if record.state is TaskState.FINISHED:
+            words = f"job {row.job.key} was done, and its node is gone; its result is kept as task {row.task_id}"
+            raise JobEnded(row.task_id, Refusal(410, "job_node_gone", words))
+        if record.state.is_final:
+            words = record.message if RESUBMIT in record.message else f"{record.message}; {RESUBMIT}"
+            raise JobEnded(row.task_id, Refusal(410, record.reason, words))
+        if not node:
+            words = f"job {row.job.key} is being submitted; ask again"
+            raise JobEnded(row.task_id, NotServed(503, "job_not_submitted", words, retry_after_s=1))
+        words = (
+            f"the node {node} that took job {row.job.key} is away; ask again, and if it is not back within "
+            f"{row.declared.away_s:g} s the job counts as lost and is to be submitted again"
+        )
+        raise JobEnded(row.task_id, NotServed(503, "job_node_away", words, retry_after_s=2))
+
+    async def note(self, row: JobRow, call_id: str) -> None:
+        """Link a client's question, which was a task of its own, with its job."""
+        await self._store.chore(lambda connection: job_rows.note_call(connection, row.task_id, call_id))
+
+    async def end(self, row: JobRow) -> None:
+        """End a job because its client had the workspace end it."""
+        try:
+            await self._store.ask_cancel(row.task_id, self._now_ms())
+        except (TaskIsFinal, UnknownTask):
+            return
+        self._detached.cancel(row.task_id)
+
+    async def _kept(self, record: TaskRecord) -> WorkspaceAnswer:
+        body = b""
+        if record.response is not None:
+            try:
+                body = await self._store.read_body(record.task_id, Part.RESPONSE, record.response)
+            except (BodyMissing, StoreError):
+                raise JobEnded(
+                    record.task_id, Refusal(410, "answer_gone", "the answer of this task is no longer kept")
+                ) from None
+        return WorkspaceAnswer(record.status, body, record.content_type)
