@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ngpu_bootstrap.account_cli import product_app, user_app
+from ngpu_bootstrap.challenge_cli import challenge
 from ngpu_bootstrap.cli_options import (
     ArgumentError,
     ConfigOption,
@@ -56,6 +57,7 @@ _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _API = re.compile(r"(?P<name>[^:=]+)=(?P<mode>sync|async):(?P<port>[0-9]+)(?P<path>/.*)")
 
 add_commands(workspace_app)
+app.command("challenge")(challenge)
 app.command("init")(init_command(DEFAULT_DATA_DIR.expanduser()))
 
 

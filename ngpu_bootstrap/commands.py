@@ -186,6 +186,17 @@ class Management:
         nodes: list[dict[str, Any]] = self._ask("GET", "/api/v1/nodes")["nodes"]
         return nodes
 
+    def challenge(self, nodes: Sequence[str], gpu: int | None) -> list[dict[str, Any]]:
+        """Have the running daemon challenge *nodes* now, and return the runs as they begin."""
+        document = {"nodes": list(nodes), "gpu": gpu}
+        runs: list[dict[str, Any]] = self._ask("POST", "/api/v1/challenges", document)["runs"]
+        return runs
+
+    def challenge_run(self, name: str) -> dict[str, Any]:
+        """Return how one of them goes."""
+        run: dict[str, Any] = self._ask("GET", f"/api/v1/challenges/{name}")
+        return run
+
     def _ask(self, method: str, target: str, document: Any = None) -> Any:
         return ask_daemon(self._directory.admin_socket, method, target, document)
 

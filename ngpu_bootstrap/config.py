@@ -257,6 +257,53 @@ class SchedulingSection(Section):
         )
 
 
+class GpuSpeed(Section):
+    """A GPU model and what it can do, beside those that are known."""
+
+    model: str = Field(description="The model, as NVML or people spell it.", examples=["RTX 4070"], min_length=1)
+    tflops: float = Field(
+        gt=0, description="Multiplications and additions a second in matrix products, 32-bit or TF32.", examples=[29.1]
+    )
+    gbytes_per_s: float = Field(gt=0, description="From and to its own memory, gigabytes a second.", examples=[504.0])
+    memory_gib: int = Field(0, ge=0, description="The most such a card has. 0: not known.")
+
+
+class ChallengesSection(Section):
+    """Whether nodes must show that their GPUs are what they claim (docs/trust.md)."""
+
+    workspaces: tuple[str, ...] = Field(
+        (),
+        description="Ids of workspaces that answer challenges (examples/challenge), of one GPU or of more. Empty: no\n"
+        "node is challenged.",
+    )
+    automatic: bool = Field(
+        True, description="Challenge nodes when they are due. false: only by `ngpu-bootstrap challenge`."
+    )
+    interval_s: float = Field(86_400.0, gt=0, description="About how often a trusted node is challenged.")
+    suspect_interval_s: float = Field(3600.0, gt=0, description="How often one that failed, or is new, is challenged.")
+    at_once: int = Field(8, ge=1, le=64, description="Nodes of one GPU model challenged at the same moment at most.")
+    memory_part: float = Field(0.85, gt=0, le=0.95, description="Part of the claimed memory that the product fills.")
+    depth: int = Field(
+        32_768, ge=8, le=131_072, multiple_of=8, description="Length of the scalar products: the deeper, the longer."
+    )
+    steps: int = Field(16, ge=1, le=65_536, description="Reads of each chain through the product.")
+    tolerance: float = Field(
+        1.0,
+        ge=1.0,
+        le=100.0,
+        description="Times the limit that a claimed model's figures give. More lets slower cards by.",
+    )
+    idle_wait_s: float = Field(60.0, ge=0, description="Seconds a node's running tasks may take to end before.")
+    deploy_wait_s: float = Field(1800.0, gt=0, description="Seconds the challenge's image may take to be ready there.")
+    speeds: tuple[GpuSpeed, ...] = Field((), description="Models beside those that are known, or instead of them.")
+
+    @model_validator(mode="after")
+    def _intervals_fit(self) -> Self:
+        if self.suspect_interval_s > self.interval_s:
+            raise ValueError("challenges.suspect_interval_s must not be longer than challenges.interval_s")
+        return self
+
+
 class BootstrapSettings(DaemonSettings):
     """Everything `ngpu-bootstrap run` can be told."""
 
@@ -316,6 +363,9 @@ class BootstrapSettings(DaemonSettings):
     scheduling: SchedulingSection = Field(SchedulingSection(), description="Which nodes get tasks.")
     profiles: ProfilesSection = Field(ProfilesSection(), description="Calls of other systems' clients, as declared.")
     models: ModelsSection = Field(ModelsSection(), description="Models that nodes serve.")
+    challenges: ChallengesSection = Field(
+        ChallengesSection(), description="Whether nodes must show that their GPUs are what they claim."
+    )
     compat: CompatSection = Field(CompatSection(), description="What clients written for other gateways may call.")
     limits: LimitsSection = Field(LimitsSection(), description="Bounds on what clients and nodes may take.")
     region: str = Field("", max_length=64, description="Where this bootstrap is, in a word; stands in its record.")

@@ -29,12 +29,15 @@ from ngpu_bootstrap.api.task_calls import TaskControl
 from ngpu_bootstrap.brc20.checker import Brc20Checker
 from ngpu_bootstrap.brc20.desk import Brc20Desk
 from ngpu_bootstrap.brc20.setup import open_checker
+from ngpu_bootstrap.challenges.desk import ChallengeDesk
+from ngpu_bootstrap.compat import rows as cloud_rows
 from ngpu_bootstrap.compat.cloud import Cloud
 from ngpu_bootstrap.compat.extension import NgpuCloud
 from ngpu_bootstrap.compat.user_calls import UserCalls
 from ngpu_bootstrap.config import BootstrapSettings, parse_host_port
 from ngpu_bootstrap.dispatch.detached import DetachedTasks
 from ngpu_bootstrap.dispatch.dispatcher import Dispatcher, DispatchLimits
+from ngpu_bootstrap.dispatch.errands import Errands
 from ngpu_bootstrap.dispatch.jobs import Jobs
 from ngpu_bootstrap.dispatch.receipts import ReceiptDesk
 from ngpu_bootstrap.dispatch.verdicts import Judge
@@ -53,12 +56,13 @@ from ngpu_bootstrap.registry.control import ControlDesk, Greeting
 from ngpu_bootstrap.registry.deployments import DeploymentTable
 from ngpu_bootstrap.registry.nodes import Nodes, NodeSession
 from ngpu_bootstrap.registry.standings import Standings
-from ngpu_bootstrap.registry.workspaces import Workspaces
+from ngpu_bootstrap.registry.workspaces import Workspace, Workspaces
 from ngpu_bootstrap.retention import keep_swept
 from ngpu_bootstrap.store.bodies import BodyLimits
 from ngpu_bootstrap.store.errors import StoreError, StoreMismatch, StoreUnavailable
 from ngpu_bootstrap.store.records import NodeRow, OpenTask, TaskRecord
 from ngpu_bootstrap.store.store import Store, StoreOptions, open_store
+from ngpu_bootstrap.trust_secret import trust_secret
 from ngpu_bootstrap.webhooks.caller import WebhookCaller
 from ngpu_bootstrap.webhooks.rules import WebhookRules
 from ngpu_daemon.addresses import IpAddress
@@ -233,6 +237,7 @@ class _Bootstrap:
             archives=self.archives,
             replace_after_s=settings.replace_node_after_s,
             now_ms=now_ms,
+            only_on=lambda workspace: self.challenges.only_on(workspace),
         )
         judge = Judge(
             account,
@@ -286,6 +291,21 @@ class _Bootstrap:
             answer_bytes=limits.task_answer_bytes,
             now_ms=now_ms,
         )
+        self.new_task_id = TaskIds(now_ms, parse_zone(settings.wire_timezone))
+        self.challenges = ChallengeDesk(
+            settings.challenges,
+            own=account.address,
+            secret=trust_secret(directory.path),
+            nodes=self.nodes,
+            workspaces=self.workspaces,
+            standings=self.standings,
+            store=store,
+            errands=Errands(self.dispatcher, self.nodes, new_task_id=self.new_task_id, now_ms=now_ms),
+            wallets=self._wallets,
+            refresh=lambda: self.control.refresh(),
+            lacking=self._lacking,
+            now_ms=now_ms,
+        )
         self.detached = DetachedTasks(
             dispatcher=self.dispatcher,
             jobs=self.jobs,
@@ -331,7 +351,7 @@ class _Bootstrap:
             limits=settings.limits,
             async_deadline_s=settings.async_deadline_s,
             deployments=self.deployments,
-            new_task_id=TaskIds(now_ms, zone_minutes),
+            new_task_id=self.new_task_id,
             wire=Wire(zone_minutes, settings.submit_result_code, settings.show_node_ip),
             brc20=self.brc20,
             checks_per_minute=settings.brc20.checks_per_minute,
@@ -358,6 +378,7 @@ class _Bootstrap:
             answer_failed_try=front.answer_failed_try,
             draining=lambda: self.drain.is_requested,
             task_control=self.task_control,
+            challenges=self.challenges,
         )
         if settings.compat.ngpu_cloud:
             self.compat = self._compat(front)
@@ -478,6 +499,16 @@ class _Bootstrap:
             software=f"ngpu-bootstrap/{software_version()}"[:64],
         )
 
+    async def _wallets(self) -> dict[Address, str]:
+        """Return whom each node's work pays, by its own signature."""
+        bindings = await self.store.look_up(cloud_rows.bindings)
+        return {Address(node): binding.wallet for node, binding in bindings.items()}
+
+    def _lacking(self, workspace: Workspace) -> str:
+        """Return why a workspace has not all the nodes it wants, in words."""
+        shortage = self.deployments.shortage(workspace)
+        return shortage.detail if shortage is not None else ""
+
     def _may_reserve(self, peer_id: str) -> bool:
         """Whether others may reach this peer through here: a node that is admitted, and has greeted."""
         try:
@@ -493,6 +524,7 @@ class _Bootstrap:
         await self.workspaces.load()
         await self.standings.load()
         await self.deployments.load()
+        await self.challenges.load()
         async with trio.open_nursery() as nursery:
             await nursery.start(self.drain.run)
             await nursery.start(self.brc20.run)
@@ -516,6 +548,7 @@ class _Bootstrap:
                 await nursery.start(serve_admin_socket, self.directory, self.admin)
                 nursery.start_soon(self.membership.run)
                 nursery.start_soon(self.webhooks.run)
+                await nursery.start(self.challenges.run)
                 nursery.start_soon(keep_swept, self.store, self.settings.retention, now_ms)
                 nursery.start_soon(run_watchdog, notifier)
                 with self._announced():

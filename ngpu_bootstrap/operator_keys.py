@@ -30,7 +30,7 @@ class Scope(StrEnum):
     READ = "read"  # whatever shows and changes nothing
     WORKSPACES = "workspaces"  # workspaces and their tokens
     TASKS = "tasks"  # clients' tasks: cancel them
-    NODES = "nodes"  # nodes: admit, drain
+    NODES = "nodes"  # nodes: admit, drain, challenge
     ACCOUNTS = "accounts"  # users and products of existing NGPU clients
 
 

@@ -19,7 +19,9 @@ from rich.text import Text
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 WATCH_S = 2.0
-STATES = ("serving", "pending", "draining", "silent", "set_aside", "distrusted", "version_too_old", "too_far")
+STATES = (
+    "serving", "pending", "draining", "silent", "set_aside", "distrusted", "version_too_old", "too_far", "challenged",
+)  # fmt: skip
 
 
 class Unanswered(Exception):

@@ -17,12 +17,14 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Res
 from starlette.exceptions import HTTPException
 
 from ngpu_bootstrap.api import models, page, placements
+from ngpu_bootstrap.api.challenges import add_challenge_calls
 from ngpu_bootstrap.api.documented_calls import complete
 from ngpu_bootstrap.api.live import EVENT_STREAM, LOG_LINES_MAX, Live
 from ngpu_bootstrap.api.nodes import NodeParts, add_node_calls
 from ngpu_bootstrap.api.task_calls import TaskControl, add_task_calls
 from ngpu_bootstrap.brc20.desk import Brc20Desk
 from ngpu_bootstrap.brc20.policies import Brc20Policy
+from ngpu_bootstrap.challenges.desk import ChallengeDesk
 from ngpu_bootstrap.credentials import Token, reveal, take_credential
 from ngpu_bootstrap.errors import Forbidden, NotServed, Refusal, Unauthorized
 from ngpu_bootstrap.metrics import Metrics
@@ -74,6 +76,7 @@ class Parts:
         answer_failed_try: what a client gets for a refusal, by the address and fields of its request.
         draining: whether the daemon is about to stop.
         task_control: cancels tasks and follows them.
+        challenges: has nodes show what their GPUs are.
     """
 
     workspaces: Workspaces
@@ -94,6 +97,7 @@ class Parts:
     answer_failed_try: Callable[[str, Sequence[tuple[bytes, bytes]], Refusal], Refusal]
     draining: Callable[[], bool]
     task_control: TaskControl
+    challenges: ChallengeDesk
 
 
 def build_app(parts: Parts, *, is_operators_own: bool = False) -> FastAPI:
@@ -319,7 +323,9 @@ def build_app(parts: Parts, *, is_operators_own: bool = False) -> FastAPI:
             raise Refusal(404, "placement_gone", f"how task {task_id} was placed is no longer known: ask sooner")
         return placements.placements_view(task_id, parts.nodes.place_of(record.workspace, task_id), kept)
 
-    add_node_calls(app, NodeParts(parts.nodes, parts.workspaces, parts.standings, parts.store, parts.now_ms))
+    node_parts = NodeParts(parts.nodes, parts.workspaces, parts.standings, parts.store, parts.challenges, parts.now_ms)
+    add_node_calls(app, node_parts)
+    add_challenge_calls(app, parts.challenges, may_start=[may(Scope.NODES)], may_read=[may(Scope.READ)], errors=_ERRORS)
 
     if is_operators_own:
 

@@ -5,7 +5,7 @@ so is their standing: whoever trusts this bootstrap with work may know what it t
 """
 
 # Annotations are evaluated here: FastAPI reads them.
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -13,21 +13,35 @@ from fastapi import FastAPI, Query
 from pydantic import BaseModel, Field
 
 from ngpu_bootstrap.api import models
+from ngpu_bootstrap.api.challenges import ChallengeView, challenge_view
+from ngpu_bootstrap.challenges.desk import ChallengeDesk
 from ngpu_bootstrap.errors import Refusal
 from ngpu_bootstrap.registry.nodes import Nodes, NodeSession
 from ngpu_bootstrap.registry.standings import Standings
 from ngpu_bootstrap.registry.workspaces import Workspaces
 from ngpu_bootstrap.scheduling.reasons import SILENCE_LIMIT_MS, Exclusion
 from ngpu_bootstrap.scheduling.standing import Standing
+from ngpu_bootstrap.store import challenge_rows
+from ngpu_bootstrap.store.challenge_rows import ChallengeRow
 from ngpu_bootstrap.store.store import Store
 from ngpu_protocol.errors import AddressError
 from ngpu_protocol.gpu_models import canonical_gpu_model, gpu_model_names
 from ngpu_protocol.identity import parse_address
 
 PAGE_LIMIT = 1000
+CHALLENGES_SHOWN = 16
 
 State = Literal[
-    "serving", "pending", "draining", "silent", "set_aside", "distrusted", "version_too_old", "too_far", "away"
+    "serving",
+    "pending",
+    "draining",
+    "silent",
+    "set_aside",
+    "distrusted",
+    "version_too_old",
+    "too_far",
+    "challenged",
+    "away",
 ]
 
 
@@ -54,6 +68,8 @@ class ConnectedNodeView(models.NodeView):
     round_trip_ms: float | None = Field(description="to the node and back; null while it is not measured")
     failure_rate: float = Field(description="0 to 1, of late: connections lost, orders refused")
     tried_again_at_ms: int | None = Field(description="when it is tried again, while it is set aside")
+    last_challenge: str = Field(description="the worst of what its GPUs last showed; empty: never challenged")
+    last_challenged_at_ms: int
     standing: StandingView
 
 
@@ -88,6 +104,7 @@ class NodeDetailView(BaseModel):
     standing: StandingView
     why: list[str] = Field(description="sentences for people")
     workspaces: list[NodeWorkspaceView]
+    challenges: list[ChallengeView] = Field(description="the last ones, newest first")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +115,7 @@ class NodeParts:
     workspaces: Workspaces
     standings: Standings
     store: Store
+    challenges: ChallengeDesk
     now_ms: Callable[[], int]
 
 
@@ -123,7 +141,7 @@ def add_node_calls(app: FastAPI, parts: NodeParts) -> None:
                 continue
             if len(found) == limit:
                 return NodeListView(nodes=found, cursor=found[-1].node_addr)
-            found.append(connected_view(session, parts.standings, now_ms))
+            found.append(connected_view(session, parts, now_ms))
         return NodeListView(nodes=found, cursor="")
 
     @app.get("/api/v1/nodes/{node_addr}", tags=["nodes"], responses={404: {"model": models.ErrorView}})
@@ -137,17 +155,21 @@ def add_node_calls(app: FastAPI, parts: NodeParts) -> None:
         row = next((row for row in await parts.store.nodes() if row.address == node), None)
         if session is None and row is None:
             raise Refusal(404, "node_unknown", f"no node {node} was ever here")
+        challenges = await parts.store.look_up(
+            lambda connection: challenge_rows.of_node(connection, node, CHALLENGES_SHOWN)
+        )
         now_ms = parts.now_ms()
         standing = parts.standings.of(node)
         return NodeDetailView(
             node_addr=node,
             state=state_of(session, now_ms) if session is not None else "away",
-            node=connected_view(session, parts.standings, now_ms) if session is not None else None,
+            node=connected_view(session, parts, now_ms) if session is not None else None,
             first_seen_ms=row.first_seen_ms if row is not None else now_ms,
             last_seen_ms=session.heard_at_ms if session is not None else row.last_seen_ms if row is not None else 0,
             standing=standing_view(standing, now_ms),
-            why=[*_sentences(session, now_ms), standing.explained(now_ms)],
+            why=[*_sentences(session, now_ms), standing.explained(now_ms), *_challenged(challenges, now_ms)],
             workspaces=list(_with_workspaces(parts, session)) if session is not None else [],
+            challenges=[challenge_view(row) for row in challenges],
         )
 
 
@@ -166,14 +188,17 @@ def state_of(session: NodeSession, now_ms: int) -> State:
             return "draining"
         case Exclusion.TOO_FAR:
             return "too_far"
+        case Exclusion.CHALLENGED:
+            return "challenged"
         case _:
             return "set_aside" if session.load.history.trouble.until_ms else "serving"
 
 
-def connected_view(session: NodeSession, standings: Standings, now_ms: int) -> ConnectedNodeView:
+def connected_view(session: NodeSession, parts: NodeParts, now_ms: int) -> ConnectedNodeView:
     """Return a connected node."""
     trouble = session.load.history.trouble
     round_trip_s = session.round_trip_s
+    finding, challenged_at_ms = parts.challenges.last(session.node)
     return ConnectedNodeView(
         **models.node_view(session).model_dump(),
         state=state_of(session, now_ms),
@@ -181,7 +206,9 @@ def connected_view(session: NodeSession, standings: Standings, now_ms: int) -> C
         round_trip_ms=round(round_trip_s * 1000, 2) if round_trip_s is not None else None,
         failure_rate=round(trouble.rate, 3),
         tried_again_at_ms=trouble.until_ms or None,
-        standing=standing_view(standings.of(session.node), now_ms),
+        last_challenge=finding,
+        last_challenged_at_ms=challenged_at_ms,
+        standing=standing_view(parts.standings.of(session.node), now_ms),
     )
 
 
@@ -235,10 +262,22 @@ _WORDS = {
     "pending": "the operator has not approved it: add its nodeAddr to [admission] approved",
     "draining": "it takes no new orders: its owner is stopping or pausing it",
     "version_too_old": "its software is older than [scheduling] minimum_version",
-    "distrusted": "too many of its receipts were disputed",
+    "distrusted": "too many of its receipts were disputed, or its challenges failed",
+    "challenged": "it is being challenged, and gets no tasks until that is over",
     "too_far": "its round trip is beyond [scheduling] max_round_trip_ms",
     "away": "it is not connected",
 }
+
+
+def _challenged(rows: Sequence[ChallengeRow], now_ms: int) -> Iterable[str]:
+    """Yield a sentence about the last challenge of each GPU."""
+    seen: set[bytes] = set()
+    for row in rows:
+        if row.gpu not in seen:
+            seen.add(row.gpu)
+            ago_h = (now_ms - row.at_ms) / 3600_000
+            said = f"{row.finding.replace('_', ' ')}{': ' + row.detail if row.detail else ''}"
+            yield f"its {row.model} was challenged {ago_h:.1f} h ago: {said}"
 
 
 def _sentences(session: NodeSession | None, now_ms: int) -> list[str]:

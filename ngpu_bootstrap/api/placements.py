@@ -29,7 +29,8 @@ class PlacementView(BaseModel):
     node_addr: str
     at_ms: int
     why: str = Field(
-        description="ranked; only_one (had a free slot, of those drawn); affinity (its key sticks there); all_set_aside"
+        description="ranked; only_one (had a free slot, of those drawn); affinity (its key sticks there); "
+        "all_set_aside; checked (a task that looks into that very node)"
     )
     candidates_at_ms: int | None = Field(
         description="when the candidates that were not compared stood so; null when only those compared are known"

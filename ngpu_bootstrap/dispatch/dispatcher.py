@@ -156,7 +156,7 @@ class Dispatcher:
         while self._unrecorded:
             await self._recorded.wait()
 
-    async def carry(self, call: Call, sink: Sink, progress: Progress = NEW) -> Result:
+    async def carry(self, call: Call, sink: Sink, progress: Progress = NEW, given: Slot | None = None) -> Result:
         """Run *call* until it ended, its answer going to *sink* as it comes.
 
         The end of a wrapped call is committed when this returns; that of another one is being committed. A detached
@@ -165,6 +165,9 @@ class Dispatcher:
 
         Cancelled (the client left), the attempt is stopped and the task recorded as cancelled; a detached one stays as
         it is.
+
+        Args:
+            given: the slot for the only attempt there shall be; it is released.
 
         Raises:
             NotServed: no node took the call, and nothing was promised or recorded.
@@ -178,7 +181,7 @@ class Dispatcher:
         client_waits = not (call.detach or progress.promised)
         while True:
             try:
-                slot = await self._place(call, tried, number, full, promised=progress.promised)
+                slot = given or await self._place(call, tried, number, full, promised=progress.promised)
             except NotServed as refusal:
                 if before is None and not progress.promised:
                     raise
@@ -201,9 +204,8 @@ class Dispatcher:
             if attempt.reason == Reason.NO_FREE_SLOT:
                 full += 1
             made = number - progress.attempts if progress.is_part else number
-            if attempt.how is How.ANSWERED or not self._may_repeat(
-                call, sink, attempt, made - min(full, FULL_REFUSALS)
-            ):
+            is_last = attempt.how is How.ANSWERED or given is not None
+            if is_last or not self._may_repeat(call, sink, attempt, made - min(full, FULL_REFUSALS)):
                 if call.detach and attempt.how in (How.LOST, How.DEADLINE):
                     return Result(ending_of(attempt, None), attempt)
                 ending = ending_of(attempt, judged)

@@ -36,6 +36,7 @@ class Lack(enum.StrEnum):
     """Why a node cannot run a workspace, in the order they are looked for."""
 
     NOT_ADMITTED = "not_admitted"
+    NOT_CHALLENGED = "not_challenged"
     DRAINING = "draining"
     AREA = "area"
     ENGINE = "engine"
@@ -56,7 +57,7 @@ class Lack(enum.StrEnum):
 
 
 # A node that lacks one of these must not run it; with any other it may go on while there is nowhere better.
-_FORBIDDEN = frozenset({Lack.NOT_ADMITTED, Lack.AREA, Lack.EGRESS})
+_FORBIDDEN = frozenset({Lack.NOT_ADMITTED, Lack.NOT_CHALLENGED, Lack.AREA, Lack.EGRESS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,7 @@ class Wanted:
         waited_for: of those, nodes that are not there now and keep their place.
         image_bytes: what its image measures, 0 while nobody knows.
         failed_on: nodes where it failed for a fault of the node, with the fault.
+        only: the nodes that may have it now, for a workspace that challenges them; None for every other.
     """
 
     spec: WorkspaceSpec
@@ -75,6 +77,7 @@ class Wanted:
     waited_for: Collection[Address] = ()
     image_bytes: int = 0
     failed_on: Mapping[Address, str] = field(default_factory=dict)
+    only: Collection[Address] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +203,8 @@ def assign(workspaces: Sequence[Wanted], hosts: Sequence[Host]) -> Assignment:
                 if host.admitted and not host.leaving and spec.service in host.services
             ]
     short: dict[str, Shortage] = {}
-    for wanted in workspaces:
+    # A challenge is soon over; what comes after it would hold the GPU for good.
+    for wanted in sorted(workspaces, key=lambda one: one.only is None):
         if wanted.spec.is_image:
             _fill(wanted, rooms, placed[wanted.spec.id])
             missing = _shortage(wanted, rooms, placed[wanted.spec.id])
@@ -221,7 +225,7 @@ def _keep(wanted: Wanted, rooms: Mapping[Address, _Room]) -> list[Address]:
         if lack(wanted, rooms[node]) is None:
             rooms[node].take(spec)
             kept.append(node)
-    absent = sorted(set(wanted.waited_for) - set(rooms))
+    absent = sorted(set(wanted.waited_for) - set(rooms)) if wanted.only is None else []
     room_left = len(absent) if spec.replicas is None else spec.replicas - len(kept)
     return kept + absent[:room_left]
 
@@ -254,6 +258,7 @@ def lack(wanted: Wanted, room: _Room) -> Lack | None:
     has_it = host.node in wanted.held
     checks = (
         (Lack.NOT_ADMITTED, not host.admitted),
+        (Lack.NOT_CHALLENGED, wanted.only is not None and host.node not in wanted.only),
         (Lack.DRAINING, host.leaving or (host.draining and not has_it)),
         (Lack.AREA, bool(spec.area) and spec.area != offer.area),
         (Lack.ENGINE, not offer.engine and not has_it),
@@ -304,6 +309,8 @@ def _registry_allowed(spec: WorkspaceSpec, offer: HostOffer) -> bool:
 def _shortage(wanted: Wanted, rooms: Mapping[Address, _Room], placed: Sequence[Address]) -> Shortage | None:
     spec = wanted.spec
     number = spec.replicas if spec.replicas is not None else 1
+    if wanted.only is not None:
+        number = len(wanted.only)
     if len(placed) >= number:
         return None
     has_it = set(placed)
@@ -321,6 +328,7 @@ def _words(found: Lack, spec: WorkspaceSpec, image_bytes: int) -> str:
     types = " or ".join(spec.gpu_types) or "GPU"
     return {
         Lack.NOT_ADMITTED: "not admitted by the operator",
+        Lack.NOT_CHALLENGED: "not being challenged now",
         Lack.DRAINING: "draining",
         Lack.AREA: f"outside the area {spec.area}",
         Lack.ENGINE: "without a container engine that answers",

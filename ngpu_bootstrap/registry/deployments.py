@@ -71,6 +71,7 @@ class DeploymentTable:
     Args:
         archives: reads images' files whose checksum nobody gave; a revision waits for that.
         replace_after_s: how long a node that is away, or draining, keeps its place.
+        only_on: the nodes a workspace visits now, by its id; None for one that is to stay where it is put.
     """
 
     def __init__(
@@ -82,7 +83,9 @@ class DeploymentTable:
         archives: Archives,
         replace_after_s: float,
         now_ms: Callable[[], int],
+        only_on: Callable[[str], Collection[Address] | None] = lambda workspace: None,
     ) -> None:
+        self._only_on = only_on
         self._workspaces = workspaces
         self._nodes = nodes
         self._store = store
@@ -283,6 +286,7 @@ class DeploymentTable:
             waited_for=[node for node in held if node not in sessions and not self._is_gone(node, now_ms)],
             image_bytes=max(sizes, default=0),
             failed_on={node: reason for node, (reason, until_ms) in failed.items() if now_ms < until_ms},
+            only=self._only_on(spec.id),
         )
 
     def _host(self, session: NodeSession, now_ms: int) -> Host:

@@ -73,6 +73,7 @@ class NodeSession:
         ip: where its connection comes from; empty where that is not known.
         round_trip_s: to the node and back; None while it is not measured.
         load: what scheduling knows of it.
+        challenged: whether it is held back from tasks for a challenge.
     """
 
     node: Address
@@ -97,6 +98,7 @@ class NodeSession:
     assigned: Mapping[str, Collection[int]] = field(default_factory=dict)
     round_trip_s: float | None = None
     measure_at_ms: int = 0
+    challenged: bool = False
     load: Load = field(init=False)
 
     def __post_init__(self) -> None:
@@ -311,7 +313,22 @@ class Nodes:
         if session is not None:
             self._refresh(session)
 
+    def hold(self, session: NodeSession, *, challenged: bool) -> None:
+        """Keep tasks from *session* while it is challenged, or let them go there again. What runs there runs on."""
+        session.challenged = challenged
+        if self._sessions.get(session.node) is session:
+            self._refresh(session)
+            self._serve(session.load)
+
     # -- slots
+
+    def take_to_check(self, session: NodeSession, spec: WorkspaceSpec) -> Slot | None:
+        """Return a slot on *session* itself for a task of this bootstrap's own that looks into the node, or None.
+
+        Nobody's turn is taken: the node is held back, or the workspace is one that clients do not call.
+        """
+        choice = self._pool(spec).choose_to_check(session, session.node, self._now_ms())
+        return None if choice is None else Slot(self, choice)
 
     def take(
         self,
@@ -689,7 +706,9 @@ class Nodes:
             if measured_s is not None:
                 session.round_trip_s = load.rtt_s = measured_s
         load.score, is_trusted = self._standing(session.node)
-        facts = NodeFacts(session.admitted, session.software, is_trusted, session.draining, session.round_trip_s)
+        facts = NodeFacts(
+            session.admitted, session.software, is_trusted, session.draining, session.round_trip_s, session.challenged
+        )
         load.reason = node_exclusion(facts, self._policy)
         for workspace in session.deployments:
             if workspace not in load.entries and workspace in self._pools:

@@ -13,7 +13,14 @@ from collections.abc import Callable, Mapping
 import structlog
 import trio
 
-from ngpu_bootstrap.scheduling.standing import Standing, joined, with_dispute, with_skewed, with_verified
+from ngpu_bootstrap.scheduling.standing import (
+    Standing,
+    joined,
+    with_dispute,
+    with_good_word,
+    with_skewed,
+    with_verified,
+)
 from ngpu_bootstrap.store.errors import StoreError
 from ngpu_bootstrap.store.store import Store
 from ngpu_protocol.acknowledgements import VerdictKind
@@ -82,20 +89,33 @@ class Standings:
         elif verdict is VerdictKind.SKEW:
             self._skewed[node] += 1
         elif rule != "signer":
-            self._fold(node)
-            before = self._mine.get(node, NEW)
-            after = self._mine[node] = with_dispute(before, rule=rule, task_id=task_id, now_ms=self._now_ms())
-            self._unwritten.add(node)
-            self._disputed.set()
-            log.warning(
-                "standing_lowered",
-                node=node,
-                rule=rule,
-                task_id=task_id,
-                standing=round(after.score(self._now_ms()), 2),
-                trusted=after.is_trusted(self._now_ms()),
-            )
-            self._changed(node)
+            self.disputed(node, rule=rule, task_id=task_id)
+
+    def disputed(self, node: Address, *, rule: str, task_id: str, times: int = 1) -> None:
+        """Count something that a node did wrong, as *times* disputed receipts; it is written at once."""
+        self._fold(node)
+        after = self._mine.get(node, NEW)
+        for _ in range(times):
+            after = with_dispute(after, rule=rule, task_id=task_id, now_ms=self._now_ms())
+        self._mine[node] = after
+        self._unwritten.add(node)
+        self._disputed.set()
+        log.warning(
+            "standing_lowered",
+            node=node,
+            rule=rule,
+            task_id=task_id,
+            standing=round(after.score(self._now_ms()), 2),
+            trusted=after.is_trusted(self._now_ms()),
+        )
+        self._changed(node)
+
+    def spoken_for(self, node: Address, worth: int) -> None:
+        """Count something that speaks for a node, as *worth* verified receipts."""
+        self._fold(node)
+        self._mine[node] = with_good_word(self._mine.get(node, NEW), worth, self._now_ms())
+        self._unwritten.add(node)
+        self._changed(node)
 
     async def run(self) -> None:
         """Write what changed, and read what others wrote; for ever."""

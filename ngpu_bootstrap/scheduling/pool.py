@@ -234,6 +234,7 @@ class Pool:
         self.line: Line[Any, Any] = Line()
         self.entries: dict[Address, Entry] = {}
         self.ready = 0
+        self.challenged = 0
         self.contention = 0.0
         self.choices = 0
         self.photographs: deque[Photograph] = deque()
@@ -338,7 +339,7 @@ class Pool:
 
     def may_serve(self, tried: Collection[Any]) -> bool:
         """Return whether waiting may help: some candidate outside *tried* lacks but a slot."""
-        usable = self.ready or len(self._aside)
+        usable = self.ready or len(self._aside) or self.challenged
         if usable > len(tried):
             return True
         return usable > 0 and any(
@@ -369,6 +370,16 @@ class Pool:
         if entry is None or entry.load.host is not host or entry.reason is not None or entry.free(now_ms) <= 0:
             return None
         return Choice(entry, now_ms, (), "affinity", ())
+
+    def choose_to_check(self, host: Any, node: Address, now_ms: int) -> Choice | None:
+        """Return the candidate on *host* for a task of the bootstrap's own, with which it looks into the node: though
+        that gets no clients' tasks for now, if it could run one."""
+        entry = self.entries.get(node)
+        if entry is None or entry.load.host is not host or entry.reason not in _CHECKED_ALL_THE_SAME:
+            return None
+        if deployment_exclusion(entry.facts) is not None or entry.room.slots <= entry.room.in_flight:
+            return None
+        return Choice(entry, now_ms, (), "checked", ())
 
     def _choose_in(
         self, bucket: list[Entry], now_ms: int, draw: Callable[[], float], tried: Collection[Any]
@@ -488,6 +499,7 @@ class Pool:
         if before is reason:
             return
         self.ready += (reason is None) - (before is None)
+        self.challenged += (reason is Exclusion.CHALLENGED) - (before is Exclusion.CHALLENGED)
         if before is Exclusion.SET_ASIDE:
             self._aside.discard(entry)
         elif reason is Exclusion.SET_ASIDE:
@@ -516,7 +528,9 @@ def _expected(seen: tuple[float, Entry, float]) -> float:
     return seen[0]
 
 
-_USABLE = frozenset({None, Exclusion.SET_ASIDE})
+_USABLE = frozenset({None, Exclusion.SET_ASIDE, Exclusion.CHALLENGED})
+# What keeps clients' tasks from a node and not the ones that look into it.
+_CHECKED_ALL_THE_SAME = frozenset({None, Exclusion.DISTRUSTED, Exclusion.SET_ASIDE, Exclusion.CHALLENGED})
 
 
 def _until_ms(entry: Entry) -> int:

@@ -34,6 +34,8 @@ class Exclusion(enum.StrEnum):
     """It takes no new orders: it is about to stop."""
     TOO_FAR = "too_far"
     """Its round trip is beyond the operator's limit."""
+    CHALLENGED = "challenged"
+    """It is being challenged, and gets no tasks until that is over."""
     NOT_DEPLOYED = "not_deployed"
     """The workspace is not deployed there."""
     WRONG_REVISION = "wrong_revision"
@@ -69,13 +71,14 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class NodeFacts:
-    """What is known of a node whatever the workspace. *round_trip_s* None: not measured yet."""
+    """What is known of a node whatever the workspace. *round_trip_s* None: not measured; *challenged*: right now."""
 
     admitted: bool
     software: str
     is_trusted: bool
     draining: bool
     round_trip_s: float | None = None
+    challenged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +116,7 @@ def node_exclusion(facts: NodeFacts, policy: Policy) -> Exclusion | None:
     limit_s = policy.max_round_trip_s
     if limit_s is not None and facts.round_trip_s is not None and facts.round_trip_s > limit_s:
         return Exclusion.TOO_FAR
-    return None
+    return Exclusion.CHALLENGED if facts.challenged else None
 
 
 def deployment_exclusion(facts: DeploymentFacts) -> Exclusion | None:

@@ -6,7 +6,8 @@
 shrink by one in `MEMORY`, so that a long good past does not cover for a bad present, and *bad* halves every
 `HALF_LIFE_MS`, since a node that gets no work can prove nothing. A new node has 1. One dispute brings it to 0.5, which
 is still trusted; a second within the half-life does not (`TRUSTED_FROM`). Receipts that are right in all but their
-times (`skew`) count neither way: a clock is not a lie.
+times (`skew`) count neither way: a clock is not a lie. Challenges (`challenges/policy.py`) and tasks that were run
+again count beside receipts, as so many good or disputed ones.
 
 A ratio and not a sum, so that standing cannot be stored up; a prior, so that one dispute is not the end of a node.
 """
@@ -96,6 +97,11 @@ def with_verified(standing: Standing, count: int, now_ms: int) -> Standing:
         at_ms=now_ms,
         verified=standing.verified + count,
     )
+
+
+def with_good_word(standing: Standing, count: int, now_ms: int) -> Standing:
+    """Return *standing* with something in it that was no receipt, and speaks for the node as *count* of them do."""
+    return replace(with_verified(standing, count, now_ms), verified=standing.verified)
 
 
 def with_skewed(standing: Standing, count: int) -> Standing:

@@ -441,3 +441,24 @@ sticky_keys = sa.Table(
     sa.Column("used_at_ms", _MS, nullable=False),
     sa.Index("ix_sticky_keys_workspace", "workspace", "used_at_ms"),
 )
+
+# what became of GPU challenges: the last few of each node
+challenges = sa.Table(
+    "challenges",
+    metadata,
+    sa.Column("number", _COUNT, primary_key=True, autoincrement=True),
+    sa.Column("bootstrap", sa.Text, nullable=False),
+    sa.Column("node", sa.Text, nullable=False),
+    sa.Column("gpu", sa.LargeBinary, nullable=False),
+    sa.Column("at_ms", _MS, nullable=False),
+    _text("model"),
+    _count("memory_bytes"),
+    _text("finding"),
+    _text("detail"),
+    _count("product_ms"),
+    _count("product_limit_ms"),
+    _count("chains_ms"),
+    _count("chains_limit_ms"),
+    _text("task_id"),
+    sa.Index("ix_challenges_node", "node", "number"),
+)

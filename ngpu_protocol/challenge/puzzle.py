@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -88,6 +89,23 @@ class Puzzle:
             return cls(seed=bytes.fromhex(value["seed"]), **numbers)
         except (KeyError, TypeError, ValueError) as error:
             raise MalformedError("puzzle", str(error)) from None
+
+
+def bound_seed(nonce: bytes, node: str, gpu: bytes) -> bytes:
+    """Return the seed of a challenge of one GPU of one node: SHA-256 of a prefix, the nonce and both names.
+
+    So an answer made for one claim is no answer for another, though they be asked at the same moment, and whoever
+    is handed a puzzle with its nonce can see whom it is for.
+
+    Args:
+        nonce: 32 bytes, secret until sent; fresh for every challenge.
+        node: its address.
+        gpu: 32 bytes, the GPU's name in records and receipts.
+    """
+    if len(nonce) != 32 or len(gpu) != 32:
+        raise ValueError("a nonce and a GPU's name have 32 bytes")
+    named = bytes.fromhex(node.removeprefix("0x"))
+    return hashlib.sha256(b"ngpu challenge of" + nonce + named + gpu).digest()
 
 
 def sized(seed: bytes, memory_bytes: int, *, part: float = 0.85, depth: int = 32768, steps: int = 16) -> Puzzle:

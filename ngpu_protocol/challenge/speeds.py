@@ -8,6 +8,7 @@ slower model of its kind.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ngpu_protocol.challenge.puzzle import Puzzle
@@ -20,31 +21,35 @@ class Speed:
     Attributes:
         products_per_s: multiplications and additions, each counted, in products of matrices.
         bytes_per_s: from and to its own memory.
+        memory_gib: the most that a card of this model is sold with; 0 when that is not known.
+        source: whose word these figures are.
     """
 
     products_per_s: float
     bytes_per_s: float
+    memory_gib: int = 0
+    source: str = ""
 
 
 _T = 1e12
 SPEEDS: dict[str, Speed] = {
-    "B200": Speed(1100 * _T, 8.0 * _T),
-    "H200": Speed(494 * _T, 4.8 * _T),
-    "H100 SXM": Speed(494 * _T, 3.35 * _T),
-    "H100 NVL": Speed(417 * _T, 3.9 * _T),
-    "H100 PCIe": Speed(378 * _T, 2.0 * _T),
-    "A100": Speed(156 * _T, 1.55 * _T),
-    "A40": Speed(74.8 * _T, 0.696 * _T),
-    "A10": Speed(62.5 * _T, 0.6 * _T),
-    "L40S": Speed(183 * _T, 0.864 * _T),
-    "L4": Speed(60 * _T, 0.3 * _T),
-    "RTX 5090": Speed(104 * _T, 1.79 * _T),
-    "RTX 4090": Speed(82.6 * _T, 1.0 * _T),
-    "RTX 4080": Speed(48.7 * _T, 0.717 * _T),
-    "RTX 3090": Speed(35.6 * _T, 0.936 * _T),
-    "RTX 3080": Speed(29.8 * _T, 0.76 * _T),
-    "V100": Speed(15.7 * _T, 0.9 * _T),
-    "T4": Speed(8.1 * _T, 0.32 * _T),
+    "B200": Speed(1100 * _T, 8.0 * _T, 192, "NVIDIA HGX B200 datasheet (2.2 PFLOPS TF32 sparse, halved)"),
+    "H200": Speed(494 * _T, 4.8 * _T, 141, "NVIDIA H200 datasheet (989 TFLOPS TF32 sparse, halved)"),
+    "H100 SXM": Speed(494 * _T, 3.35 * _T, 80, "NVIDIA H100 datasheet, SXM (989 TFLOPS TF32 sparse, halved)"),
+    "H100 NVL": Speed(417 * _T, 3.9 * _T, 94, "NVIDIA H100 datasheet, NVL (835 TFLOPS TF32 sparse, halved)"),
+    "H100 PCIe": Speed(378 * _T, 2.0 * _T, 80, "NVIDIA H100 PCIe product brief (756 TFLOPS TF32 sparse, halved)"),
+    "A100": Speed(156 * _T, 1.55 * _T, 80, "NVIDIA A100 datasheet (TF32 dense; bandwidth of the 40 GB card)"),
+    "A40": Speed(74.8 * _T, 0.696 * _T, 48, "NVIDIA A40 datasheet (TF32 dense)"),
+    "A10": Speed(62.5 * _T, 0.6 * _T, 24, "NVIDIA A10 datasheet (TF32 dense)"),
+    "L40S": Speed(183 * _T, 0.864 * _T, 48, "NVIDIA L40S datasheet (366 TFLOPS TF32 sparse, halved)"),
+    "L4": Speed(60 * _T, 0.3 * _T, 24, "NVIDIA L4 datasheet (120 TFLOPS TF32 sparse, halved)"),
+    "RTX 5090": Speed(104 * _T, 1.79 * _T, 32, "NVIDIA RTX Blackwell architecture paper (TF32 dense)"),
+    "RTX 4090": Speed(82.6 * _T, 1.0 * _T, 24, "NVIDIA Ada architecture paper (TF32 dense)"),
+    "RTX 4080": Speed(48.7 * _T, 0.717 * _T, 16, "NVIDIA Ada architecture paper (TF32 dense)"),
+    "RTX 3090": Speed(35.6 * _T, 0.936 * _T, 24, "NVIDIA GA102 architecture paper (TF32 dense)"),
+    "RTX 3080": Speed(29.8 * _T, 0.76 * _T, 12, "NVIDIA GA102 architecture paper (TF32 dense)"),
+    "V100": Speed(15.7 * _T, 0.9 * _T, 32, "NVIDIA V100 datasheet, SXM2 (FP32: it has no TF32)"),
+    "T4": Speed(8.1 * _T, 0.32 * _T, 16, "NVIDIA T4 datasheet (FP32: it has no TF32)"),
 }
 
 #: Of the datasheet's figure, what the product must reach at least (measured: 0.72 to 0.79).
@@ -70,13 +75,30 @@ class Allowed:
     chains_s: float
 
 
-def speed_of(model: str) -> Speed | None:
-    """Return the speed of *model* as NVML or people spell it; None for one that is not in the table."""
-    plain = "".join(character for character in model.lower() if character.isalnum())
-    found = [name for name in SPEEDS if "".join(name.lower().split()) in plain]
+def speed_of(model: str, more: Mapping[str, Speed] = {}) -> Speed | None:
+    """Return the speed of *model* as NVML or people spell it; None for one that is not in the table.
+
+    Args:
+        more: rows that an operator adds; they win over the table's.
+    """
+    plain = _plain(model)
+    own = [name for name in more if _plain(name) in plain]
+    if own:
+        return more[max(own, key=len)]
+    found = [name for name in SPEEDS if _plain(name) in plain]
     if not found and "h100" in plain:
         found = ["H100 PCIe" if "pcie" in plain else "H100 SXM"]
     return SPEEDS[max(found, key=len)] if found else None
+
+
+def _plain(name: str) -> str:
+    return "".join(character for character in name.lower() if character.isalnum())
+
+
+def too_large(memory_bytes: int, speed: Speed) -> bool:
+    """Return whether no card of that model has so much memory: then there is nothing to be measured. Less is fine: an
+    owner may withhold some."""
+    return bool(speed.memory_gib) and memory_bytes > speed.memory_gib * 1.02 * (1 << 30)
 
 
 def allowed(puzzle: Puzzle, speed: Speed) -> Allowed:

@@ -111,6 +111,10 @@ class Finding(StrEnum):
     """Freivalds' check fails: the tile is not part of the product."""
     WRONG_CHAIN = "wrong_chain"
     """A chain does not end where the product leads."""
+    TOO_LARGE = "too_large"
+    """No card of the claimed model has the claimed memory: nothing was sent."""
+    UNANSWERED = "unanswered"
+    """No answer came: a fault, or a way out. How often it is forgiven is the bootstrap's to say."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,8 @@ import argparse
 import contextlib
 import sys
 
-from .arrays import choose
-from .http_server import Prover, serve
+from .arrays import choose_all
+from .http_server import Provers, serve
 
 
 def main() -> int:
@@ -14,14 +14,16 @@ def main() -> int:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one; the port is printed")
     parser.add_argument("--arrays", default="auto", choices=["auto", "torch", "cupy", "numpy"])
+    parser.add_argument("--node", default="", metavar="NODEADDR", help="answer for this node alone")
     arguments = parser.parse_args()
     try:
-        arrays = choose(arguments.arrays)
+        arrays = choose_all(arguments.arrays)
     except RuntimeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    server = serve(arguments.host, arguments.port, Prover(arrays))
-    print(f"{arrays.name}, listening on http://{arguments.host}:{server.server_address[1]}", flush=True)
+    provers = Provers(arrays, arguments.node)
+    server = serve(arguments.host, arguments.port, provers)
+    print(f"{provers.arrays}, listening on http://{arguments.host}:{server.server_address[1]}", flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         server.serve_forever()
     return 0

@@ -153,6 +153,20 @@ def mix(x: Any) -> Any:
     return x
 
 
+def choose_all(wanted: str = "auto") -> list[Arrays]:
+    """Return what `choose` does, and where that is PyTorch the same for every further GPU.
+
+    Raises:
+        RuntimeError: what was wanted is not to be had.
+    """
+    first = choose(wanted)
+    if not isinstance(first, TorchArrays) or first.device.type != "cuda":
+        return [first]
+    import torch
+
+    return [first, *(TorchArrays(torch, f"cuda:{number}") for number in range(1, torch.cuda.device_count()))]
+
+
 def choose(wanted: str = "auto") -> Arrays:
     """Return the arrays to work with: `torch`, `cupy`, `numpy`, or the first of them that has a GPU, else NumPy.
 

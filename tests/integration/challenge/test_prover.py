@@ -135,9 +135,9 @@ class Client:
 @pytest.fixture
 def client() -> Iterator[Client]:
     from gpu_challenge.arrays import choose
-    from gpu_challenge.http_server import Prover, serve
+    from gpu_challenge.http_server import Provers, serve
 
-    server = serve("127.0.0.1", 0, Prover(choose("numpy")))
+    server = serve("127.0.0.1", 0, Provers([choose("numpy")]))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield Client(int(server.server_address[1]))

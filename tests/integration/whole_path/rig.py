@@ -177,12 +177,12 @@ class Network:
                 await trio.sleep(0.05)
         raise AssertionError(f"not ready: {found}\n{self.nodes[0].log[-2000:]}")
 
-    async def register(self, node: Daemon) -> None:
+    async def register(self, node: Daemon, model: str = "test") -> None:
         """Register the workspace's server with *node*, as a model server does."""
         host, _, port = node.where["models"].removeprefix("http://").rpartition(":")
         client = Client(tcp_opener(host, int(port)), authority=f"{host}:{port}")
         api = f"http://127.0.0.1:{self.workspace_port}/api"
-        body = json.dumps({"project": "demo", "model": "test", "api": api, "type": 0, "cid": ""}).encode()
+        body = json.dumps({"project": "demo", "model": model, "api": api, "type": 0, "cid": ""}).encode()
         fields = [(b"content-type", b"application/json")]
         async with client.request("POST", "/api/v0/ai/model/register", fields, body) as response:
             said = await response.read(10_000)
