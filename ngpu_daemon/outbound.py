@@ -38,6 +38,11 @@ def public_only(host: str, address: IpAddress) -> bool:
     return is_public(address)
 
 
+def without_query(url: str) -> str:
+    """Return *url* as it may be shown and logged: a query often is a signature that opens the file."""
+    return url.partition("?")[0]
+
+
 async def resolve(host: str, port: int) -> list[IpAddress]:
     """Return the addresses of *host*, at most `MAX_ADDRESSES`, in the order to try them.
 

@@ -22,7 +22,7 @@ from ngpu_daemon.entry import run_main
 from ngpu_daemon.init_command import ask_passphrase, init_command
 from ngpu_daemon.logs import configure_logging
 from ngpu_daemon.settings import load_settings, sample_toml
-from ngpu_node.cli_tables import print_table, show_findings, show_lending, show_models, show_workspaces
+from ngpu_node.cli_tables import print_table, show_findings, show_images, show_lending, show_models, show_workspaces
 from ngpu_node.config import DEFAULT_DATA_DIR, ENV_PREFIX, NodeSettings
 from ngpu_node.errors import NodeConfigurationError
 
@@ -169,6 +169,12 @@ def models(config: ConfigOption = None, data_dir: DataDirOption = None, as_json:
     curl -d '{"project": "Demo", "model": "Llama3-8B", "api": "http://127.0.0.1:1088/v1/chat/completions"}'
     http://127.0.0.1:4912/api/v0/ai/model/register"""
     _asked(config, data_dir, "/models", as_json, show_models)
+
+
+@app.command()
+def images(config: ConfigOption = None, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
+    """Show the images this node keeps: their size, when each was last used, who has it, which may go for others."""
+    _asked(config, data_dir, "/images", as_json, show_images)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from rich.console import Console
@@ -37,6 +38,32 @@ def show_models(found: dict[str, Any], console: Console) -> None:
             one["project"], one["model"], one["cid"], one["type"], one["api"], state, str(one["running"]), one["detail"]
         )
     print_table(console, table, "no model server has registered here (`ngpu-node models --help` shows how)")
+
+
+def show_images(found: dict[str, Any], console: Console) -> None:
+    """Print what `/images` answered."""
+    table = Table("image", "digest", "MB", "last used", "workspaces", "stays")
+    for one in found["images"]:
+        used = datetime.fromtimestamp(one["used_at_ms"] / 1000).strftime("%Y-%m-%d %H:%M") if one["used_at_ms"] else ""
+        size = "arriving" if one["arriving"] else f"{one['bytes'] / 1e6:,.0f}"
+        digest = one["digest"].removeprefix("sha256:")[:12]
+        table.add_row(one["image"], digest, size, used, "\n".join(map(_holder, one["held_by"])), _why_it_stays(one))
+    print_table(console, table, "no images yet")
+    mine = sum(one["bytes"] for one in found["images"] if not one["borrowed"])
+    console.print(f"fetched by this node: {mine / 1e6:,.0f} MB unpacked, layers shared with others included")
+
+
+def _holder(holder: str) -> str:
+    service, workspace, revision = holder.rsplit("/", 2)
+    return f"{workspace} r{revision} ({service})"
+
+
+def _why_it_stays(one: dict[str, Any]) -> str:
+    if one["in_use"]:
+        return "in use"
+    if one["borrowed"]:
+        return "was here before this node"
+    return "the owner keeps it" if one["kept"] else "until its room is needed"
 
 
 def show_lending(found: dict[str, Any], console: Console) -> None:

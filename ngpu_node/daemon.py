@@ -190,7 +190,15 @@ class Node:
         self._deployments.gone = self._gpus.forget
         owner = Owner(kept, self._deployments, state, self._changes, hours=settings.serve)
         await owner.load()
-        owner_api = OwnerApi(self._deployments, owner, logs, backend.findings, self._gpu_names, self._servers.described)
+        owner_api = OwnerApi(
+            self._deployments,
+            owner,
+            logs,
+            backend.findings,
+            self._gpu_names,
+            self._servers.described,
+            backend.images,
+        )
 
         async def http(stream: P2PStream) -> None:
             try:

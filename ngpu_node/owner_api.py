@@ -3,6 +3,7 @@
 GET  /workspaces               what is here and how it stands
 GET  /models                   the registered model servers
 GET  /workspaces/{id}/logs     see `container_logs`; of any service
+GET  /images                   the images kept here
 GET  /doctor                   what could be better about this machine
 POST /pause, /drain, /resume   see `owner`; answer with how the machine is lent and what still runs
 """
@@ -13,6 +14,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from ngpu_daemon.outbound import without_query
 from ngpu_node.container_logs import ContainerLogs
 from ngpu_node.deployments import Deployment, Deployments
 from ngpu_node.engine.outlook import Finding
@@ -35,6 +37,7 @@ class OwnerApi:
         findings: Callable[[], Iterable[Finding]],
         gpu_names: Callable[[Deployment], Iterable[str]],
         models: Callable[[], list[dict[str, Any]]],
+        images: Callable[[], list[dict[str, Any]]],
     ) -> None:
         self._deployments = deployments
         self._owner = owner
@@ -42,6 +45,7 @@ class OwnerApi:
         self._findings = findings
         self._gpu_names = gpu_names
         self._models = models
+        self._images = images
 
     async def handle(self, exchange: Exchange) -> bool:
         """Answer one request; False where it is not one of these."""
@@ -50,6 +54,8 @@ class OwnerApi:
             await exchange.respond_json(200, self.workspaces())
         elif method == "GET" and path == "/models":
             await exchange.respond_json(200, {"models": self._models()})
+        elif method == "GET" and path == "/images":
+            await exchange.respond_json(200, {"images": self._images()})
         elif method == "GET" and path == "/doctor":
             found = [{"subject": f.subject, "text": f.text, "advice": f.advice} for f in self._findings()]
             await exchange.respond_json(200, {"findings": found})
@@ -89,7 +95,7 @@ class OwnerApi:
             "workspace": spec.id,
             "revision": spec.revision,
             "name": spec.name,
-            "image": spec.image or spec.image_url or "",
+            "image": spec.image or without_query(spec.image_url or ""),
             "model_server": spec.service or "",
             "image_digest": deployment.image_digest.hex() if any(deployment.image_digest) else "",
             "state": str(deployment.phase),

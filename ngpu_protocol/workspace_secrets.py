@@ -1,4 +1,4 @@
-"""What a client confides to the nodes that run its workspace: how to pull its image, and secret environment values.
+"""What a client confides to the nodes that run its workspace: how to get its image, and secret environment values.
 
 Owns the document that `sealing` seals. It exists in clear only in memory, of the bootstrap while it seals and of the
 node while it runs the workspace; it never prints.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from ngpu_protocol.errors import MalformedError
 from ngpu_protocol.workspaces import EnvironmentMap, describe_errors
@@ -38,16 +38,19 @@ class WorkspaceSecrets(BaseModel):
     Attributes:
         registry: how to log in where the image is; None where anyone may pull it.
         env: environment variables whose values are secret.
+        image_query: what comes after the `?` of the URL its image is at: often a signature that opens the file. A
+            specification holds such a URL without it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     registry: RegistryCredentials | None = Field(default=None, repr=False)
     env: EnvironmentMap = Field(default_factory=dict, max_length=1024, repr=False)
+    image_query: Annotated[str, StringConstraints(pattern=r"^[!-~]*$", max_length=4096)] = Field(default="", repr=False)
 
     @property
     def is_empty(self) -> bool:
-        return self.registry is None and not self.env
+        return self.registry is None and not self.env and not self.image_query
 
     def encode(self) -> bytes:
         """Return the JSON that `decode` reads, for `sealing.seal`."""
@@ -67,3 +70,8 @@ class WorkspaceSecrets(BaseModel):
 
 
 NO_SECRETS = WorkspaceSecrets()
+
+
+def with_query(url: str, confided: WorkspaceSecrets) -> str:
+    """Return *url* of an image as it is asked for."""
+    return f"{url}?{confided.image_query}" if confided.image_query else url

@@ -205,6 +205,9 @@ class WorkspaceSpec(BaseModel):
         default=None,
         description="URL of a container image as `docker save` writes it; exactly one of image, image_url and service",
     )
+    has_image_query: Annotated[bool, Field(strict=True)] = Field(
+        default=False, description="whether image_url is to be asked for with a query, which travels sealed"
+    )
     image_sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = Field(
         default=None, description="SHA-256 of the file at image_url; none: the bootstrap fetches it once to find out"
     )
@@ -273,6 +276,8 @@ class WorkspaceSpec(BaseModel):
             raise ValueError("give exactly one of image, image_url and service")
         if self.image_sha256 is not None and self.image_url is None:
             raise ValueError("image_sha256: is that of the file at image_url; pin an image by reference with @sha256:")
+        if self.has_image_query and self.image_url is None:
+            raise ValueError("has_image_query: only an image_url has any")
         if self.has_registry_credentials and self.image is None:
             raise ValueError("has_registry_credentials: only an image from a registry has any")
         if len(set(self.ports)) != len(self.ports):
@@ -302,7 +307,7 @@ class WorkspaceSpec(BaseModel):
     @property
     def has_secrets(self) -> bool:
         """Whether a node needs the sealed values that go with it."""
-        return self.has_registry_credentials or bool(self.secret_env)
+        return self.has_registry_credentials or self.has_image_query or bool(self.secret_env)
 
     def runs_like(self, other: WorkspaceSpec) -> bool:
         """Return whether what runs for *other* may go on running for this one, unchanged.

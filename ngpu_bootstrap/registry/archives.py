@@ -20,7 +20,7 @@ from ngpu_bootstrap.errors import Refusal
 from ngpu_bootstrap.registry.rollout import Failure
 from ngpu_bootstrap.registry.workspaces import Workspace, Workspaces
 from ngpu_bootstrap.store.errors import StoreError
-from ngpu_daemon.outbound import AddressRefused
+from ngpu_daemon.outbound import AddressRefused, without_query
 from ngpu_protocol.identity import Address
 from ngpu_protocol.workspaces import WorkspaceSpec
 
@@ -105,12 +105,13 @@ class Archives:
     async def _learn(self, workspace: Workspace) -> None:
         """Learn the sum of one revision's file, or why it cannot be had."""
         spec = workspace.wanted
-        key, url = (spec.id, spec.revision), spec.image_url or ""
+        # shown, and logged, without its query, which often is a signature
+        key, url = (spec.id, spec.revision), without_query(spec.image_url or "")
         attempt = 0
         while key in self._hindrances:
             try:
                 async with self._places:
-                    found = await self._read(key, url)
+                    found = await self._read(key, url, await self._workspaces.url_of(spec))
                 log.info("archive_read", workspace=spec.id, revision=spec.revision, sha256=found)
                 await self._workspaces.pin(spec.id, spec.revision, sha256=found)
                 return
@@ -138,7 +139,7 @@ class Archives:
         if workspace is not None and workspace.is_rolling and workspace.wanted.revision == revision:
             await self._workspaces.roll_failed(workspace, Failure(_NOWHERE, reason, detail))
 
-    async def _read(self, key: tuple[str, int], url: str) -> str:
+    async def _read(self, key: tuple[str, int], url: str, whole_url: str) -> str:
         checksum, read = hashlib.sha256(), 0
         timeout = httpx.Timeout(STALL_S)
         with trio.fail_after(self._limits.timeout_s):
@@ -146,7 +147,7 @@ class Archives:
                 httpx.AsyncClient(
                     transport=self._transport(), timeout=timeout, follow_redirects=True, max_redirects=MAX_REDIRECTS
                 ) as client,
-                client.stream("GET", url, headers={"Accept-Encoding": "identity"}) as response,
+                client.stream("GET", whole_url, headers={"Accept-Encoding": "identity"}) as response,
             ):
                 _check_status(url, response.status_code)
                 total = int(response.headers.get("Content-Length", 0))

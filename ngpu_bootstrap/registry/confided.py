@@ -83,9 +83,12 @@ def complete(new: WorkspaceSecrets, before: WorkspaceSecrets, spec: WorkspaceSpe
     """
     env = {name: value for name, value in (before.env | new.env).items() if name in spec.secret_env}
     registry = (new.registry or before.registry) if spec.has_registry_credentials else None
+    image_query = (new.image_query or before.image_query) if spec.has_image_query else ""
     missing = [name for name in spec.secret_env if name not in env]
     if missing:
         raise Refusal(422, "secret_missing", f"secret_env: {missing[0]} has no value; give it under secrets.env")
     if spec.has_registry_credentials and registry is None:
         raise Refusal(422, "secret_missing", "has_registry_credentials: give them under secrets.registry")
-    return WorkspaceSecrets(registry=registry, env=env)
+    if spec.has_image_query and not image_query:
+        raise Refusal(422, "secret_missing", "has_image_query: give image_url with its query")
+    return WorkspaceSecrets(registry=registry, env=env, image_query=image_query)

@@ -29,7 +29,7 @@ from ngpu_bootstrap.store.records import RolloutRow, WorkspaceRow, WorkspaceToke
 from ngpu_bootstrap.store.store import Store
 from ngpu_protocol.errors import MalformedError
 from ngpu_protocol.image_references import parse_image_reference
-from ngpu_protocol.workspace_secrets import NO_SECRETS, WorkspaceSecrets
+from ngpu_protocol.workspace_secrets import NO_SECRETS, WorkspaceSecrets, with_query
 from ngpu_protocol.workspaces import WorkspaceSpec, describe_errors
 
 # Ids have 18 digits, as the documents' have: enough that two bootstraps do not meet, and exact in 64 bits.
@@ -64,7 +64,13 @@ class NewWorkspace(WorkspaceSpec):
                 raise ValueError(f"{key} is given by the bootstrap; leave it out")
         confided = document.get("secrets")
         if isinstance(confided, WorkspaceSecrets):
-            confided = {"registry": confided.registry, "env": confided.env}
+            confided = confided.model_dump()
+        url = document.get("image_url")
+        if isinstance(url, str) and "?" in url:
+            # the query often is a signature that opens the file: a secret like a password
+            address, _, query = url.partition("?")
+            confided = {**(confided if isinstance(confided, dict) else {}), "image_query": query}
+            document = {**document, "image_url": address, "secrets": confided}
         if not isinstance(confided, dict):
             return document
         document = dict(document)
@@ -73,6 +79,8 @@ class NewWorkspace(WorkspaceSpec):
             document["secret_env"] = [*named, *(name for name in env if name not in named)]
         if confided.get("registry") is not None:
             document["has_registry_credentials"] = True
+        if confided.get("image_query"):
+            document["has_image_query"] = True
         return document
 
     def fields(self) -> dict[str, Any]:
@@ -348,14 +356,30 @@ class Workspaces:
             sources = {"image", "image_url", "service"}
             if given := {key for key in sources & changes.keys() if changes[key] is not None}:
                 document = {key: value for key, value in document.items() if key not in sources - given}
-                for key, source in (("image_sha256", "image_url"), ("has_registry_credentials", "image")):
-                    if source not in given and key not in changes:
-                        document.pop(key, None)
+                # a login may be the next image's too; the sum and the query of a file are that file's alone
+                gone = {"image_sha256", "has_image_query", "has_registry_credentials"} - changes.keys()
+                for key in gone if "image" not in given else gone - {"has_registry_credentials"}:
+                    document.pop(key, None)
             try:
                 new = NewWorkspace.model_validate({key: value for key, value in document.items() if value is not None})
             except ValidationError as error:
                 raise Refusal(422, "invalid", describe_errors(error)) from None
             return await self._update(workspace_id, new, repin=repin)
+
+    async def url_of(self, spec: WorkspaceSpec) -> str:
+        """Return the URL of *spec*'s image with its query, which must not be shown.
+
+        Raises:
+            Refusal: 409, the query was sealed to a key that was replaced.
+        """
+        url = spec.image_url or ""
+        if not spec.has_image_query:
+            return url
+        try:
+            confided = await self._confided.read(spec.id, spec.revision)
+        except MalformedError as error:
+            raise Refusal(409, "secrets_unreadable", f"{error}; give image_url again") from None
+        return with_query(url, confided)
 
     async def pin(self, workspace_id: str, revision: int, *, digest: str | None = None, sha256: str = "") -> None:
         """Fill in what a revision's image turned out to be: its digest, or the SHA-256 of its file."""

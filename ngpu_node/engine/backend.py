@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Collection, Hashable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import structlog
 import trio
@@ -48,6 +48,7 @@ class EngineBackend(ImageBackend, Protocol):
     def holders(self) -> dict[str, Hashable]: ...
     def findings(self) -> Iterable[Finding]: ...
     def machine(self) -> Machine: ...
+    def images(self) -> list[dict[str, Any]]: ...
     def log_of(self, deployment: Deployment, lines: int, *, follow: bool) -> AbstractAsyncContextManager[Log]: ...
 
 
@@ -96,6 +97,10 @@ class NoEngine:
     def machine(self) -> Machine:
         """Return that it runs no images."""
         return Machine(runs_images=False)
+
+    def images(self) -> list[dict[str, Any]]:
+        """Return none."""
+        return []
 
     @asynccontextmanager
     async def log_of(self, deployment: Deployment, lines: int, *, follow: bool) -> AsyncIterator[Log]:

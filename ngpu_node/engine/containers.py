@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 import trio
@@ -381,6 +381,10 @@ class Containers:
             gives_egress=self._networks.offers_egress,
             image_bytes_free=self._images.room(),
         )
+
+    def images(self) -> list[dict[str, Any]]:
+        """Return the images this node knows, for the owner (`Images.listed`)."""
+        return self._images.listed()
 
     @asynccontextmanager
     async def log_of(self, deployment: Deployment, lines: int, *, follow: bool) -> AsyncIterator[Log]:

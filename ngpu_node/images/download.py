@@ -13,7 +13,7 @@ import trio
 
 from ngpu_daemon.addresses import IpAddress, is_public
 from ngpu_daemon.metrics import software_version
-from ngpu_daemon.outbound import AddressRefused, GuardedTransport
+from ngpu_daemon.outbound import AddressRefused, GuardedTransport, without_query
 from ngpu_node.images.problems import (
     AddressNotAllowed,
     BadCredentials,
@@ -28,11 +28,6 @@ from ngpu_node.images.problems import (
 CONNECT_TIMEOUT_S = 15.0
 MAX_REDIRECTS = 5
 PIECE_BYTES = 256 * 1024
-
-
-def without_query(url: str) -> str:
-    """Return *url* as it may be shown and logged: a query often is a signature that opens the file."""
-    return url.partition("?")[0]
 
 
 class Download:

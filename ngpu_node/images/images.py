@@ -23,11 +23,12 @@ from typing import Any
 import structlog
 import trio
 
+from ngpu_daemon.outbound import without_query
 from ngpu_node.config import ImageSettings
 from ngpu_node.errors import EngineFailed, EngineUnavailable
 from ngpu_node.images.archive import for_engine, gunzipped
 from ngpu_node.images.disk import FreeBytes, free_bytes_at, room_for_archive, room_for_pull
-from ngpu_node.images.download import Download, without_query
+from ngpu_node.images.download import Download
 from ngpu_node.images.engine_images import EngineImages
 from ngpu_node.images.manifests import Platform, RemoteImage
 from ngpu_node.images.problems import (
@@ -48,9 +49,9 @@ from ngpu_node.images.progress import Progress, PullProgress
 from ngpu_node.images.registry import InsecureRegistries, Registry, RegistryUnreachable
 from ngpu_node.images.retrying import wait_before_retry
 from ngpu_node.images.room import DiskRoom
-from ngpu_node.images.shelf import Entry, Shelf, prove
+from ngpu_node.images.shelf import Entry, Shelf, is_pinned, prove
 from ngpu_protocol.image_references import ImageReference, parse_image_reference
-from ngpu_protocol.workspace_secrets import NO_SECRETS, RegistryCredentials, WorkspaceSecrets
+from ngpu_protocol.workspace_secrets import NO_SECRETS, RegistryCredentials, WorkspaceSecrets, with_query
 from ngpu_protocol.workspaces import WorkspaceSpec
 
 log = structlog.get_logger(__name__)
@@ -83,7 +84,7 @@ class ImageWish:
     holder: str
     workspace: str
     reference: ImageReference | None = None
-    url: str = ""
+    url: str = field(default="", repr=False)
     sha256: str = ""
     digest: bytes | None = None
     credentials: RegistryCredentials | None = field(default=None, repr=False)
@@ -97,7 +98,7 @@ class ImageWish:
             holder=f"{workspace}/{spec.revision}",
             workspace=workspace,
             reference=parse_image_reference(spec.image) if spec.image is not None else None,
-            url=spec.image_url or "",
+            url=with_query(spec.image_url or "", secrets),
             sha256=spec.image_sha256 or "",
             digest=bytes.fromhex(pin.removeprefix("sha256:")) if pin else None,
             credentials=secrets.registry,
@@ -208,17 +209,17 @@ class Images:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Fetch what is asked for and look after the disk, until cancelled; then fetches end, and leave nothing."""
-        try:
-            async with trio.open_nursery() as nursery:
-                self._nursery = nursery
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            try:
                 self._running.set()
                 task_status.started()
                 await self._look_after_leftovers()
                 while True:
                     await trio.sleep(PRESSURE_INTERVAL_S)
                     await self.disk.relieve()
-        finally:
-            self._nursery = None
+            finally:
+                self._nursery = None  # from here on it takes nobody: `aclose` writes the list
 
     # -- what others see -----------------------------------------------------------------------------------------------
 
@@ -227,17 +228,28 @@ class Images:
         return self.disk.left()
 
     def listed(self) -> list[dict[str, Any]]:
-        """Return what is on the shelf, for the owner."""
-        held = {name for name, _ in self._held.values()}
+        """Return what is on the shelf, for the owner; the last used first.
+
+        `held_by` are the deployments that have it now, `remembered_for` those whose reference it was found to be;
+        `kept` tells whether the owner's configuration keeps it, `borrowed` whether it was here before this node.
+        """
+        held: dict[str, list[str]] = {}
+        for holder, (name, _) in self._held.items():
+            held.setdefault(name, []).append(holder)
         return [
             {
                 "image": entry.reference,
                 "name": entry.name,
                 "id": entry.id,
+                "digest": f"sha256:{entry.digest}" if entry.digest else "",
                 "bytes": entry.size,
                 "used_at_ms": entry.used_ms,
                 "in_use": entry.name in held,
+                "held_by": sorted(held.get(entry.name, [])),
+                "remembered_for": sorted(entry.resolved),
+                "kept": any(is_pinned(entry, pin) for pin in self._settings.keep),
                 "borrowed": entry.borrowed,
+                "arriving": not entry.id,
             }
             for entry in sorted(self._shelf.entries(), key=lambda entry: -entry.used_ms)
         ]
@@ -424,7 +436,7 @@ class Images:
         if known:
             return next((entry for entry in known if not entry.borrowed), known[0])
         name = str(wish.reference.pinned(image.digest)) if wish.reference else f"{ARCHIVE_NAME}:{wish.sha256}"
-        entry = self._shelf.get(name) or Entry(name, str(wish.reference or wish.url), borrowed=True)
+        entry = self._shelf.get(name) or Entry(name, str(wish), borrowed=True)
         entry.id, entry.digest, entry.size = image.id, image.digest.hex(), int(attrs.get("Size") or 0)
         self._shelf.put(entry)
         return entry
@@ -535,7 +547,7 @@ class Images:
             answer_timeout_s=self._settings.stall_timeout_s,
             allow_private=lambda host: self._settings.private_addresses or host in self._settings.registries,
         )
-        entry = Entry(fetch.name, wish.url)
+        entry = Entry(fetch.name, str(wish))
         async with download, self._noted(entry, before):
             await self.disk.make(fetch, str(wish), room_for_archive(download.size))
             checksum = hashlib.sha256()

@@ -26,6 +26,7 @@ from typing import Any
 import structlog
 import trio
 
+from ngpu_daemon.outbound import without_query
 from ngpu_protocol.image_references import ImageReferenceError, parse_image_reference
 
 log = structlog.get_logger(__name__)
@@ -41,7 +42,7 @@ class Entry:
 
     Attributes:
         name: what the engine knows it by and what is removed: `repository@sha256:…`, or the tag given to a tar.
-        reference: as a client wrote it, for people and for the owner's pins.
+        reference: as a client wrote it, for people and for the owner's pins; a URL without its query, often a secret.
         id: the engine's id; empty while it is being fetched.
         digest: SHA-256 that receipts name, hexadecimal.
         size: unpacked bytes, as the engine counts; of layers shared with others too.
@@ -96,7 +97,7 @@ def is_pinned(entry: Entry, pin: str) -> bool:
         wanted = parse_image_reference(pin)
         named = parse_image_reference(entry.reference)
     except ImageReferenceError:
-        return pin == entry.reference  # an image by URL
+        return without_query(pin) == entry.reference  # an image by URL
     if wanted.name != named.name:
         return False
     if wanted.digest is not None:
@@ -187,6 +188,7 @@ def _read(path: Path) -> list[Entry]:
         for item in document["images"]:
             entry = Entry(**{key: value for key, value in item.items() if key in known})
             _check(entry)
+            entry.reference = without_query(entry.reference)  # versions before wrote URLs whole
             found.append(entry)
         return found
     except FileNotFoundError:

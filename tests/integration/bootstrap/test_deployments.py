@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import structlog
 import trio
 
 from ngpu_bootstrap.admin_socket import AdminSocketError
 from ngpu_bootstrap.config import ImagesSection
+from ngpu_node.images.images import ImageWish
 from ngpu_protocol import control
 from ngpu_protocol.sealing import open_sealed
 from ngpu_protocol.workspace_secrets import WorkspaceSecrets
@@ -525,3 +527,51 @@ def test_an_update_to_a_file_that_is_missing_leaves_the_old_revision_serving(tmp
         assert nodes[0].told[0].revision == 1
 
     run(tmp_path, test, node(), workspace=IMAGE, images=ImagesSection(private_addresses=True))
+
+
+def test_the_query_of_an_images_url_is_a_secret_that_the_file_is_asked_for_with(tmp_path: Path, files: str) -> None:
+    Files.given = {"/i.tar?signature=s3cret": (200, b"layers"), "/j.tar?signature=0ther": (200, b"others")}
+
+    async def test(bootstrap: Bootstrap, nodes: list[ScriptedNode]) -> None:
+        (one,) = nodes
+        await one.until(lambda: bool(one.told))
+        spec = one.told[0]
+        assert (spec.image_url, spec.has_image_query) == (f"{files}/i.tar", True)
+        assert spec.image_sha256 == hashlib.sha256(b"layers").hexdigest()
+
+        def told() -> ImageWish:
+            spec = one.told[0]
+            box = one.sealed[spec.id]
+            clear = open_sealed(box, one.account, workspace=spec.id, revision=spec.revision)
+            return ImageWish.of("acme", spec, WorkspaceSecrets.decode(clear))
+
+        assert told().url == f"{files}/i.tar?signature=s3cret"
+        assert "s3cret" not in f"{told()} {told()!r}"
+        view = await bootstrap.admin("GET", f"/api/v1/workspaces/{bootstrap.workspace}")
+        assert "s3cret" not in json.dumps(view)
+        # another file is another query, or none
+        await update(bootstrap, {"image_url": f"{files}/j.tar?signature=0ther"})
+        await one.until(lambda: one.told[0].revision == 2)
+        assert told().url == f"{files}/j.tar?signature=0ther"
+        assert one.told[0].image_sha256 == hashlib.sha256(b"others").hexdigest()
+        await deployments_when(bootstrap, lambda view: view["rollout"] is None)
+        await update(bootstrap, {"image_url": f"{files}/none.tar", "image_sha256": "ab" * 32})
+        await one.until(lambda: one.told[0].revision == 3)
+        assert (one.told[0].has_image_query, one.told[0].has_secrets) == (False, False)
+
+    asked = {**TAR, "image_url": f"{files}/i.tar?signature=s3cret"}
+    with structlog.testing.capture_logs() as said:
+        run(tmp_path, test, node(), workspace=asked, images=ImagesSection(private_addresses=True))
+    assert "s3cret" not in str(said)
+    for path in (tmp_path / "bootstrap").glob("bootstrap.db*"):
+        assert b"s3cret" not in path.read_bytes(), path
+        assert b"0ther" not in path.read_bytes(), path
+
+
+def test_a_query_that_was_never_given_is_refused(tmp_path: Path, files: str) -> None:
+    async def test(bootstrap: Bootstrap, nodes: list[ScriptedNode]) -> None:
+        asked = {**TAR, "image_url": f"{files}/i.tar", "has_image_query": True}
+        with pytest.raises(AdminSocketError, match="give image_url with its query"):
+            await bootstrap.admin("POST", "/api/v1/workspaces", asked)
+
+    run(tmp_path, test)

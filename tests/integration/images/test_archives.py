@@ -100,15 +100,21 @@ def names_in(engine: Engine) -> set[str]:
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_saved_image_is_loaded_under_our_name_only_and_its_id_is_its_digest(
-    registry: FakeRegistry, engine: Engine, shelf: tuple[Path, str], saved: tuple[bytes, str], packed: bool
+    registry: FakeRegistry,
+    engine: Engine,
+    shelf: tuple[Path, str],
+    saved: tuple[bytes, str],
+    packed: bool,
+    tmp_path: Path,
 ) -> None:
     data, image_id = saved
     data = gzip.compress(data) if packed else data
     (shelf[0] / "image.tar").write_bytes(data)
-    wish, heard, before = a_tar_wish(f"{shelf[1]}/image.tar", data), Heard(), names_in(engine)
+    signed = f"{shelf[1]}/image.tar?signature=s3cret"
+    wish, heard, before = a_tar_wish(signed, data), Heard(), names_in(engine)
 
     async def main() -> None:
-        async with a_node_of_images(registry, private_addresses=True) as images:
+        async with a_node_of_images(registry, tmp_path / "images.json", private_addresses=True) as images:
             image = await images.ensure(wish, heard)
             assert (image.id, "sha256:" + image.digest.hex()) == (image_id, image_id)
             (shelf[0] / "image.tar").unlink()
@@ -118,6 +124,9 @@ def test_a_saved_image_is_loaded_under_our_name_only_and_its_id_is_its_digest(
     heard.check()
     assert heard.all[-1].bytes_total == len(data)
     assert names_in(engine) - before == {f"{ARCHIVE_NAME}:{wish.sha256}"}
+    kept = (tmp_path / "images.json").read_text()
+    assert f"{shelf[1]}/image.tar" in kept
+    assert "s3cret" not in kept
 
 
 def fails(

@@ -184,6 +184,15 @@ def test_logs_are_read_by_the_workspaces_bootstrap_and_the_owner_and_nobody_else
                 assert "ready" in table
                 (first, second) = json.loads(await ask(tmp_path / "admin.sock", "/workspaces"))["workspaces"]
                 assert (first["state"], second["workspace"]) == ("ready", "8")
+                (kept,) = json.loads(await command(tmp_path, "images", "--json"))["images"]
+                assert kept["image"].endswith(image)
+                assert kept["bytes"] > 0
+                assert kept["used_at_ms"] > 0
+                assert [holder.rpartition("/")[0].rpartition("/")[2] for holder in kept["held_by"]] == ["7", "8"]
+                assert (kept["borrowed"], kept["kept"], kept["arriving"]) == (True, False, False)
+                table = await command(tmp_path, "images")
+                assert kept["digest"].removeprefix("sha256:")[:12] in table
+                assert "in use" in table
                 doctor = await command(tmp_path, "doctor")
                 assert "engine: Docker" in doctor
                 with pytest.raises(NodeConfigurationError, match=r"^workspace 99 is not deployed here$"):

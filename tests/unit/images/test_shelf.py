@@ -135,3 +135,12 @@ def test_proofs_are_bounded_and_the_newest_stay() -> None:
     assert one.may_be_used_by("acme/20")
     assert not one.may_be_used_by("acme/0")
     assert entry("b").may_be_used_by("anybody")
+
+
+def test_a_urls_query_is_not_kept_and_a_pin_means_its_file_all_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "images.json"
+    path.write_text(json.dumps({"images": [{"name": "a", "reference": "https://example.org/i.tar?signature=s3cret"}]}))
+    (kept,) = Shelf(path).entries()
+    assert kept.reference == "https://example.org/i.tar"
+    assert is_pinned(kept, "https://example.org/i.tar?signature=another")
+    assert not is_pinned(kept, "https://example.org/j.tar")
