@@ -207,7 +207,7 @@ class Management:
             location = self._settings.store or self._directory.path / "bootstrap.db"
             bodies = self._directory.path / "bodies"
             async with open_store(location, network=self._settings.network, bootstrap=_NOBODY, bodies=bodies) as store:
-                confided = Confided(store, self._account)
+                confided = Confided(store, self._account, [Address(one) for one in self._settings.siblings])
                 workspaces = Workspaces(store, confided=confided, now_ms=_now_ms, on_change=lambda: None)
                 await workspaces.load()
                 return await work(workspaces)

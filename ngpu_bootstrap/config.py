@@ -327,6 +327,11 @@ class BootstrapSettings(DaemonSettings):
         (), description="Addresses or networks of proxies whose X-Forwarded-For is believed."
     )
     store: str = Field("", description="Database URL. Empty: SQLite in data_dir.", examples=["postgresql://host/ngpu"])
+    siblings: tuple[NodeAddress, ...] = Field(
+        (),
+        description="Addresses of the other bootstraps of a PostgreSQL database. What clients confide for their "
+        "workspaces is sealed to them too, so that each can run every workspace.",
+    )
     wire_timezone: WireZone = Field(
         "UTC+8", description="Zone of task ids and of the times in /user/ answers and queries, as UTC+8 or UTC-03:30."
     )

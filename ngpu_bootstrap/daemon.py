@@ -60,6 +60,7 @@ from ngpu_bootstrap.registry.workspaces import Workspace, Workspaces
 from ngpu_bootstrap.retention import keep_swept
 from ngpu_bootstrap.store.bodies import BodyLimits
 from ngpu_bootstrap.store.errors import StoreError, StoreMismatch, StoreUnavailable
+from ngpu_bootstrap.store.leases import Sibling
 from ngpu_bootstrap.store.records import NodeRow, OpenTask, TaskRecord
 from ngpu_bootstrap.store.store import Store, StoreOptions, open_store
 from ngpu_bootstrap.trust_secret import trust_secret
@@ -222,7 +223,7 @@ class _Bootstrap:
             standing=self.standings.in_short,
             round_trip_s=lambda peer_id: self.host.round_trip_s(peer_id) if self.host is not None else None,
         )
-        confided = Confided(store, lambda: account)
+        self.confided = confided = Confided(store, lambda: account, [Address(one) for one in settings.siblings])
         self.workspaces = Workspaces(store, confided=confided, now_ms=now_ms, on_change=self._workspaces_changed)
         images = settings.images
         self.archives = Archives(
@@ -325,12 +326,12 @@ class _Bootstrap:
         self.task_control = TaskControl(store, self.dispatcher, self.detached, self.watch, now_ms)
         self.membership = Membership(
             store,
-            account.address,
             self.detached,
-            about=lambda: {"http": self.where.get("http", []), "multiaddrs": self.where.get("multiaddrs", [])},
+            about=self._about,
+            here=lambda: [session.node for session in self.nodes],
             adopt=self._adopt,
             cancel=self.task_control.end,
-            reload=self._reload,
+            reload=self.deployments.catch_up,
             met=self._met_siblings,
         )
         self.brc20 = Brc20Desk(checker, store, now_ms=now_ms)
@@ -521,7 +522,6 @@ class _Bootstrap:
 
     async def run(self, task_status: trio.TaskStatus[dict[str, Any]]) -> None:
         notifier = Notifier.from_environment()
-        await self.workspaces.load()
         await self.standings.load()
         await self.deployments.load()
         await self.challenges.load()
@@ -636,8 +636,14 @@ class _Bootstrap:
         tokens = workspace.tokens if workspace is not None else ()
         return next((token.hash for token in tokens if token.label == label), None)
 
-    def _met_siblings(self, siblings: frozenset[str]) -> None:
-        self.receipts.siblings = siblings
+    def _about(self) -> dict[str, Any]:
+        """What siblings may know of this bootstrap."""
+        where = {name: self.where.get(name, []) for name in ("http", "multiaddrs")}
+        return {**where, "peer_id": self.account.peer_id}
+
+    async def _met_siblings(self, met: Sequence[Sibling]) -> None:
+        self.receipts.siblings = frozenset(one.address for one in met if one.address != self.account.address)
+        await self.confided.share(met)
 
     async def _adopt(self, tasks: Sequence[OpenTask]) -> None:
         await self.detached.adopt(tasks, self._spec_of)
@@ -649,10 +655,6 @@ class _Bootstrap:
     def _workspaces_changed(self) -> None:
         self.control.refresh()
         self.archives.look()
-
-    async def _reload(self) -> None:
-        await self.deployments.load()
-        await self.workspaces.load()
 
     def _is_coming(self, workspace_id: str) -> bool:
         workspace = self.workspaces.get(workspace_id)

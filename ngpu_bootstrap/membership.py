@@ -8,7 +8,7 @@ tasks is left to do.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any
 
 import structlog
@@ -16,8 +16,10 @@ import trio
 
 from ngpu_bootstrap.dispatch.detached import DetachedTasks
 from ngpu_bootstrap.store.errors import StoreError
+from ngpu_bootstrap.store.leases import Sibling
 from ngpu_bootstrap.store.records import OpenTask
 from ngpu_bootstrap.store.store import Store
+from ngpu_protocol.identity import Address
 
 log = structlog.get_logger(__name__)
 
@@ -35,31 +37,33 @@ class Membership:
         about: what others may know of this one.
         adopt: takes unfinished tasks in hand.
         cancel: ends a task in hand whose end was asked for at another bootstrap.
-        reload: reads the workspaces anew, another bootstrap having changed them.
-        met: told who else there is, dead or alive.
+        here: the nodes connected to this one.
+        reload: reads the workspaces anew where another bootstrap has changed them.
+        met: told which bootstraps there are, dead or alive, this one included.
     """
 
     def __init__(
         self,
         store: Store,
-        own: str,
         detached: DetachedTasks,
         *,
         about: Callable[[], dict[str, Any]],
         adopt: Adopt,
         cancel: Callable[[str], Awaitable[object]],
+        here: Callable[[], Collection[Address]],
         reload: Callable[[], Awaitable[None]],
-        met: Callable[[frozenset[str]], None],
+        met: Callable[[Sequence[Sibling]], Awaitable[None]],
     ) -> None:
         self._store = store
-        self._own = own
         self._detached = detached
         self._about = about
         self._adopt = adopt
         self._cancel = cancel
+        self._here = here
         self._reload = reload
         self._met = met
-        self._mark: tuple[Any, ...] = ()
+        # as the store has it; None when that is not known
+        self._present: frozenset[Address] | None = None
         self.leaving = False
 
     async def join(self) -> None:
@@ -70,8 +74,8 @@ class Membership:
         """
         if self._store.is_shared:
             await self._store.renew_lease(LEASE_MS, self._about(), anew=True)
-            self._mark = await self._store.workspaces_mark()
-            await self._meet()
+            self._present = frozenset()
+            await self._met(await self._store.siblings())
 
     async def leave(self) -> None:
         """Have others take over at once what is left undone here."""
@@ -94,6 +98,9 @@ class Membership:
             except StoreError as error:
                 # others take over when it lasts; what is in hand here is let go once the database says so
                 log.error("lease_not_renewed", reason=str(error))
+            except Exception:
+                # what a sibling of a later version wrote must not end this one
+                log.exception("beat_failed")
 
     async def _beat(self) -> None:
         before = self._detached.in_hand()
@@ -109,12 +116,18 @@ class Membership:
             await self._adopt(taken)
         for task_id in await self._store.cancels_asked():
             await self._cancel(task_id)
-        mark = await self._store.workspaces_mark()
-        if mark != self._mark:
-            await self._reload()
-            self._mark = mark
-        await self._meet()
+        await self._tell_presence()
+        await self._reload()
+        await self._met(await self._store.siblings())
 
-    async def _meet(self) -> None:
-        others = await self._store.siblings()
-        self._met(frozenset(one.address for one in others if one.address != self._own))
+    async def _tell_presence(self) -> None:
+        """Have siblings know which nodes are here, so that none of them gives up a node that it alone has lost."""
+        here, before = frozenset(self._here()), self._present
+        if here == before:
+            return
+        self._present = None  # until it is known to be written
+        if before is None:
+            await self._store.keep_presence(None, here)
+        else:
+            await self._store.keep_presence(before - here, here - before)
+        self._present = here

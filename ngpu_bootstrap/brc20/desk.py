@@ -14,10 +14,11 @@ from typing import Any
 
 import structlog
 import trio
+from pydantic import ValidationError
 
 from ngpu_bootstrap.brc20.checker import Brc20Checker
 from ngpu_bootstrap.brc20.policies import Brc20Policy, held_of, plain
-from ngpu_bootstrap.errors import Forbidden, Refusal
+from ngpu_bootstrap.errors import Forbidden, NotServed, Refusal
 from ngpu_bootstrap.store import brc20_rows
 from ngpu_bootstrap.store.errors import StoreError
 from ngpu_bootstrap.store.store import Store
@@ -43,6 +44,8 @@ class Brc20Desk:
         self._store = store
         self._now_ms = now_ms
         self._policies: dict[str, Brc20Policy] = {}
+        # those whose policy this version does not understand: it may be one that refuses
+        self._strange: set[str] = set()
         self._put, self._get = trio.open_memory_channel[tuple[str, str, str]](QUEUED)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -68,11 +71,12 @@ class Brc20Desk:
         text = policy.model_dump_json()
         await self._store.chore(lambda connection: brc20_rows.set_policy(connection, workspace, text))
         self._policies[workspace] = policy
+        self._strange.discard(workspace)
 
     def asks(self, workspace: str) -> bool:
         """Return whether calls of a workspace may be refused for what their address holds."""
         policy = self._policies.get(workspace)
-        return policy is not None and policy.mode == "require"
+        return workspace in self._strange or (policy is not None and policy.mode == "require")
 
     async def admit(self, workspace: str, address: str) -> None:
         """Return if a call of *workspace* for *address* meets its policy.
@@ -81,6 +85,13 @@ class Brc20Desk:
             Forbidden: no address, or it holds too little.
             Refusal: it is no address, or nobody can say what it holds.
         """
+        if workspace in self._strange:
+            raise NotServed(
+                503,
+                "policy_not_understood",
+                "this gateway does not understand the workspace's policy on BTC addresses: its operator must update it",
+                retry_after_s=60,
+            )
         policy = self.policy(workspace)
         if policy.mode != "require":
             return
@@ -120,5 +131,15 @@ class Brc20Desk:
                 log.warning("brc20_not_noted", task_id=task_id, reason=str(error))
 
     async def _load(self) -> None:
-        rows = await self._store.look_up(brc20_rows.policies)
-        self._policies = {workspace: Brc20Policy.model_validate_json(text) for workspace, text in rows}
+        policies: dict[str, Brc20Policy] = {}
+        strange: set[str] = set()
+        for workspace, text in await self._store.look_up(brc20_rows.policies):
+            try:
+                policies[workspace] = Brc20Policy.model_validate_json(text)
+            except ValidationError:  # as a sibling of a later version wrote it
+                log.error("policy_not_understood", workspace=workspace)
+                if (known := self._policies.get(workspace)) is not None:
+                    policies[workspace] = known
+                else:
+                    strange.add(workspace)
+        self._policies, self._strange = policies, strange

@@ -7,6 +7,7 @@ else happens: it greets again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
@@ -49,6 +50,8 @@ SEND_TIMEOUT_S = 10.0
 SILENT_FOR_GOOD_S = 60.0
 # Changes that come together (ten workspaces added in a loop) become one message.
 SETTLE_S = 0.02
+# Secrets that could not be read are tried again after this: a sibling may have sealed them to this one meanwhile.
+SECRETS_AGAIN_S = 3.0
 # What only time changes (a node is given up, a workspace ends) is looked at this often.
 TICK_S = 5.0
 
@@ -273,29 +276,44 @@ class ControlDesk:
 
     async def _tell(self, stream: P2PStream, conversation: _Conversation) -> None:
         """Send the node its list of workspaces once it is worked out, and at each change."""
+        again_s = math.inf
         while True:
-            await conversation.changed.wait()
+            with trio.move_on_after(again_s):
+                await conversation.changed.wait()
             conversation.changed = trio.Event()
-            specs = tuple(conversation.desired or ())
-            message = Desired(specs, await self._sealed(specs, conversation.session))
+            wanted = tuple(conversation.desired or ())
+            specs, sealed = await self._sealed(wanted, conversation.session)
+            again_s = math.inf if specs == wanted else SECRETS_AGAIN_S
+            message = Desired(specs, sealed)
             try:
                 with trio.fail_after(SEND_TIMEOUT_S):
                     await _send(stream, message)
             except ValueError as error:  # it keeps what it has, and the operator hears of it
                 log.error("desired_not_sent", node=conversation.session.node, reason=str(error))
 
-    async def _sealed(self, specs: Sequence[WorkspaceSpec], session: NodeSession) -> dict[str, bytes]:
-        """Return what the node needs to know of *specs* and nobody else may; without it a node says what it lacks."""
+    async def _sealed(
+        self, specs: Sequence[WorkspaceSpec], session: NodeSession
+    ) -> tuple[tuple[WorkspaceSpec, ...], dict[str, bytes]]:
+        """Return those of *specs* that the node can run, and what it needs to know of them and nobody else may.
+
+        One whose secrets cannot be read here now is left out, unless the node has it from another bootstrap: it would
+        fail there for want of them.
+        """
+        tellable: list[WorkspaceSpec] = []
         sealed: dict[str, bytes] = {}
+        there = {(state.workspace, state.revision) for state in session.reports}
         for spec in specs:
             try:
                 box = await self._confided.for_node(spec, session.peer_id)
             except (MalformedError, StoreError, Refusal) as error:
                 log.error("secrets_not_sent", workspace=spec.id, node=session.node, reason=str(error))
+                if (spec.id, spec.revision) in there:
+                    tellable.append(spec)
                 continue
+            tellable.append(spec)
             if box is not None:
                 sealed[spec.id] = box
-        return sealed
+        return tuple(tellable), sealed
 
 
 def _bearing(heartbeat: Heartbeat) -> tuple[object, ...]:

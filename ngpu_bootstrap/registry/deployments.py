@@ -5,12 +5,17 @@ its place, and what a workspace lacks. `work_out` brings all of it up to date; w
 `desired` and `serving` after it. The decisions themselves are pure: `assignment` and `rollout`.
 
 The rule: nothing is told to a node that is not in the store, so that a restart moves nothing.
+
+Several bootstraps on one database share the table. Each works it out by the nodes it sees and stores what it came to
+only if nobody else changed anything since it last read (`Store.place_after`); else it reads again first. A node is away
+when none of them has it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 import trio
@@ -20,6 +25,7 @@ from ngpu_bootstrap.registry.assignment import Host, Shortage, Wanted, assign
 from ngpu_bootstrap.registry.nodes import Nodes, NodeSession
 from ngpu_bootstrap.registry.rollout import Place, Step, step
 from ngpu_bootstrap.registry.workspaces import Workspace, Workspaces
+from ngpu_bootstrap.store.errors import PlacementOutdated
 from ngpu_bootstrap.store.records import DeploymentRow
 from ngpu_bootstrap.store.store import Store
 from ngpu_protocol.control import DeploymentPhase, DeploymentState, without_last_words
@@ -30,6 +36,12 @@ log = structlog.get_logger(__name__)
 
 # A node where a workspace failed for the node's own fault is tried again after this, and sooner when nothing is better.
 FAILED_ON_MS = 600_000
+
+# For so long after the start a workspace's nodes are taken to be on their way: they dial again after some seconds.
+COMING_BACK_MS = 15_000
+
+# How often it is worked out anew at once because another bootstrap of the database was faster.
+TRIES = 4
 
 # Reasons of a failed deployment that are the node's, so that another node may do better with the same revision.
 NODE_FAULTS = frozenset(
@@ -97,24 +109,40 @@ class DeploymentTable:
         self._rows: dict[str, dict[Address, DeploymentRow]] = {}
         self._before: dict[tuple[str, Address], int] = {}
         self._away_since: dict[Address, int] = {}
+        self._elsewhere: frozenset[Address] = frozenset()
+        self._mark: tuple[Any, ...] = ()
+        self._loaded_at_ms = 0
         self._failed_on: dict[tuple[str, int], dict[Address, tuple[str, int]]] = {}
         self._short: Mapping[str, Shortage] = {}
         self.desired: Mapping[Address, Sequence[WorkspaceSpec]] = {}
         self.serving: Mapping[Address, Mapping[str, Collection[int]]] = {}
 
     async def load(self) -> None:
-        """Read the table from the store, at the start and when another bootstrap of this database has changed it."""
+        """Read workspaces and the table from the store."""
+        # the mark first: what changes while the rest is read is read again
+        mark = await self._store.workspaces_mark() if self._store.is_shared else ()
         async with self._working:
             rows: dict[str, dict[Address, DeploymentRow]] = {}
             for row in await self._store.deployments():
                 rows.setdefault(row.workspace, {})[row.node] = row
-            self._rows = rows
+            self._rows, self._mark = rows, mark
+            self._loaded_at_ms = self._loaded_at_ms or self._now_ms()
+        await self._workspaces.load()
+
+    async def catch_up(self) -> None:
+        """Read workspaces and the table again if another bootstrap of this database has changed any of it.
+
+        Raises:
+            StoreError: it cannot be read; what was known stays.
+        """
+        if self._store.is_shared and await self._store.workspaces_mark() != self._mark:
+            await self.load()
 
     @property
     def waits(self) -> bool:
         """Whether the passing of time alone may change who should run what."""
         ends = any(workspace.spec.end_at is not None for workspace in self._workspaces)
-        return bool(ends or self._away_since or self._failed_on or self._short)
+        return bool(ends or self._away_since or self._elsewhere or self._failed_on or self._short)
 
     def rows(self, workspace_id: str) -> Sequence[DeploymentRow]:
         """Return which nodes are to run an image workspace, by address."""
@@ -152,8 +180,11 @@ class DeploymentTable:
                 coming.append((_COMING.index(DeploymentPhase(state.state)) * 101 + state.progress, _words(state)))
         if coming:
             return max(coming)[1]
-        if any(self._nodes.get(node) is not None for node in self._rows.get(workspace.id, {})):
+        rows = self._rows.get(workspace.id, {})
+        if any(self._nodes.get(node) is not None for node in rows):
             return "a node was told to run the workspace"
+        if rows and self._now_ms() - self._loaded_at_ms < COMING_BACK_MS:
+            return "this bootstrap has just started, and the workspace's nodes are coming back"
         return ""
 
     def presumed(self, session: NodeSession) -> dict[str, Collection[int]]:
@@ -180,6 +211,15 @@ class DeploymentTable:
         Raises:
             StoreError: it could not be stored; `desired` is what it was.
         """
+        for _ in range(TRIES - 1):
+            await self.catch_up()
+            try:
+                async with self._working:
+                    await self._work_out()
+                return
+            except PlacementOutdated:
+                continue  # another bootstrap was faster
+        await self.catch_up()
         async with self._working:
             await self._work_out()
 
@@ -187,6 +227,8 @@ class DeploymentTable:
         now_ms = self._now_ms()
         sessions = {session.node: session for session in self._nodes if session.reported}
         await self._pin(sessions)
+        missing = {node for rows in self._rows.values() for node in rows if node not in sessions}
+        self._elsewhere = frozenset(await self._store.present_elsewhere(missing))
         self._notice(sessions, now_ms)
         current = [workspace for workspace in self._workspaces if not workspace.has_ended(now_ms)]
         # An image that is not known to be one and the same everywhere goes nowhere, and stops no earlier revision.
@@ -258,7 +300,9 @@ class DeploymentTable:
     def _notice(self, sessions: Mapping[Address, NodeSession], now_ms: int) -> None:
         """Note since when nodes that have something are away or draining, and where workspaces failed."""
         holders = {node for rows in self._rows.values() for node in rows}
-        away = {node for node in holders if node not in sessions or sessions[node].draining}
+        away = {
+            node for node in holders if (sessions[node].draining if node in sessions else node not in self._elsewhere)
+        }
         self._away_since = {node: self._away_since.get(node, now_ms) for node in away}
         for node, session in sessions.items():
             for state in session.reports:
@@ -330,9 +374,11 @@ class DeploymentTable:
             (workspace_id, node)
             for workspace_id, rows in self._rows.items()
             for node in rows
-            if node not in told.get(workspace_id, {})
+            if node not in told.get(workspace_id, {}) and workspace_id not in self._workspaces.strange
         ]
-        if changed or dropped:
+        if (changed or dropped) and self._store.is_shared:
+            self._mark = await self._store.place_after(self._mark, changed, dropped)
+        elif changed or dropped:
             await self._store.place(changed, dropped)
         for workspace_id, node in dropped:
             row = self._rows[workspace_id].pop(node)

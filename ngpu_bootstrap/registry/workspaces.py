@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
+import structlog
 import trio
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 from pydantic.json_schema import SkipJsonSchema
@@ -31,6 +32,8 @@ from ngpu_protocol.errors import MalformedError
 from ngpu_protocol.image_references import parse_image_reference
 from ngpu_protocol.workspace_secrets import NO_SECRETS, WorkspaceSecrets, with_query
 from ngpu_protocol.workspaces import WorkspaceSpec, describe_errors
+
+log = structlog.get_logger(__name__)
 
 # Ids have 18 digits, as the documents' have: enough that two bootstraps do not meet, and exact in 64 bits.
 _ID_LOW, _ID_HIGH = 10**17, 10**18
@@ -157,6 +160,8 @@ class Workspaces:
         self._now_ms = now_ms
         self._on_change = on_change
         self._by_id: dict[str, Workspace] = {}
+        # in the store, and not to be understood by this version: nothing is decided about them here
+        self.strange: frozenset[str] = frozenset()
         # one change at a time: each reads the memory, writes the store, and then the memory
         self._changing = trio.Lock()
 
@@ -171,17 +176,26 @@ class Workspaces:
         async with self._changing:
             rollouts = {row.workspace: row for row in await self._store.rollouts()}
             by_id: dict[str, Workspace] = {}
+            strange: set[str] = set()
             for row in await self._store.list_workspaces():
-                workspace = Workspace(_spec(row.id, row.revision, row.spec), row.owner, row.tokens, row.created_at_ms)
-                rollout = rollouts.get(row.id)
-                if rollout is not None and rollout.target == row.revision:
-                    base = await self._store.workspace_spec(row.id, rollout.base)
-                    if base is not None:
-                        spec = _spec(row.id, rollout.base, base)
-                        workspace = replace(workspace, spec=spec, target=workspace.spec, rollout=rollout)
-                by_id[row.id] = workspace
-            self._by_id = by_id
+                try:
+                    by_id[row.id] = await self._read(row, rollouts.get(row.id))
+                except MalformedError as error:  # as a sibling of a later version wrote it
+                    log.error("workspace_not_understood", workspace=row.id, reason=str(error))
+                    strange.add(row.id)
+                    if row.id in self._by_id:
+                        by_id[row.id] = self._by_id[row.id]
+            self._by_id, self.strange = by_id, frozenset(strange)
             self._on_change()
+
+    async def _read(self, row: WorkspaceRow, rollout: RolloutRow | None) -> Workspace:
+        workspace = Workspace(_spec(row.id, row.revision, row.spec), row.owner, row.tokens, row.created_at_ms)
+        if rollout is None or rollout.target != row.revision:
+            return workspace
+        base = await self._store.workspace_spec(row.id, rollout.base)
+        if base is None:
+            return workspace
+        return replace(workspace, spec=_spec(row.id, rollout.base, base), target=workspace.spec, rollout=rollout)
 
     def get(self, workspace_id: str) -> Workspace | None:
         """Return the workspace, or None when there is none of this id."""
@@ -228,10 +242,14 @@ class Workspaces:
         Raises:
             Refusal: its secrets are incomplete, or cannot be kept.
         """
+        async with self._changing:
+            return await self._add(new)
+
+    async def _add(self, new: NewWorkspace) -> tuple[Workspace, Token]:
         while True:
             workspace_id = str(_ID_LOW + secrets.randbelow(_ID_HIGH - _ID_LOW))
             spec = _named_pin(WorkspaceSpec(id=workspace_id, **new.fields()))
-            sealed = self._confided.at_rest(complete(new.secrets, NO_SECRETS, spec), workspace_id, spec.revision)
+            sealed = await self._confided.at_rest(complete(new.secrets, NO_SECRETS, spec), workspace_id, spec.revision)
             token = make_token(workspace_id, secrets.token_bytes(SECRET_BYTES))
             now_ms = self._now_ms()
             row = WorkspaceRow(
@@ -318,7 +336,7 @@ class Workspaces:
             return await self._amend(workspace, spec)
         revision = workspace.newest + 1
         spec = _named_pin(WorkspaceSpec(**new.fields(), id=workspace_id, revision=revision))
-        sealed = self._confided.at_rest(confided, workspace_id, revision)
+        sealed = await self._confided.at_rest(confided, workspace_id, revision)
         rollout = None
         if spec.is_image:
             rollout = RolloutRow(workspace_id, workspace.spec.revision, revision, self._now_ms())

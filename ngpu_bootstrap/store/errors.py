@@ -88,6 +88,10 @@ class WorkspaceConflict(StoreError):
         self.workspace = workspace
 
 
+class PlacementOutdated(StoreError):
+    """Where workspaces run was decided on what another bootstrap has changed since: nothing was stored."""
+
+
 class RecordRefused(StoreError):
     """A value of this record cannot be stored (out of range, not text, too large): the caller's mistake."""
 

@@ -160,8 +160,8 @@ class GroupCommit:
                         if operation.receipt is not None:
                             result, extra = filings.file(operation.receipt, shown=bool(operation.steps))
                             steps.extend(extra)
-                        _execute(connection, steps)
-                        _execute(connection, filings.heads())
+                        execute_steps(connection, steps)
+                        execute_steps(connection, filings.heads())
                 except _RowsMissed:
                     results.append(outcome.Error(operation.explain(connection, None)))
                 except Exception as error:
@@ -316,14 +316,14 @@ def _waves(batch: Sequence[Operation]) -> Iterator[list[Operation]]:
     yield wave
 
 
-def _execute(connection: sa.Connection, steps: Iterable[Step]) -> None:
+def execute_steps(connection: sa.Connection, steps: Iterable[Step]) -> None:
     """Execute *steps*, each statement once for all its rows, in the order of rank."""
     for prepared, rows in _by_statement(steps):
         _check(prepared, rows, connection.exec_driver_sql(prepared.sql, rows if len(rows) > 1 else rows[0]).rowcount)
 
 
 def _execute_quickly(cursor: Any, steps: Iterable[Step]) -> None:
-    """As `_execute`, on the driver's own cursor: a third of the time, and the driver's own errors.
+    """As `execute_steps`, on the driver's own cursor: a third of the time, and the driver's own errors.
 
     Whatever is raised here makes the batch be repeated the other way, whose errors can be told apart.
     """

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,8 @@ def renew(connection: sa.Connection, own: str, lease_ms: int, about: Mapping[str
     now_ms = database_now_ms(connection)
     ended = connection.execute(sa.select(b.c.lease_until_ms).where(b.c.address == own).with_for_update()).scalar()
     values: dict[str, Any] = {"lease_until_ms": now_ms + lease_ms, "about": json.dumps(dict(about))}
+    if anew:
+        keep_presence(connection, own, None, ())
     if ended is None:
         connection.execute(sa.insert(b).values(address=own, started_at_ms=now_ms, **values))
         return True
@@ -71,6 +73,29 @@ def all_bootstraps(connection: sa.Connection) -> list[Sibling]:
         Sibling(row.address, row.lease_until_ms > now_ms, row.started_at_ms, json.loads(row.about))
         for row in connection.execute(sa.select(tables.bootstraps).order_by(tables.bootstraps.c.address))
     ]
+
+
+def keep_presence(connection: sa.Connection, own: str, gone: Collection[str] | None, came: Collection[str]) -> None:
+    """Write which nodes have left *own* (None: all there were) and which have come."""
+    p = tables.node_presence
+    left = p.c.bootstrap == own
+    if gone is None:
+        connection.execute(sa.delete(p).where(left))
+    elif gone:
+        connection.execute(sa.delete(p).where(left, p.c.node.in_(list(gone))))
+    if came:
+        connection.execute(sa.insert(p), [{"bootstrap": own, "node": node} for node in came])
+
+
+def present_elsewhere(connection: sa.Connection, own: str, nodes: Collection[str]) -> set[str]:
+    """Return those of *nodes* that are connected to another bootstrap that lives."""
+    p, b = tables.node_presence, tables.bootstraps
+    query = (
+        sa.select(p.c.node)
+        .select_from(p.join(b, b.c.address == p.c.bootstrap))
+        .where(p.c.bootstrap != own, b.c.lease_until_ms > database_now_ms(connection), p.c.node.in_(list(nodes)))
+    )
+    return set(connection.execute(query).scalars())
 
 
 def claim(connection: sa.Connection, own: str, shared: bool) -> int:
@@ -117,16 +142,25 @@ def cancels_asked(connection: sa.Connection, own: str) -> list[str]:
 
 
 def workspaces_mark(connection: sa.Connection) -> tuple[Any, ...]:
-    """Return what changes with any workspace or token, with where they run and what is on its way."""
+    """Return what changes with any workspace or token, with where they run and what is on its way.
+
+    Times are added up, since the latest of them need not be the last change: clocks of machines differ.
+    """
     w, k = tables.workspaces, tables.workspace_tokens
     d, r = tables.deployments, tables.workspace_rollouts
-    of_deployments = sa.select(sa.func.count(), sa.func.max(d.c.assigned_at_ms), sa.func.sum(d.c.revision))
+    of_deployments = sa.select(sa.func.count(), sa.func.sum(d.c.assigned_at_ms), sa.func.sum(d.c.revision))
     of_rollouts = sa.select(sa.func.count(), sa.func.sum(r.c.target), sa.func.sum(r.c.failed_at_ms))
-    of_workspaces = sa.select(sa.func.count(), sa.func.max(w.c.updated_at_ms), sa.func.sum(w.c.revision))
-    of_tokens = sa.select(sa.func.count(), sa.func.max(k.c.created_at_ms), sa.func.sum(k.c.expires_at_ms))
+    of_workspaces = sa.select(sa.func.count(), sa.func.sum(w.c.updated_at_ms), sa.func.sum(w.c.revision))
+    of_tokens = sa.select(sa.func.count(), sa.func.sum(k.c.created_at_ms), sa.func.sum(k.c.expires_at_ms))
     return (
         *connection.execute(of_workspaces.select_from(w)).one(),
         *connection.execute(of_tokens.select_from(k)).one(),
         *connection.execute(of_deployments.select_from(d)).one(),
         *connection.execute(of_rollouts.select_from(r)).one(),
     )
+
+
+def lock_placement(connection: sa.Connection) -> None:
+    """Let nobody else write where workspaces run until this transaction ends."""
+    if connection.dialect.name != "sqlite":
+        connection.execute(sa.select(tables.about.c.value).where(tables.about.c.key == "network").with_for_update())

@@ -47,6 +47,8 @@ from ngpu_bootstrap.store.statements import Prepared, Statements
 from ngpu_bootstrap.tasks.states import TaskState
 from ngpu_protocol.identity import Address
 
+_NO_BOXES: Mapping[str, bytes] = {}
+
 Step = tuple[Prepared, tuple[Any, ...]]
 Explain = Callable[[sa.Connection, BaseException | None], StoreError]
 
@@ -266,7 +268,7 @@ class Operations:
         s = self.statements.touch
         return Operation("about", [(s, s.bind({"key": "checked", "value": ""}))], _refused)
 
-    def add_workspace(self, row: WorkspaceRow, sealed: bytes | None) -> Operation:
+    def add_workspace(self, row: WorkspaceRow, sealed: Mapping[str, bytes]) -> Operation:
         """A new workspace at its first revision here, with its tokens and secrets."""
         s = self.statements
         values = {
@@ -282,8 +284,7 @@ class Operations:
             (s.insert_workspace, s.insert_workspace.bind(values)),
             self._insert_revision(row.id, row.revision, row.spec, row.created_at_ms),
         ]
-        if sealed is not None:
-            steps.append(self._set_secrets(row.id, row.revision, sealed))
+        steps += self._set_secrets(row.id, row.revision, sealed)
         steps.extend(self._insert_token(row.id, token) for token in row.tokens)
         message = f"workspace {row.id}, or one of its tokens, exists already"
         return Operation(f"workspace {row.id}", steps, _why_not_workspace(row.id, message))
@@ -295,7 +296,7 @@ class Operations:
         name: str,
         spec: Mapping[str, Any],
         at_ms: int,
-        sealed: bytes | None = None,
+        sealed: Mapping[str, bytes] = _NO_BOXES,
         rollout: RolloutRow | None = None,
     ) -> Operation:
         """The next revision of a workspace; *revision* must be one more than the stored one."""
@@ -311,8 +312,7 @@ class Operations:
             (s.revise_workspace, s.revise_workspace.bind(values)),
             self._insert_revision(id, revision, spec, at_ms),
         ]
-        if sealed is not None:
-            steps.append(self._set_secrets(id, revision, sealed))
+        steps += self._set_secrets(id, revision, sealed)
         if rollout is not None:
             steps.append((s.set_rollout, s.set_rollout.bind(asdict(rollout))))
         return Operation(f"workspace {id}", steps, _why_not_workspace(id, f"revision {revision} is not the next one"))
@@ -403,9 +403,10 @@ class Operations:
         s = self.statements.insert_revision
         return s, s.bind({"workspace": id, "revision": revision, "spec": _spec_text(spec), "created_at_ms": at_ms})
 
-    def _set_secrets(self, id: str, revision: int, sealed: bytes) -> Step:
+    def _set_secrets(self, id: str, revision: int, sealed: Mapping[str, bytes]) -> list[Step]:
         s = self.statements.set_secrets
-        return s, s.bind({"workspace": id, "revision": revision, "sealed": sealed})
+        rows = [{"workspace": id, "revision": revision, "bootstrap": key, "sealed": box} for key, box in sealed.items()]
+        return [(s, s.bind(row)) for row in rows]
 
     def _insert_token(self, id: str, token: WorkspaceToken) -> Step:
         s = self.statements.insert_token

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from ngpu_bootstrap.scheduling.standing import Standing
 from ngpu_bootstrap.store import tables
+from ngpu_bootstrap.store.database import insert_or_ignore
 from ngpu_bootstrap.store.errors import RecordRefused, UnknownTask
 from ngpu_bootstrap.store.records import (
     AttemptRecord,
@@ -154,6 +155,8 @@ def page_query(
     for column, value in ((t.c.node, wanted.node), (t.c.btc_address, wanted.btc_address)):
         if value is not None:
             query = query.where(column == value)
+    if wanted.node is not None:
+        query = query.where(sa.text("tasks.node <> ''"))  # in these words, so that its index is found
     if wanted.since_ms is not None:
         query = query.where(t.c.accepted_at_ms >= wanted.since_ms)
     if wanted.before_ms is not None:
@@ -241,11 +244,51 @@ def workspace_spec(connection: sa.Connection, id: str, revision: int) -> dict[st
     return spec
 
 
-def sealed_secrets(connection: sa.Connection, id: str, revision: int) -> bytes | None:
-    """Return what was confided for one revision, sealed; None when nothing was."""
-    k = tables.workspace_secrets
-    found = connection.execute(sa.select(k.c.sealed).where(k.c.workspace == id, k.c.revision == revision)).scalar()
-    return None if found is None else bytes(found)
+def sealed_secrets(connection: sa.Connection, id: str, revision: int, reader: str) -> tuple[bytes | None, bool]:
+    """Return what was confided for one revision as *reader* can read it, None when there is no box for it, and whether
+    anything was confided."""
+    b, k = tables.workspace_secret_boxes, tables.workspace_secrets
+    of_revision = sa.select(b.c.bootstrap, b.c.sealed).where(b.c.workspace == id, b.c.revision == revision)
+    boxes = {row.bootstrap: bytes(row.sealed) for row in connection.execute(of_revision)}
+    if reader in boxes:
+        return boxes[reader], True
+    # whose it is, it does not say: only its key does
+    query = sa.select(k.c.sealed).where(k.c.workspace == id, k.c.revision == revision)
+    unnamed = connection.execute(query).scalar()
+    return (None if unnamed is None else bytes(unnamed)), bool(boxes) or unnamed is not None
+
+
+def secrets_to_share(
+    connection: sa.Connection, own: str, readers: Collection[str]
+) -> list[tuple[str, int, bytes, list[str]]]:
+    """Return workspaces' secrets that *own* may be able to read and that lack a box for one of *readers* (*own* may be
+    one): id, revision, box, and who lacks one."""
+    b, k = tables.workspace_secret_boxes, tables.workspace_secrets
+    has: dict[tuple[str, int], set[str]] = {}
+    boxes: dict[tuple[str, int], bytes] = {}
+    for row in connection.execute(sa.select(k)):
+        has.setdefault((row.workspace, row.revision), set())
+        boxes[row.workspace, row.revision] = bytes(row.sealed)
+    for row in connection.execute(sa.select(b.c.workspace, b.c.revision, b.c.bootstrap)):
+        has.setdefault((row.workspace, row.revision), set()).add(row.bootstrap)
+    for row in connection.execute(sa.select(b).where(b.c.bootstrap == own)):
+        boxes[row.workspace, row.revision] = bytes(row.sealed)
+    return [
+        (workspace, revision, boxes[workspace, revision], lacking)
+        for (workspace, revision), there in sorted(has.items())
+        if (workspace, revision) in boxes and (lacking := [one for one in readers if one not in there])
+    ]
+
+
+def add_boxes(connection: sa.Connection, rows: Iterable[tuple[str, int, str, bytes]]) -> None:
+    """Keep further boxes (workspace, revision, bootstrap, sealed) of what was confided, unless it is gone."""
+    b, w = tables.workspace_secret_boxes, tables.workspaces
+    for workspace, revision, bootstrap, sealed in rows:
+        there = sa.select(w.c.id).where(w.c.id == workspace, w.c.removed_at_ms.is_(None)).with_for_update()
+        if connection.execute(there).scalar() is None:
+            continue
+        values = {"workspace": workspace, "revision": revision, "bootstrap": bootstrap, "sealed": sealed}
+        connection.execute(insert_or_ignore(connection.dialect.name, b, values), values)
 
 
 def rollouts(connection: sa.Connection) -> list[RolloutRow]:

@@ -209,9 +209,8 @@ class Statements:
             .values(_binds("name", "updated_at_ms")),
             rows=1,
         )
-        self.set_secrets = self._prepare(
-            "set_secrets", upsert(name, tables.workspace_secrets, _names(tables.workspace_secrets)), rows=1
-        )
+        boxes = tables.workspace_secret_boxes
+        self.set_secrets = self._prepare("set_secrets", upsert(name, boxes, _names(boxes)), rows=1)
         self.set_rollout = self._prepare(
             "set_rollout", upsert(name, tables.workspace_rollouts, _names(tables.workspace_rollouts)), rows=1
         )
@@ -233,7 +232,7 @@ class Statements:
         )
         self.drop_of_workspace = [
             self._prepare(f"drop_{table.name}", sa.delete(table).where(table.c.workspace == sa.bindparam("key")))
-            for table in (tables.workspace_secrets, tables.workspace_rollouts, tables.deployments)
+            for table in (tables.workspace_secrets, boxes, tables.workspace_rollouts, tables.deployments)
         ]
         k = tables.workspace_tokens
         self.expire_token = self._prepare(

@@ -24,8 +24,8 @@ from ngpu_bootstrap.scheduling.standing import Standing
 from ngpu_bootstrap.store import leases, queries, retention, webhook_rows
 from ngpu_bootstrap.store.bodies import BodyFiles, BodyLimits, BodyWriter
 from ngpu_bootstrap.store.database import database_url, open_engine
-from ngpu_bootstrap.store.errors import StoreClosed, StoreError, StoreUnavailable
-from ngpu_bootstrap.store.group_commit import CommitCounts, GroupCommit, load_chain
+from ngpu_bootstrap.store.errors import PlacementOutdated, StoreClosed, StoreError, StoreUnavailable
+from ngpu_bootstrap.store.group_commit import CommitCounts, GroupCommit, execute_steps, load_chain
 from ngpu_bootstrap.store.handoff import Handoff
 from ngpu_bootstrap.store.leases import Sibling
 from ngpu_bootstrap.store.operations import Operation, Operations
@@ -63,6 +63,8 @@ from ngpu_protocol.identity import Address
 from ngpu_protocol.receipts import ReceiptLink
 
 T = TypeVar("T")
+
+_NO_BOXES: Mapping[str, bytes] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,8 +194,8 @@ class Store:
 
     # --- workspaces
 
-    async def add_workspace(self, row: WorkspaceRow, *, sealed: bytes | None = None) -> None:
-        """Store a new workspace with its tokens, and with *sealed* what its client confided.
+    async def add_workspace(self, row: WorkspaceRow, *, sealed: Mapping[str, bytes] = _NO_BOXES) -> None:
+        """Store a new workspace with its tokens, and with *sealed* what its client confided, by who can read it.
 
         Raises:
             WorkspaceConflict: the id, a token's label or its hash is taken.
@@ -208,13 +210,13 @@ class Store:
         name: str,
         spec: Mapping[str, Any],
         at_ms: int,
-        sealed: bytes | None = None,
+        sealed: Mapping[str, bytes] = _NO_BOXES,
         rollout: RolloutRow | None = None,
     ) -> None:
         """Store the next revision of a workspace; earlier ones stay readable.
 
         Args:
-            sealed: its secrets.
+            sealed: its secrets, by the bootstrap that can read them.
             rollout: how it is on its way; replaces an earlier one.
 
         Raises:
@@ -242,13 +244,38 @@ class Store:
         """Return every new revision that is on its way, or failed."""
         return await self._lists.read(queries.rollouts)
 
-    async def sealed_secrets(self, workspace: str, revision: int) -> bytes | None:
-        """Return what was confided for one revision, sealed to this bootstrap; None when nothing was."""
-        return await self._lookups.read(lambda connection: queries.sealed_secrets(connection, workspace, revision))
+    async def sealed_secrets(self, workspace: str, revision: int, reader: Address) -> tuple[bytes | None, bool]:
+        """Return what was confided for one revision as *reader* can read it, None where it cannot, and whether anything
+        was confided."""
+        return await self._lookups.read(
+            lambda connection: queries.sealed_secrets(connection, workspace, revision, reader)
+        )
 
     async def place(self, rows: Iterable[DeploymentRow], dropped: Iterable[tuple[str, str]]) -> None:
         """Store that nodes are to run a workspace, and (workspace, node) of those that are not any more."""
         await self._writes.submit(self._operations.place(rows, dropped))
+
+    async def place_after(
+        self, mark: tuple[Any, ...], rows: Iterable[DeploymentRow], dropped: Iterable[tuple[str, str]]
+    ) -> tuple[Any, ...]:
+        """As ``place``, where other bootstraps may do the same; return the mark afterwards.
+
+        Args:
+            mark: of what this was decided on (``workspaces_mark``).
+
+        Raises:
+            PlacementOutdated: somebody has changed that since; nothing was stored.
+        """
+        steps = self._operations.place(rows, dropped).steps
+
+        def work(connection: sa.Connection) -> tuple[Any, ...]:
+            leases.lock_placement(connection)
+            if leases.workspaces_mark(connection) != mark:
+                raise PlacementOutdated("another bootstrap changed workspaces or where they run")
+            execute_steps(connection, steps)
+            return leases.workspaces_mark(connection)
+
+        return await self._chores.read(work)
 
     async def deployments(self) -> list[DeploymentRow]:
         """Return which nodes are to run what."""
@@ -480,8 +507,23 @@ class Store:
         """Return the ids of the unfinished tasks of this bootstrap."""
         return await self._lists.read(lambda connection: leases.owned(connection, self._bootstrap))
 
+    async def keep_presence(self, gone: Collection[Address] | None, came: Collection[Address]) -> None:
+        """Store which nodes have left this bootstrap (None: all there were) and which have come."""
+        own = self._bootstrap
+        await self._chores.read(lambda connection: leases.keep_presence(connection, own, gone, came))
+
+    async def present_elsewhere(self, nodes: Collection[Address]) -> set[Address]:
+        """Return those of *nodes* that are connected to another bootstrap that lives."""
+        if not nodes or not self.is_shared:
+            return set()
+        own = self._bootstrap
+        return {
+            Address(node)
+            for node in await self._lookups.read(lambda connection: leases.present_elsewhere(connection, own, nodes))
+        }
+
     async def workspaces_mark(self) -> tuple[Any, ...]:
-        """Return a value that differs once any workspace or token has changed."""
+        """Return a value that differs once any workspace or token, or where one runs, has changed."""
         return await self._lookups.read(leases.workspaces_mark)
 
     # --- what is rare

@@ -71,12 +71,23 @@ workspace_tokens = sa.Table(
     sa.Column("expires_at_ms", _MS),
 )
 
-# what a client confided for one revision (ngpu_protocol.workspace_secrets), sealed to this bootstrap's key
+# what a client confided for one revision (ngpu_protocol.workspace_secrets), sealed to the key of the bootstrap that
+# took it: of before there were boxes for several
 workspace_secrets = sa.Table(
     "workspace_secrets",
     metadata,
     sa.Column("workspace", sa.Text, sa.ForeignKey("workspaces.id"), primary_key=True),
     sa.Column("revision", sa.Integer, primary_key=True),
+    sa.Column("sealed", sa.LargeBinary, nullable=False),
+)
+
+# the same, sealed to each bootstrap that may read it
+workspace_secret_boxes = sa.Table(
+    "workspace_secret_boxes",
+    metadata,
+    sa.Column("workspace", sa.Text, sa.ForeignKey("workspaces.id"), primary_key=True),
+    sa.Column("revision", sa.Integer, primary_key=True),
+    sa.Column("bootstrap", sa.Text, primary_key=True),
     sa.Column("sealed", sa.LargeBinary, nullable=False),
 )
 
@@ -165,6 +176,16 @@ tasks = sa.Table(
         "number",
         sqlite_where=sa.text("caller <> ''"),
         postgresql_where=sa.text("caller <> ''"),
+    ),
+    # the same of one node; a task that waits for one costs this index nothing
+    sa.Index(
+        "ix_tasks_of_node",
+        "workspace",
+        "node",
+        "accepted_at_ms",
+        "number",
+        sqlite_where=sa.text("node <> ''"),
+        postgresql_where=sa.text("node <> ''"),
     ),
     # recovery reads only these, however many tasks are done
     sa.Index(
@@ -266,6 +287,14 @@ bootstraps = sa.Table(
     sa.Column("lease_until_ms", _MS, nullable=False),
     sa.Column("started_at_ms", _MS, nullable=False),
     _text("about", "{}"),
+)
+
+# which nodes are connected to which bootstrap; each writes its own, and those of one whose lease has ended mean nothing
+node_presence = sa.Table(
+    "node_presence",
+    metadata,
+    sa.Column("bootstrap", sa.Text, primary_key=True),
+    sa.Column("node", sa.Text, primary_key=True),
 )
 
 # whom to tell of a task's end, and how that goes

@@ -11,11 +11,13 @@ from trio.testing import trio_test
 
 from ngpu_bootstrap.store import tables
 from ngpu_bootstrap.store.database import open_engine
-from ngpu_bootstrap.store.errors import AttemptConflict, TaskIsFinal
+from ngpu_bootstrap.store.errors import AttemptConflict, PlacementOutdated, TaskIsFinal
+from ngpu_bootstrap.store.records import DeploymentRow
 from tests.support.postgres import new_database
 from tests.unit.store.builders import (
     BOOTSTRAP,
     DATABASE_FILE,
+    NODE,
     OTHER_NODE,
     a_finish,
     a_start,
@@ -144,3 +146,40 @@ async def test_the_mark_changes_with_every_change_of_workspaces(directory: Path)
         await store.remove_workspace(a_workspace().id, 3)
         marks.append(await store.workspaces_mark())
         assert len(set(marks)) == 4
+
+
+@pytest.mark.needs_postgres
+@trio_test
+async def test_where_workspaces_run_is_not_stored_on_what_another_has_changed_since(shared: Path) -> None:
+    row = DeploymentRow(a_workspace().id, NODE, 1, 5)
+    async with a_store(shared) as ours, a_store(shared, bootstrap=SIBLING) as theirs:
+        await ours.add_workspace(a_workspace())
+        seen = await theirs.workspaces_mark()
+        mark = await ours.place_after(await ours.workspaces_mark(), [row], [])
+        assert mark == await ours.workspaces_mark()
+        with pytest.raises(PlacementOutdated):
+            await theirs.place_after(seen, [DeploymentRow(a_workspace().id, OTHER_NODE, 1, 6)], [])
+        assert await theirs.deployments() == [row]
+        # a clock that is behind changes no less
+        await theirs.place_after(mark, [DeploymentRow(a_workspace().id, OTHER_NODE, 1, 3)], [])
+        with pytest.raises(PlacementOutdated):
+            await ours.place_after(mark, [], [(a_workspace().id, NODE)])
+        assert len(await ours.deployments()) == 2
+
+
+@pytest.mark.needs_postgres
+@trio_test
+async def test_a_node_is_present_where_a_bootstrap_that_lives_has_it(shared: Path) -> None:
+    async with a_store(shared) as ours, a_store(shared, bootstrap=SIBLING) as theirs:
+        for store in (ours, theirs):
+            await store.renew_lease(LONG_MS, {}, anew=True)
+        await theirs.keep_presence((), {NODE, OTHER_NODE})
+        assert await ours.present_elsewhere({NODE, BOOTSTRAP}) == {NODE}
+        assert await theirs.present_elsewhere({NODE}) == set()
+        await theirs.keep_presence({NODE}, ())
+        assert await ours.present_elsewhere({NODE, OTHER_NODE}) == {OTHER_NODE}
+        lapse(shared, SIBLING)
+        assert await ours.present_elsewhere({OTHER_NODE}) == set()
+        # its next run has none of the nodes of the run before
+        await theirs.renew_lease(LONG_MS, {}, anew=True)
+        assert await ours.present_elsewhere({OTHER_NODE}) == set()
