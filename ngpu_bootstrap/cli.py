@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ngpu_bootstrap.account_cli import product_app, user_app
+from ngpu_bootstrap.brc20_cli import brc20_app
 from ngpu_bootstrap.challenge_cli import challenge
 from ngpu_bootstrap.cli_options import (
     ArgumentError,
@@ -50,6 +51,7 @@ app.add_typer(key_app, name="key")
 app.add_typer(user_app, name="user")
 app.add_typer(product_app, name="product")
 app.add_typer(db_app, name="db")
+app.add_typer(brc20_app, name="brc20")
 
 
 _DURATION = re.compile(r"(?P<count>[0-9]{1,9})(?P<unit>[smhd]?)")

@@ -24,13 +24,15 @@ from ngpu_bootstrap.api.models import (
     WorkspaceView,
     workspace_view,
 )
+from ngpu_bootstrap.brc20.policies import Brc20Policy
 from ngpu_bootstrap.config import BootstrapSettings
 from ngpu_bootstrap.credentials import reveal
 from ngpu_bootstrap.errors import Refusal
 from ngpu_bootstrap.registry.confided import Confided
 from ngpu_bootstrap.registry.workspaces import NewWorkspace, Workspaces
+from ngpu_bootstrap.store import brc20_rows
 from ngpu_bootstrap.store.errors import StoreError
-from ngpu_bootstrap.store.store import open_store
+from ngpu_bootstrap.store.store import Store, open_store
 from ngpu_daemon.datadir import DataDirectory
 from ngpu_daemon.errors import OperatorError
 from ngpu_daemon.keystore import open_keystore, read_passphrase
@@ -154,6 +156,38 @@ class Management:
         updated: WorkspaceView = self._on_store(work)
         return updated
 
+    def brc20_policy(self, workspace_id: str) -> Brc20Policy:
+        """Return what a workspace asks of its callers' BTC addresses."""
+        check_id(workspace_id)
+        if daemon_is_running(self._directory):
+            return Brc20Policy.model_validate(self._ask("GET", f"/api/v1/workspaces/{workspace_id}/brc20"))
+
+        async def work(store: Store, workspaces: Workspaces) -> Brc20Policy:
+            known = dict(await store.look_up(brc20_rows.policies)).get(workspaces.require(workspace_id).id)
+            return Brc20Policy() if known is None else Brc20Policy.model_validate_json(known)
+
+        found: Brc20Policy = self._with_store(work)
+        return found
+
+    def set_brc20_policy(self, workspace_id: str, document: dict[str, Any]) -> Brc20Policy:
+        """Say what a workspace asks of its callers' BTC addresses."""
+        check_id(workspace_id)
+        try:
+            policy = Brc20Policy.model_validate(document)
+        except ValidationError as error:
+            raise WorkspaceError(f"not a policy: {describe_errors(error)}") from None
+        if daemon_is_running(self._directory):
+            target = f"/api/v1/workspaces/{workspace_id}/brc20"
+            return Brc20Policy.model_validate(self._ask("PUT", target, policy.model_dump(mode="json")))
+
+        async def work(store: Store, workspaces: Workspaces) -> Brc20Policy:
+            known, text = workspaces.require(workspace_id).id, policy.model_dump_json()
+            await store.chore(lambda connection: brc20_rows.set_policy(connection, known, text))
+            return policy
+
+        made: Brc20Policy = self._with_store(work)
+        return made
+
     def deployments(self, workspace_id: str) -> DeploymentsView:
         """Return how a workspace stands on each of its nodes, as the running daemon sees it."""
         check_id(workspace_id)
@@ -202,6 +236,10 @@ class Management:
 
     def _on_store(self, work: Any) -> Any:
         """Run *work* on the workspaces of a data directory that no daemon uses."""
+        return self._with_store(lambda store, workspaces: work(workspaces))
+
+    def _with_store(self, work: Any) -> Any:
+        """Run *work* on the store and the workspaces of a data directory that no daemon uses."""
 
         async def main() -> Any:
             location = self._settings.store or self._directory.path / "bootstrap.db"
@@ -210,7 +248,7 @@ class Management:
                 confided = Confided(store, self._account, [Address(one) for one in self._settings.siblings])
                 workspaces = Workspaces(store, confided=confided, now_ms=_now_ms, on_change=lambda: None)
                 await workspaces.load()
-                return await work(workspaces)
+                return await work(store, workspaces)
 
         configure_logging("error", "auto")  # to stderr: what a command prints is its answer alone
         try:

@@ -35,6 +35,7 @@ from ngpu_bootstrap.compat.cloud import Cloud
 from ngpu_bootstrap.compat.extension import NgpuCloud
 from ngpu_bootstrap.compat.user_calls import UserCalls
 from ngpu_bootstrap.config import BootstrapSettings, parse_host_port
+from ngpu_bootstrap.credentials import Token
 from ngpu_bootstrap.dispatch.detached import DetachedTasks
 from ngpu_bootstrap.dispatch.dispatcher import Dispatcher, DispatchLimits
 from ngpu_bootstrap.dispatch.errands import Errands
@@ -42,6 +43,7 @@ from ngpu_bootstrap.dispatch.jobs import Jobs
 from ngpu_bootstrap.dispatch.receipts import ReceiptDesk
 from ngpu_bootstrap.dispatch.verdicts import Judge
 from ngpu_bootstrap.dispatch.watch import TaskWatch
+from ngpu_bootstrap.errors import NotServed
 from ngpu_bootstrap.front.answers import broken_request
 from ngpu_bootstrap.front.callers import parse_networks
 from ngpu_bootstrap.front.reads_api import Wire
@@ -49,7 +51,7 @@ from ngpu_bootstrap.front.routes import Front, TaskIds
 from ngpu_bootstrap.front.wire_times import parse_zone
 from ngpu_bootstrap.membership import Membership
 from ngpu_bootstrap.metrics import Metrics
-from ngpu_bootstrap.operator_keys import OperatorKeys
+from ngpu_bootstrap.operator_keys import OperatorKeys, OperatorKeysError, Scope
 from ngpu_bootstrap.registry.archives import ArchiveLimits, Archives
 from ngpu_bootstrap.registry.confided import Confided
 from ngpu_bootstrap.registry.control import ControlDesk, Greeting
@@ -205,6 +207,7 @@ class _Bootstrap:
         self.discovery: Discovery | None = None
         self.where: dict[str, Any] = {}
         self.metrics = Metrics()
+        self.operator_keys = OperatorKeys(directory.path)
         self.watch = TaskWatch()
         self.draining = Draining()
         limits = settings.limits
@@ -359,6 +362,7 @@ class _Bootstrap:
             trusted=parse_networks(settings.trusted_proxies),
             watch=self.watch,
             check_webhook=self._webhook_problem,
+            check_operator=self._check_reader,
         )
         parts = Parts(
             workspaces=self.workspaces,
@@ -368,7 +372,7 @@ class _Bootstrap:
             store=self.store,
             brc20=self.brc20,
             metrics=self.metrics,
-            operator_keys=OperatorKeys(self.directory.path),
+            operator_keys=self.operator_keys,
             find_task=front.tasks_api.task,
             waits_for=front.tasks_api.waits_for,
             status=self._status,
@@ -528,8 +532,6 @@ class _Bootstrap:
         async with trio.open_nursery() as nursery:
             await nursery.start(self.drain.run)
             await nursery.start(self.brc20.run)
-            if self.compat is not None:
-                await self.compat.cloud.load()
             await nursery.start(self.dispatcher.run)
             await nursery.start(self.detached.run)
             nursery.start_soon(self.dispatcher.show_running)
@@ -630,6 +632,19 @@ class _Bootstrap:
 
     def _webhook_problem(self, url: str) -> str:
         return self.webhook_rules.problem(url) if self.settings.webhooks.enabled else "this bootstrap calls nobody back"
+
+    def _check_reader(self, token: Token) -> None:
+        """Return if *token* is an operator's key that may read."""
+        try:
+            self.operator_keys.require(token, Scope.READ, now_ms())
+        except OperatorKeysError as error:
+            log.error("operator_keys_unusable", reason=str(error))
+            raise NotServed(
+                503,
+                "keys_unavailable",
+                "operator keys cannot be checked now; the operator's log says why",
+                retry_after_s=30,
+            ) from None
 
     def _token_hash(self, workspace_id: str, label: str) -> bytes | None:
         workspace = self.workspaces.get(workspace_id)

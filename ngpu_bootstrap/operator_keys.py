@@ -18,6 +18,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from ngpu_bootstrap.credentials import OPERATOR_PREFIX, SECRET_BYTES, Token, make_token, opens, stored_hash
+from ngpu_bootstrap.errors import Forbidden, Unauthorized
 from ngpu_daemon.errors import OperatorError
 
 FILE_NAME = "operator_keys.json"
@@ -87,6 +88,26 @@ class OperatorKeys:
             return KeyStatus.ALLOWED
         return KeyStatus.OUT_OF_SCOPE
 
+    def require(self, token: Token | None, scope: Scope, now_ms: int) -> None:
+        """Return if *token* is a key that may do *scope* now.
+
+        Raises:
+            Unauthorized: there is none, or it is unknown or expired.
+            Forbidden: it is a workspace's token, or a key for something else.
+            OperatorKeysError: keys cannot be checked.
+        """
+        if token is None:
+            raise Unauthorized("key_missing", "this call needs an operator key: send `Authorization: Bearer <key>`")
+        if not token.is_operator_key:
+            raise Forbidden("key_needed", "this call needs an operator key; a workspace token is not enough")
+        match self.judge(token, scope, now_ms):
+            case KeyStatus.UNKNOWN:
+                raise Unauthorized("key_unknown", "this operator key is not known here")
+            case KeyStatus.EXPIRED:
+                raise Unauthorized("key_expired", "this operator key has expired; have another made")
+            case KeyStatus.OUT_OF_SCOPE:
+                raise Forbidden("key_scope", f"this operator key may not do this: it lacks the scope {scope.value}")
+
     def add(self, name: str, *, scopes: Iterable[Scope] = (Scope.ALL,), expires_in_s: float | None = None) -> Token:
         """Make a key called *name* and return it; it is not to be had again.
 
@@ -122,6 +143,8 @@ class OperatorKeys:
         except FileNotFoundError:
             self._stamp, self._keys = None, {}
             return
+        except OSError as error:
+            raise OperatorKeysError(f"{self._path} cannot be looked at: {error.strerror}") from None
         stamp = (status.st_mtime_ns, status.st_ino)
         if stamp == self._stamp:
             return

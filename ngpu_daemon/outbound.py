@@ -47,13 +47,16 @@ async def resolve(host: str, port: int) -> list[IpAddress]:
     """Return the addresses of *host*, at most `MAX_ADDRESSES`, in the order to try them.
 
     Raises:
-        OSError: there are none.
+        OSError: there are none, or *host* is no name.
     """
     try:
         return [ipaddress.ip_address(host)]
     except ValueError:
         pass
-    found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    try:
+        found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except UnicodeError as error:  # a label is empty or has more than 63 characters
+        raise OSError(f"it is no name of a host: {error}") from None
     addresses = dict.fromkeys(ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found)
     return list(addresses)[:MAX_ADDRESSES]
 
@@ -71,7 +74,7 @@ class GuardedTransport(httpx.AsyncBaseTransport):
         port = request.url.port or (443 if request.url.scheme == "https" else 80)
         try:
             addresses = await resolve(host, port)
-        except (OSError, UnicodeError) as error:
+        except OSError as error:
             raise httpx.ConnectError(f"{host}: {error}", request=request) from error
         allowed = [address for address in addresses if self._judge(host, address)]
         if not allowed:

@@ -26,9 +26,9 @@ from ngpu_bootstrap.brc20.desk import Brc20Desk
 from ngpu_bootstrap.brc20.policies import Brc20Policy
 from ngpu_bootstrap.challenges.desk import ChallengeDesk
 from ngpu_bootstrap.credentials import Token, reveal, take_credential
-from ngpu_bootstrap.errors import Forbidden, NotServed, Refusal, Unauthorized
+from ngpu_bootstrap.errors import Forbidden, NotServed, Refusal
 from ngpu_bootstrap.metrics import Metrics
-from ngpu_bootstrap.operator_keys import KeyStatus, OperatorKeys, OperatorKeysError, Scope
+from ngpu_bootstrap.operator_keys import OperatorKeys, OperatorKeysError, Scope
 from ngpu_bootstrap.registry.deployments import DeploymentTable
 from ngpu_bootstrap.registry.nodes import Nodes
 from ngpu_bootstrap.registry.standings import Standings
@@ -123,17 +123,7 @@ def build_app(parts: Parts, *, is_operators_own: bool = False) -> FastAPI:
         """Return if the caller is an operator who may do *scope*."""
         if is_operators_own:
             return
-        if token is None:
-            raise Unauthorized("key_missing", "this call needs an operator key: send `Authorization: Bearer <key>`")
-        if not token.is_operator_key:
-            raise Forbidden("key_needed", "this call needs an operator key; a workspace token is not enough")
-        match parts.operator_keys.judge(token, scope, parts.now_ms()):
-            case KeyStatus.UNKNOWN:
-                raise Unauthorized("key_unknown", "this operator key is not known here")
-            case KeyStatus.EXPIRED:
-                raise Unauthorized("key_expired", "this operator key has expired; have another made")
-            case KeyStatus.OUT_OF_SCOPE:
-                raise Forbidden("key_scope", f"this operator key may not do this: it lacks the scope {scope.value}")
+        parts.operator_keys.require(token, scope, parts.now_ms())
 
     def may(scope: Scope) -> Any:
         """Return the dependency of a call that only an operator with *scope* may make."""

@@ -52,6 +52,8 @@ _IMAGE_TEXTS = (
 )
 # What one user may have, so that no account fills the database.
 MAX_OWNED = 1000
+# Workspaces whose ports are kept at hand.
+MAX_PUBLISHED = 10_000
 # Passwords checked at once, and waiting for it.
 _CHECKS, _WAITING = 2, 32
 
@@ -106,14 +108,19 @@ class Cloud:
             "/cloud/workspace/group/selector": ("GET", self._group_selector),
         }
 
-    async def load(self) -> None:
-        """Read what calls need at hand."""
-        for owned in await self._store.look_up(rows.workspaces):
-            self._published[owned.id] = owned.document.get("published", {})
+    async def port_of(self, workspace: str, port: str) -> str:
+        """Return the workspace's own port for one that its `docker run` line published it on, else *port* itself.
 
-    def port_of(self, workspace: str, port: str) -> str:
-        """Return the workspace's own port for one that its `docker run` line published it on, else *port* itself."""
-        return str(self._published.get(workspace, {}).get(port, port))
+        Looked up once for each workspace: it is written before anybody has the workspace's token, here or at a
+        sibling, and never changes.
+        """
+        published = self._published.get(workspace)
+        if published is None:
+            published = await self._store.look_up(lambda connection: rows.published(connection, workspace))
+            if len(self._published) >= MAX_PUBLISHED:
+                self._published.clear()
+            self._published[workspace] = published
+        return str(published.get(port, port))
 
     async def answer(self, request: CloudRequest, read_body: ReadBody, limit: int) -> Answer:
         """Return the answer to a call.

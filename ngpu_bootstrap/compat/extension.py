@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from ngpu_bootstrap.compat.cloud import BASE, Cloud, CloudRequest
 from ngpu_bootstrap.compat.user_calls import SAD_TALKER, UserCalls, sad_talker
-from ngpu_bootstrap.credentials import Token
 from ngpu_bootstrap.front.answers import Answer
-from ngpu_bootstrap.front.extension import ReadBody
+from ngpu_bootstrap.front.extension import ReadBody, UserCall
 from ngpu_protocol.http1 import Headers
 
 
@@ -24,10 +23,8 @@ class NgpuCloud:
         self._user_calls = user_calls
         self._body_bytes = body_bytes
 
-    async def user_call(
-        self, name: str, method: str, query: str | None, headers: Headers, token: Token | None, read_body: ReadBody
-    ) -> Answer:
-        return await self._user_calls.answer(name, method, query, headers, token, read_body)
+    async def user_call(self, call: UserCall, read_body: ReadBody) -> Answer:
+        return await self._user_calls.answer(call, read_body)
 
     async def call(
         self, method: str, path: str, query: str | None, headers: Headers, client: str, read_body: ReadBody
@@ -37,5 +34,5 @@ class NgpuCloud:
     def poll(self, name: str, answer: Answer) -> Answer:
         return sad_talker(answer) if name == SAD_TALKER else answer
 
-    def port_of(self, workspace: str, port: str) -> str:
-        return self.cloud.port_of(workspace, port)
+    async def port_of(self, workspace: str, port: str) -> str:
+        return await self.cloud.port_of(workspace, port)

@@ -7,7 +7,7 @@ sent them. A user sees their own rows only: every select here names one.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from ngpu_bootstrap.store import tables
 from ngpu_bootstrap.store.database import insert_or_ignore
 
+MAX_STRANGERS = 1000
 COUNTED_VERDICTS = ("verified", "skew")
 
 
@@ -154,6 +155,14 @@ def workspaces(connection: sa.Connection, user: int | None = None) -> list[Owned
     return [Owned(row.workspace, json.loads(row.document), row.created_at_ms) for row in connection.execute(query)]
 
 
+def published(connection: sa.Connection, workspace: str) -> dict[str, int]:
+    """Return the ports a workspace's `docker run` line published, with its own port for each; empty for any other."""
+    w = tables.cloud_workspaces
+    text = connection.execute(sa.select(w.c.document).where(w.c.workspace == workspace)).scalar()
+    found: dict[str, int] = json.loads(text).get("published", {}) if text is not None else {}
+    return found
+
+
 def add_workspace(
     connection: sa.Connection, user: int, workspace: str, document: Mapping[str, Any], at_ms: int
 ) -> None:
@@ -183,13 +192,23 @@ def work_done(connection: sa.Connection, nodes: list[str] | None = None) -> list
     return [Work(row[0], int(row[1]), int(row[2])) for row in connection.execute(query)]
 
 
-def bindings(connection: sa.Connection) -> dict[str, Binding]:
-    """Return every binding, by node."""
-    return {row.node: Binding(*row) for row in connection.execute(sa.select(tables.node_bindings))}
+def bindings(connection: sa.Connection, nodes: Collection[str] | None = None) -> dict[str, Binding]:
+    """Return the bindings of *nodes*, by node; those of every node that was ever here where None."""
+    b = tables.node_bindings
+    query = sa.select(b).where(_was_here(b)) if nodes is None else sa.select(b).where(b.c.node.in_(list(nodes)))
+    return {row.node: Binding(*row) for row in connection.execute(query)}
+
+
+def _was_here(b: sa.Table) -> sa.ColumnElement[bool]:
+    return sa.exists(sa.select(tables.nodes.c.address).where(tables.nodes.c.address == b.c.node))
 
 
 def bind(connection: sa.Connection, binding: Binding) -> bool:
-    """Write a binding unless a newer one is there; return whether it is the one that holds now."""
+    """Write a binding unless a newer one is there; return whether it is the one that holds now.
+
+    A node may be bound before it first comes, and anybody can make keys: of nodes that never came the newest
+    `MAX_STRANGERS` bindings are kept.
+    """
     b = tables.node_bindings
     known = connection.execute(sa.select(b).where(b.c.node == binding.node)).one_or_none()
     if known is not None and known.sequence >= binding.sequence:
@@ -200,6 +219,11 @@ def bind(connection: sa.Connection, binding: Binding) -> bool:
         connection.execute(sa.update(b).where(b.c.node == binding.node).values(values))
     else:
         connection.execute(insert_or_ignore(connection.dialect.name, b, values), values)
+        strangers = sa.select(b.c.node).where(~_was_here(b), b.c.node != binding.node)
+        oldest = strangers.order_by(b.c.bound_at_ms.desc(), b.c.node).offset(MAX_STRANGERS - 1)
+        gone = list(connection.execute(oldest).scalars())
+        if gone:
+            connection.execute(sa.delete(b).where(b.c.node.in_(gone)))
     return True
 
 

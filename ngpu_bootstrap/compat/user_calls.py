@@ -7,15 +7,17 @@ turning the usual one into the shape its clients read.
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ngpu_bootstrap.compat import rows
 from ngpu_bootstrap.compat.forms import fields_of, number_field, text_field
-from ngpu_bootstrap.credentials import Token
-from ngpu_bootstrap.errors import BadRequest, Refusal, Unauthorized
+from ngpu_bootstrap.errors import BadRequest, NotServed, Refusal, Unauthorized
 from ngpu_bootstrap.front.answers import Answer, json_answer
+from ngpu_bootstrap.front.extension import ReadBody, UserCall
+from ngpu_bootstrap.front.guards import AddressBuckets
 from ngpu_bootstrap.front.paths import parse_parameters
 from ngpu_bootstrap.front.reads_api import ReadsApi, one_of, parse_node
 from ngpu_bootstrap.registry.nodes import Nodes
@@ -30,13 +32,15 @@ STILL_RUNNING = 101
 MAX_ASKED = 1000
 # What every node's work comes to is summed over every receipt: not again for each who asks.
 SUMS_S = 10.0
+# Nodes that one address may register: a fleet at once, and a few a minute after that.
+REGISTRATIONS_BURST, REGISTRATIONS_PER_S = 64, 0.1
+# A binding signed with a clock further ahead could not be replaced until then.
+AHEAD_MS = 24 * 3600 * 1000
 _SPELLINGS = ("nodeAddr", "nodeaddr", "node_addr")
 _HOW = (
     "send `signature`: the node's own over who is paid; `ngpu-node sign-binding --wallet 0x... --org NAME` makes the "
     "whole body"
 )
-
-ReadBody = Callable[[int], Awaitable[bytes]]
 
 
 class UserCalls:
@@ -50,16 +54,16 @@ class UserCalls:
         self._store = store
         self._chain_id = chain_id
         self._now_ms = now_ms
+        self._registrations = AddressBuckets(burst=REGISTRATIONS_BURST, per_s=REGISTRATIONS_PER_S)
         self._sums: tuple[float, dict[str, rows.Work]] = (0.0, {})
 
-    async def answer(
-        self, name: str, method: str, query: str | None, headers: Headers, token: Token | None, read_body: ReadBody
-    ) -> Answer:
-        """Return the answer to the call *name*.
+    async def answer(self, call: UserCall, read_body: ReadBody) -> Answer:
+        """Return the answer to *call*.
 
         Raises:
             Refusal: what is wrong with it.
         """
+        name, method, query, headers, token = call.name, call.method, call.query, call.headers, call.token
         if name in ("getTask", "getTasks", "getNodes", "getNode", "newAccount"):
             _require(method, "GET")
         elif name in ("nodeRegister", "getBalance"):
@@ -83,7 +87,7 @@ class UserCalls:
             case "getBalance":
                 return await self._balance(await self._fields(query, headers, read_body))
             case "nodeRegister":
-                return await self._register(await self._fields(query, headers, read_body))
+                return await self._register(await self._fields(query, headers, read_body), call.client)
         raise Refusal(404, "not_found", f"{name} is not offered here")
 
     async def _fields(self, query: str | None, headers: Headers, read_body: ReadBody) -> dict[str, Any]:
@@ -96,7 +100,7 @@ class UserCalls:
         return json_answer(200, {"result_code": 200, "msg": "success", "result_size": len(nodes), "nodes": nodes})
 
     async def _one_node(self, node: str) -> Answer:
-        work, bindings = await self._work(), await self._store.look_up(rows.bindings)
+        work, bindings = await self._work(), await self._bindings([node])
         if node not in work and node not in bindings and node not in {session.node for session in self._nodes}:
             raise Refusal(404, "node_unknown", f"this gateway knows no node {node}")
         return json_answer(200, {"result_code": 200, "msg": "success", "node": self._view(node, work, bindings)})
@@ -106,13 +110,16 @@ class UserCalls:
         if not isinstance(asked, list) or not asked or len(asked) > MAX_ASKED:
             raise BadRequest("nodes_missing", f"nodeAddrs must be a list of 1 to {MAX_ASKED} node addresses")
         names = list(dict.fromkeys(parse_node(one if isinstance(one, str) else "") for one in asked))
-        work, bindings = await self._work(), await self._store.look_up(rows.bindings)
+        work, bindings = await self._work(), await self._bindings(names)
         balances = [self._view(name, work, bindings) for name in names]
         return json_answer(
             200, {"result_code": 200, "msg": "success", "result_size": len(balances), "balances": balances}
         )
 
-    async def _register(self, fields: Mapping[str, Any]) -> Answer:
+    async def _bindings(self, nodes: Sequence[str]) -> dict[str, rows.Binding]:
+        return await self._store.look_up(lambda connection: rows.bindings(connection, nodes))
+
+    async def _register(self, fields: Mapping[str, Any], client: str) -> Answer:
         node = parse_node(text_field(fields, "nodeAddr", most=64, required=True))
         try:
             wallet = parse_address(text_field(fields, "walletAccount", most=64, required=True))
@@ -131,6 +138,18 @@ class UserCalls:
             signed = False
         if not signed:
             raise Unauthorized("signature_wrong", f"the signature is not that of node {node} over these fields; {_HOW}")
+        if sequence > self._now_ms() + AHEAD_MS:
+            raise BadRequest(
+                "bad_sequence", "sequence is UTC milliseconds of the signing, and lies in the future; set the clock"
+            )
+        wait_s = self._registrations.take(client, time.monotonic())
+        if wait_s:
+            raise NotServed(
+                429,
+                "too_many_registrations",
+                "too many nodes were registered from this address; come again later",
+                retry_after_s=math.ceil(wait_s),
+            )
         row = rows.Binding(node, wallet, organisation, sequence, signature, self._now_ms())
         if not await self._store.chore(lambda connection: rows.bind(connection, row)):
             raise Refusal(409, "binding_outdated", "a later binding of this node is known; sign another")

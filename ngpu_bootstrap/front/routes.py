@@ -15,7 +15,7 @@ import structlog
 
 from ngpu_bootstrap.brc20.desk import Brc20Desk
 from ngpu_bootstrap.config import LimitsSection
-from ngpu_bootstrap.credentials import take_credential
+from ngpu_bootstrap.credentials import Token, take_credential
 from ngpu_bootstrap.dispatch.calls import Body, Call, ClientFault, StreamedBody, WholeBody
 from ngpu_bootstrap.dispatch.detached import DetachedTasks
 from ngpu_bootstrap.dispatch.dispatcher import Dispatcher
@@ -101,6 +101,7 @@ class Front:
         checks_per_minute: int,
         watch: TaskWatch,
         check_webhook: Callable[[str], str],
+        check_operator: Callable[[Token], None],
         trusted: Sequence[Network] = (),
     ) -> None:
         self._workspaces = workspaces
@@ -135,6 +136,7 @@ class Front:
             now_ms=new_task_id.now_ms,
             watch=watch,
             check_webhook=check_webhook,
+            check_operator=check_operator,
         )
 
     async def handle(self, exchange: Exchange) -> None:
@@ -286,7 +288,7 @@ class Front:
             user_ip=client_address(exchange.remote.host, request.headers, self._trusted),
         )
         limits, label = self._token_limits, ""
-        if limits is not None and presented.token is not None:
+        if limits is not None and presented.token is not None and not presented.token.is_operator_key:
             label = self._workspaces.authenticate(presented.token)[1].label
             limits.enter(label, time.monotonic())
         try:

@@ -18,12 +18,12 @@ from ngpu_bootstrap.dispatch.collector import Collector
 from ngpu_bootstrap.dispatch.detached import DetachedTasks
 from ngpu_bootstrap.dispatch.dispatcher import Dispatcher
 from ngpu_bootstrap.dispatch.watch import TaskWatch
-from ngpu_bootstrap.errors import BadRequest, Forbidden, Refusal
+from ngpu_bootstrap.errors import BadRequest, Forbidden, NotServed, Refusal
 from ngpu_bootstrap.front import answers
 from ngpu_bootstrap.front.answers import Answer, WorkspaceAnswer
 from ngpu_bootstrap.front.bodies import MAX_ADDRESS, unwrap
 from ngpu_bootstrap.front.callers import affinity_key, passed_on_wrapped
-from ngpu_bootstrap.front.extension import Extension, ReadBody
+from ngpu_bootstrap.front.extension import Extension, ReadBody, UserCall
 from ngpu_bootstrap.front.paths import Target, parameter_target, parse_parameters, workspace_target
 from ngpu_bootstrap.front.reads_api import ReadsApi, Wire, task_id_in
 from ngpu_bootstrap.front.task_options import task_options
@@ -99,9 +99,11 @@ class TasksApi:
         now_ms: Callable[[], int],
         watch: TaskWatch,
         check_webhook: Callable[[str], str],
+        check_operator: Callable[[Token], None],
     ) -> None:
         self._watch = watch
         self._check_webhook = check_webhook
+        self._check_operator = check_operator
         self._workspaces = workspaces
         self._deployments = deployments
         self._dispatcher = dispatcher
@@ -141,19 +143,18 @@ class TasksApi:
         if name in RESERVED_API_NAMES and name != _SUBMIT:
             if self.extension is None:
                 raise Refusal(404, "not_found", f"{name} is not offered here")
-            return await self.extension.user_call(
-                name, request.method, query, request.headers, request.token, read_body
-            )
+            call = UserCall(name, request.method, query, request.headers, request.token, request.user_ip)
+            return await self.extension.user_call(call, read_body)
         if reading and name != _SUBMIT:
             answer = await self._poll(request, query)
             return answer if self.extension is None else self.extension.poll(name, answer)
         if request.method != "POST":
             raise _method_not_allowed("POST")
         workspace, token = self._workspaces.authenticate(request.token)
-        asked = self._submission(workspace, query) if name == _SUBMIT else _named(workspace, name, query)
+        asked = await self._submission(workspace, query) if name == _SUBMIT else _named(workspace, name, query)
         return await self._perform(request, workspace, token, asked, read_body)
 
-    def _submission(self, workspace: Workspace, query: str | None) -> _Asked:
+    async def _submission(self, workspace: Workspace, query: str | None) -> _Asked:
         """Return what `POST /user/schedulingTask?paramUrl=&paramPort=` asks for."""
         parameters = parse_parameters(query, ("paramUrl", "paramPort"))
         if "paramUrl" not in parameters:
@@ -162,7 +163,7 @@ class TasksApi:
             )
         port = parameters.get("paramPort", "")
         if port and self.extension is not None:
-            port = self.extension.port_of(workspace.id, port)
+            port = await self.extension.port_of(workspace.id, port)
         where = parameter_target(parameters["paramUrl"], port, workspace.spec.ports)
         return _Asked(_SUBMIT, "POST", where, detach=True)
 
@@ -172,7 +173,13 @@ class TasksApi:
         body = await read_body(self._limits.task_body_bytes)
         unwrapped = unwrap(body, header(request.headers, b"content-type"))
         btc_address = unwrapped.btc_address or address_header(request.headers)
-        await self._brc20.admit(workspace.id, btc_address)
+        first: str | None = None  # the task that was asked for under the same key before
+        try:
+            await self._brc20.admit(workspace.id, btc_address)
+        except Refusal:
+            first = await self._first_of_key(workspace, request.idempotency_key)
+            if first is None:
+                raise
         spec = workspace.spec
         now_ms = self._now_ms()
         timeout_s = self._async_deadline_s if asked.detach else self._limits.queue_wait_s + spec.request_timeout_s
@@ -208,11 +215,18 @@ class TasksApi:
             self._brc20.note(workspace.id, call.task_id, btc_address)
             return answer
         task_id = call.task_id
-        try:
-            await self._detached.submit(call)
-            self._brc20.note(workspace.id, call.task_id, btc_address)
-        except IdempotencyKeyUsed as used:
-            task_id = used.task_id
+        if first is None:
+            try:
+                await self._detached.submit(call)
+                self._brc20.note(workspace.id, call.task_id, btc_address)
+            except IdempotencyKeyUsed as used:
+                first = used.task_id
+            except NotServed:
+                first = await self._first_of_key(workspace, request.idempotency_key)
+                if first is None:
+                    raise
+        if first is not None:
+            task_id = first
             if not await self._is_same(call, task_id):
                 raise Refusal(
                     422,
@@ -222,6 +236,11 @@ class TasksApi:
         if asked.detach:
             return answers.submitted(task_id, self._submit_code)
         return await self._kept_answer(task_id, call.deadline_ms)
+
+    async def _first_of_key(self, workspace: Workspace, key: str | None) -> str | None:
+        """Return the task that was asked for under *key* before, None when there is none: who asks again gets the first
+        answer, also when the queue is full by now, no node serves the workspace, or the address holds less."""
+        return await self._store.task_by_key(workspace.id, key) if key is not None else None
 
     async def _wait(self, call: Call) -> Answer:
         """Run a synchronous call and return its answer."""
@@ -277,7 +296,8 @@ class TasksApi:
         return answers.polled_failure(task_id, record.state, record.result_code, record.reason, record.message)
 
     async def task(self, task_id: str, token: Token | None) -> TaskRecord:
-        """Return a task by its id, which is secret enough to need no credential; one that is given must be its own.
+        """Return a task by its id, which is secret enough to need no credential; one that is given must be its own, or
+        an operator's key that may read.
 
         Raises:
             Refusal: no such task, not the shape of an id, an unknown token, or another workspace's.
@@ -286,7 +306,11 @@ class TasksApi:
             raise BadRequest(
                 "bad_task_id", "a taskID is YYYYMMDD_HH_MM_SS_ and 20 digits, as the submission answered it"
             )
-        workspace = self._workspaces.authenticate(token)[0] if token is not None else None
+        workspace = None
+        if token is not None and token.is_operator_key:
+            self._check_operator(token)
+        elif token is not None:
+            workspace = self._workspaces.authenticate(token)[0]
         record = await self._store.task(task_id)
         if record is None:
             raise Refusal(404, "task_unknown", f"there is no task {task_id}")

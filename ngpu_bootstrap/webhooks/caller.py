@@ -25,6 +25,8 @@ from ngpu_bootstrap.webhooks.rules import (
     signature,
     signing_key,
 )
+from ngpu_daemon.addresses import IpAddress
+from ngpu_daemon.outbound import resolve
 from ngpu_protocol.http1 import Client, Limits, RemoteError
 
 log = structlog.get_logger(__name__)
@@ -35,7 +37,7 @@ CALL_S = 10.0
 LOOK_S = 5.0
 SOON_S = 0.05
 
-Resolve = Callable[[str, int], Awaitable[list[str]]]
+Resolve = Callable[[str, int], Awaitable[list[IpAddress]]]
 TokenHash = Callable[[str, str], bytes | None]
 
 
@@ -55,14 +57,14 @@ class WebhookCaller:
         *,
         token_hash: TokenHash,
         now_ms: Callable[[], int],
-        resolve: Resolve | None = None,
+        resolve: Resolve = resolve,
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self._store = store
         self._rules = rules
         self._token_hash = token_hash
         self._now_ms = now_ms
-        self._resolve = resolve or resolved
+        self._resolve = resolve
         self._tls = tls or ssl.create_default_context()
         self._places = trio.Semaphore(AT_ONCE)
         self._wake = trio.Event()
@@ -143,9 +145,8 @@ class WebhookCaller:
         status, problem = 0, ""
         with trio.move_on_after(CALL_S) as patience:
             try:
-                address, problem = self._rules.choose(
-                    await self._resolve(target.host, target.port), secure=target.secure
-                )
+                addresses = await self._resolve(target.host, target.port)
+                address, problem = self._rules.choose([str(one) for one in addresses], secure=target.secure)
                 if problem:
                     return 0, problem
                 client = Client(
@@ -177,19 +178,6 @@ class WebhookCaller:
         secured = trio.SSLStream(stream, self._tls, server_hostname=target.host, https_compatible=True)
         await secured.do_handshake()
         return secured
-
-
-async def resolved(host: str, port: int) -> list[str]:
-    """Return the addresses of *host*, as the system resolves it.
-
-    Raises:
-        OSError: it has none.
-    """
-    try:
-        found = await trio.socket.getaddrinfo(host, port, type=trio.socket.SOCK_STREAM)
-    except UnicodeError as error:  # a label is empty or has more than 63 characters
-        raise OSError(f"it is no name of a host: {error}") from None
-    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
 def _host(url: str) -> str:

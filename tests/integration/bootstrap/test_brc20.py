@@ -12,7 +12,9 @@ from urllib.parse import parse_qs
 
 import pytest
 import trio
+from typer.testing import CliRunner
 
+from ngpu_bootstrap.cli import app
 from ngpu_protocol.http1 import Exchange, header, serve_tcp
 from tests.integration.bootstrap.rig import Bootstrap, running, settings_for, task_when, wait_ready
 from tests.integration.bootstrap.scripted_node import ScriptedNode, connected, new_account
@@ -234,3 +236,35 @@ def test_a_workspaces_policy_is_applied_when_a_task_is_submitted(tmp_path: Path)
             assert (await bootstrap.call("PUT", policy, wrong, JSON)).status == 422
 
     run(tmp_path, test, indexer="unisat")
+
+
+def test_a_policy_is_set_on_the_command_line_with_a_daemon_and_without(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path / "bootstrap")
+    store = tmp_path / "bootstrap"
+
+    def command(*arguments: str) -> Any:
+        environment = {"NGPU_BOOTSTRAP_NETWORK": "local"}
+        return CliRunner().invoke(app, ["brc20", *arguments, "--data-dir", str(store)], env=environment)
+
+    async def main() -> str:
+        async with running(settings) as bootstrap:
+            wanted = ["set", bootstrap.workspace, "require", "--ticker", "ordi", "--minimum", "0.50", "--json"]
+            made = await trio.to_thread.run_sync(command, *wanted)
+            assert json.loads(made.stdout) == {"mode": "require", "ticker": "ordi", "minimum": "0.5"}
+            refused = await bootstrap.call("POST", "/user/draw", b'{"data": "x"}', JSON)
+            assert (refused.status, json.loads(refused.body)["reason"]) == (403, "btc_address_missing")
+            return bootstrap.workspace
+
+    workspace = trio.run(main)
+    assert command("show", workspace).stdout == "require: 0.5 of ordi\n"
+    assert command("set", workspace, "ignore").stdout == "ignore\n"
+    assert command("show", workspace).stdout == "ignore\n"
+    for arguments, words in (
+        (("set", workspace, "auction"), "not a policy: mode"),
+        (("set", workspace, "require", "--minimum", "much"), "write a decimal"),
+        (("show", "12"), "there is no workspace 12"),
+    ):
+        said = command(*arguments)
+        assert said.exit_code == 1
+        assert words in said.stderr
+        assert "Traceback" not in said.stderr

@@ -94,6 +94,40 @@ def test_an_operator_key_does_what_its_scopes_say(tmp_path: Path) -> None:
     run(tmp_path, test)
 
 
+def test_an_operators_key_reads_a_task_as_no_credential_does(tmp_path: Path) -> None:
+    """An id needs no credential; one that is shown is judged, and a key that may read is not worse than none."""
+
+    async def test(bootstrap: Bootstrap, node: ScriptedNode) -> None:
+        keys = OperatorKeys(bootstrap.data_dir)
+        reader = reveal(keys.add("reader", scopes=[Scope.READ]))
+        other = reveal(keys.add("other", scopes=[Scope.ACCOUNTS]))
+        gone = reveal(keys.add("gone", expires_in_s=0))
+        made = await bootstrap.call("POST", "/user/draw", b'{"data": "x"}')
+        task_id = json.loads(made.body)["taskId"]
+        foreign = (await bootstrap.admin("POST", "/api/v1/workspaces", WORKSPACE))["token"]
+        for target in (
+            f"/api/v1/tasks/{task_id}",
+            f"/api/v1/tasks/{task_id}/placement",
+            f"/api/v1/tasks/{task_id}/receipt",
+            f"/user/queryTask?taskID={task_id}",
+            f"/user/getDetailed?taskID={task_id}",
+            f"/user/draw?taskID={task_id}",
+        ):
+            shown = [
+                (await bootstrap.call("GET", target, token=token)).status
+                for token in (None, bootstrap.token, reader, other, gone, "op_nobody-" + "a" * 48, foreign)
+            ]
+            assert shown == [200, 200, 200, 403, 401, 401, 403], target
+        path = bootstrap.data_dir / FILE_NAME
+        path.unlink()
+        path.symlink_to(path)  # it is there, and cannot be looked at
+        for target in (f"/api/v1/tasks/{task_id}", f"/user/queryTask?taskID={task_id}"):
+            answer = await bootstrap.call("GET", target, token=reader)
+            assert (answer.status, json.loads(answer.body)["reason"]) == (503, "keys_unavailable")
+
+    run(tmp_path, test)
+
+
 def test_unknown_credentials_are_slowed_and_right_ones_are_not(tmp_path: Path) -> None:
     async def test(bootstrap: Bootstrap, node: ScriptedNode) -> None:
         unknown = "123456789-" + "a" * 48

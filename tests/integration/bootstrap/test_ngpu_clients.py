@@ -5,20 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
 import trio
+from trio.testing import trio_test
 from typer.testing import CliRunner
 
 from ngpu_bootstrap.cli import app
+from ngpu_bootstrap.compat import rows, user_calls
+from ngpu_bootstrap.compat.cloud import Cloud
 from ngpu_node.cli import app as node_app
 from ngpu_protocol.identity import Account
 from ngpu_protocol.networks import network_named
 from ngpu_protocol.node_bindings import NodeBinding, sign_node_binding
 from tests.integration.bootstrap.rig import Bootstrap, running, settings_for, task_when, wait_ready
 from tests.integration.bootstrap.scripted_node import Asked, ScriptedNode, connected, new_account
+from tests.unit.store.builders import a_store
 
 PASSWORD = "correct horse"
 SENT = hashlib.md5(PASSWORD.encode()).hexdigest()
@@ -256,6 +260,7 @@ def test_nodes_are_bound_to_wallets_by_their_own_signature(tmp_path: Path) -> No
             (body(sequence=5), 200, "success"),
             (body(sequence=5), 200, "success"),
             (body(sequence=4), 409, "later binding"),
+            (body(sequence=2 * 10**12 * 10), 400, "clock"),
         ):
             answer = await client.post("/user/nodeRegister", json=fields)
             assert (answer.status_code, answer.json()["result_code"]) == (status, status), answer.text
@@ -275,6 +280,60 @@ def test_nodes_are_bound_to_wallets_by_their_own_signature(tmp_path: Path) -> No
         assert (await client.get("/user/getNode?nodeAddr=" + "2" * 40)).status_code == 404
 
     run(tmp_path, test)
+
+
+def test_bindings_of_nodes_that_never_came_are_few_slow_and_in_no_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Anybody can make keys and sign with them."""
+    monkeypatch.setattr(rows, "MAX_STRANGERS", 3)
+    monkeypatch.setattr(user_calls, "REGISTRATIONS_BURST", 6)
+
+    async def test(bootstrap: Bootstrap, node: ScriptedNode, client: httpx.AsyncClient) -> None:
+        def body(account: Account) -> dict[str, Any]:
+            binding = NodeBinding(account.address, account.address, "x", 1)
+            signature = sign_node_binding(binding, account, network_named("local").chain_id).hex()
+            fields = {"nodeAddr": account.address, "orgName": "x", "walletAccount": account.address, "sequence": 1}
+            return {**fields, "signature": signature}
+
+        async def knows(account: Account) -> bool:
+            return (await client.get(f"/user/getNode?nodeAddr={account.address}")).status_code == 200
+
+        strangers = [new_account() for _ in range(5)]
+        for account in (node.account, *strangers):
+            ok(await client.post("/user/nodeRegister", json=body(account)))
+        # the one that is here stays, and so do the newest of the others; before it comes, a node can be asked for
+        assert [await knows(one) for one in (node.account, *strangers)] == [True, False, False, True, True, True]
+        assert [one["nodeAddr"] for one in ok(await client.get("/user/getNodes"))["nodes"]] == [node.account.address]
+        answer = await client.post("/user/nodeRegister", json=body(new_account()))
+        assert (answer.status_code, answer.json()["reason"]) == (429, "too_many_registrations")
+        assert int(answer.headers["Retry-After"]) >= 1
+
+    run(tmp_path, test)
+
+
+@trio_test
+async def test_a_port_published_at_one_bootstrap_is_known_at_another(tmp_path: Path) -> None:
+    async with a_store(tmp_path) as store:
+        cloud = Cloud(
+            store=store,
+            workspaces=cast(Any, None),
+            deployments=cast(Any, None),
+            failed_tries=cast(Any, None),
+            session_s=1,
+            now_ms=lambda: 0,
+        )
+
+        def made(connection: Any) -> None:
+            rows.add_user(connection, "a@b.example", "x", 1)
+            rows.add_workspace(connection, 1, "7", {"published": {"8075": 80}}, 1)
+
+        await store.chore(made)
+        assert [await cloud.port_of(*one) for one in (("7", "8075"), ("7", "80"), ("8", "8075"))] == [
+            "80",
+            "80",
+            "8075",
+        ]
 
 
 def test_without_the_setting_nothing_of_it_is_there(tmp_path: Path) -> None:

@@ -263,6 +263,51 @@ def test_a_key_belongs_to_one_call(tmp_path: Path) -> None:
     run(tmp_path, test)
 
 
+def test_who_asks_again_gets_the_first_answer_whatever_has_become_of_the_gateway(tmp_path: Path) -> None:
+    """The queue is full, then no node serves the workspace, then its policy asks what nobody can say."""
+    key = [(b"idempotency-key", b"k")]
+
+    async def main() -> None:
+        settings = settings_for(tmp_path / "bootstrap", limits={"async_tasks": 1})
+        async with running(settings) as bootstrap:
+
+            async def ask(headers: Any) -> tuple[int, Any]:
+                answer = await bootstrap.call("POST", "/user/train", b'{"data": "x"}', headers)
+                document = json.loads(answer.body)
+                return answer.status, document.get("taskId", document.get("reason"))
+
+            node = ScriptedNode(new_account())
+            async with connected(node, bootstrap.multiaddr):
+                await wait_ready(bootstrap)
+                hold = Holding(node)
+                first = await submit(bootstrap, headers=key)
+                await hold.begun.wait()
+                assert await ask(None) == (429, "queue_full")
+                assert await ask(key) == (200, first)
+                hold.gate.set()
+                await task_when(bootstrap, first, lambda view: view["state"] == 3)
+            while True:  # until the node is gone
+                if await ask(None) == (503, "no_node"):
+                    break
+                await trio.sleep(0.02)
+            assert await ask(key) == (200, first)
+            policy = {"mode": "require", "ticker": "AINN"}
+            await bootstrap.admin("PUT", f"/api/v1/workspaces/{bootstrap.workspace}/brc20", policy)
+            assert (await ask(None))[0] == 403
+            assert await ask(key) == (200, first)
+            assert len(node.orders) == 1
+
+    with_limit(main)
+
+
+def with_limit(main: Callable[[], Awaitable[None]]) -> None:
+    async def limited() -> None:
+        with trio.fail_after(30):
+            await main()
+
+    trio.run(limited)
+
+
 BAD_OPTIONS = [
     (b"ngpu-priority", b"10", "bad_priority"),
     (b"ngpu-priority", "²".encode(), "bad_priority"),

@@ -10,8 +10,9 @@ from trio.testing import trio_test
 
 from ngpu_bootstrap.store.store import Store
 from ngpu_bootstrap.store.webhook_rows import DueWebhook, ToldWebhook
-from ngpu_bootstrap.webhooks.caller import WebhookCaller, resolved
+from ngpu_bootstrap.webhooks.caller import WebhookCaller
 from ngpu_bootstrap.webhooks.rules import WebhookRules
+from ngpu_daemon.addresses import IpAddress
 from tests.unit.store.builders import a_task, task_id
 
 
@@ -35,16 +36,9 @@ class OneDue:
         self.noted.set()
 
 
-@pytest.mark.parametrize("host", ["a..example", "a" * 64 + ".example"])
-@trio_test
-async def test_what_is_no_name_of_a_host_has_no_address(host: str) -> None:
-    with pytest.raises(OSError, match="no name"):
-        await resolved(host, 443)
-
-
 @trio_test
 async def test_a_call_that_fails_by_a_bug_of_ours_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
-    async def broken(host: str, port: int) -> list[str]:
+    async def broken(host: str, port: int) -> list[IpAddress]:
         raise ZeroDivisionError
 
     def now_ms() -> int:

@@ -10,10 +10,11 @@ from typing import Any
 import httpx
 import pytest
 import trio
+from trio.testing import trio_test
 
 from ngpu_daemon import outbound
 from ngpu_daemon.addresses import is_public
-from ngpu_daemon.outbound import AddressRefused, GuardedTransport
+from ngpu_daemon.outbound import AddressRefused, GuardedTransport, resolve
 
 
 @pytest.mark.parametrize(
@@ -150,3 +151,10 @@ def test_a_name_that_does_not_exist_is_a_connect_error(monkeypatch: pytest.Monke
                 await client.get("http://nowhere.example/")
 
     trio.run(main)
+
+
+@pytest.mark.parametrize("host", ["a..example", "a" * 64 + ".example"])
+@trio_test
+async def test_what_is_no_name_of_a_host_has_no_address(host: str) -> None:
+    with pytest.raises(OSError, match="no name"):
+        await resolve(host, 443)
