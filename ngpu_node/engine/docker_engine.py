@@ -50,6 +50,8 @@ EVENTS_HELD = 1000
 #: What the SDK lets through when the engine ends in the middle of a log or of a program's output.
 _BROKEN_OFF = (urllib3.exceptions.HTTPError, struct.error)
 
+#: What an end is called: Podman takes its own words in a filter, and says Docker's.
+_ENDS = ("die", "died", "destroy", "remove")
 #: What comes of reading an answer that is not of the form the engine's API describes.
 _NOT_AS_DESCRIBED = (LookupError, TypeError, ValueError, AttributeError)
 
@@ -193,7 +195,7 @@ class DockerEngine:
         Raises:
             EngineUnavailable: nobody answers.
         """
-        filters = {"type": "container", "label": f"{LABEL_NODE}={self._node}", "event": ["die", "destroy"]}
+        filters = {"type": "container", "label": f"{LABEL_NODE}={self._node}", "event": list(_ENDS)}
         token = trio.lowlevel.current_trio_token()
         send, receive = trio.open_memory_channel[ContainerEvent](EVENTS_HELD)
 

@@ -383,11 +383,11 @@ def test_rules_that_somebody_flushes_are_set_again_and_where_they_cannot_be_egre
                 await eventually(lambda: all(d.is_ready for d in place.deployments), timeout_s=15)
                 (closed,) = place.deployments.revisions("acme", "7").values()
                 (open_,) = place.deployments.revisions("acme", "8").values()
-                here = f"{gateway(place)}:{port}"
+                here, bridge = f"{gateway(place)}:{port}", f"ngpu{place.containers._mark}"
                 assert await attack(place, f"/connect?{here}") != "connected"
                 with the_filter_afterwards():
                     flush()
-                    await eventually(lambda: filter_rules().count("-A INPUT -i ngpu") == 4, timeout_s=10)
+                    await eventually(lambda: filter_rules().count(f"-A INPUT -i {bridge}") == 4, timeout_s=10)
                     assert await attack(place, f"/connect?{here}") != "connected"
                     assert await attack(place, f"/connect?{outside.private}:80", "8") != "connected"
                 await eventually(lambda: place.containers._networks.offers_egress)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 import subprocess
 import tarfile
@@ -33,7 +34,10 @@ def build(reference: str, *, with_nvidia_smi: bool = True) -> str:
     try:
         repository, _, tag = reference.rpartition(":")
         changes = ['ENTRYPOINT ["/server"]', "EXPOSE 8080"]
-        client.api.import_image_from_data(archive.getvalue(), repository=repository, tag=tag, changes=changes)
-        return str(client.images.get(reference).id)
+        said = client.api.import_image_from_data(archive.getvalue(), changes=changes)
+        # named by its id: engines differ in what a short name means to an import
+        image = client.images.get(json.loads(said.strip().splitlines()[-1])["status"])
+        assert image.tag(repository, tag)
+        return str(image.id)
     finally:
         client.close()
