@@ -27,12 +27,14 @@ from ngpu_daemon.accounts import (
     Account,
     AccountError,
     Entry,
-    Prices,
+    PriceLists,
     Span,
     account_document,
     draw_account,
     entry_of_wire,
+    parse_prices,
     parse_span,
+    session_of_order,
     show_account,
     write_csv,
 )
@@ -54,10 +56,14 @@ SIGN_TARGET = "/statements/signature"
 
 
 class Books:
-    """The receipts in a store, opened to be read."""
+    """The receipts in a store, opened to be read.
+
+    Attributes:
+        connection: for those who read something else of it.
+    """
 
     def __init__(self, connection: sa.Connection, bootstrap: Address) -> None:
-        self._connection = connection
+        self.connection = self._connection = connection
         self._bootstrap = bootstrap
 
     @classmethod
@@ -89,35 +95,51 @@ class Books:
         finally:
             engine.dispose()
 
+    def price_lists(self, node: Address) -> PriceLists:
+        """Return what *node* asked of this bootstrap, session by session."""
+        p = tables.price_lists
+        found = sa.select(p.c.signed_list).where(p.c.bootstrap == self._bootstrap, p.c.node == node)
+        return PriceLists(bytes(wire) for wire in self._connection.execute(found).scalars())
+
+    def models(self, node: Address) -> dict[bytes, str]:
+        """Return the model of each of *node*'s GPUs by its name in receipts."""
+        g = tables.node_gpus
+        models = self._connection.execute(sa.select(g.c.gpu, g.c.model).where(g.c.node == node))
+        return {bytes(gpu): model for gpu, model in models}
+
     def entries(self, node: Address, span: Span) -> Iterator[Entry]:
         """Yield the receipts of *node* in *span*, by sequence number; all that are on file are acknowledged."""
-        r = tables.receipts
-        query = (
-            sa.select(r.c.raw, r.c.hash, r.c.verdict, r.c.task_id)
-            .where(
-                r.c.bootstrap == self._bootstrap,
-                r.c.node == node,
-                r.c.ended_at_ms >= span.from_ms,
-                r.c.ended_at_ms < span.to_ms,
-            )
-            .order_by(r.c.sequence)
-        )
+        r, a = tables.receipts, tables.attempts
+        lists = self.price_lists(node)
+        columns = [r.c.raw, r.c.hash, r.c.verdict, r.c.task_id, r.c.acknowledgement]
+        # the order says which list a receipt falls under: it is with its attempt, or, that gone, with the receipt
+        columns += [a.c.session, r.c.signed_order] if lists else []
+        query = sa.select(*columns)
+        if lists:
+            attempt = (a.c.task_id == r.c.task_id) & (a.c.attempt == r.c.attempt)
+            query = query.select_from(r.outerjoin(a, attempt))
+        query = query.where(
+            r.c.bootstrap == self._bootstrap,
+            r.c.node == node,
+            r.c.ended_at_ms >= span.from_ms,
+            r.c.ended_at_ms < span.to_ms,
+        ).order_by(r.c.sequence)
         result = self._connection.execution_options(yield_per=_FETCH).execute(query)
         for rows in result.partitions():
-            for raw, hash, verdict, task_id in rows:
-                yield entry_of_wire(bytes(raw), bytes(hash), verdict, task_id)
+            for raw, hash, verdict, task_id, acknowledgement, *order in rows:
+                prices = lists.of(_session(*order)) if lists else None
+                yield entry_of_wire(bytes(raw), bytes(hash), verdict, task_id, bytes(acknowledgement), prices)
 
     def account(self, node: Address, span: Span) -> Account:
         """Return the account of *node*."""
-        g = tables.node_gpus
-        models = self._connection.execute(sa.select(g.c.gpu, g.c.model).where(g.c.node == node))
         return draw_account(
             self.entries(node, span),
             node=node,
             bootstrap=self._bootstrap,
             span=span,
             at_ms=time.time_ns() // 1_000_000,
-            models={bytes(gpu): model for gpu, model in models},
+            models=self.models(node),
+            lists=self.price_lists(node),
         )
 
     def receipt_file(self, node: Address, sequence: int, chain_id: int) -> ReceiptFile | None:
@@ -139,6 +161,13 @@ class Books:
                 except MalformedError:
                     return None
         return None
+
+
+def _session(attempt: bytes | None, signed_order: bytes | None) -> bytes:
+    """Return the session an order was made for; empty where nothing is known of the order any more."""
+    if attempt is not None:
+        return bytes(attempt)
+    return b"" if signed_order is None else session_of_order(bytes(signed_order))
 
 
 def signature_of(statement: Statement, settings: BootstrapSettings) -> bytes:
@@ -173,14 +202,14 @@ def state_account(
     Raises:
         OperatorError: one line for the operator.
     """
-    span, priced = parse_span(since, until), Prices.parse(prices)
+    span, instead = parse_span(since, until), parse_prices(prices)
     address = parse_node(node)
     if proof is not None and file is None:
         raise AccountError("--proof needs --file: the proof is a file")
     directory = DataDirectory(settings.data_dir)
     with Books.open(settings, keystore_address(directory.keystore)) as books:
         if as_csv:
-            write_csv(books.entries(address, span), sys.stdout)
+            write_csv(books.entries(address, span), books.models(address), sys.stdout, instead=instead)
             return
         account = books.account(address, span)
         signature: bytes | None
@@ -197,9 +226,9 @@ def state_account(
             made = _with_lines(made, books, span) if proof is None else _with_proof(made, account, books, span, proof)
             file.write_text(json.dumps(made.to_document()) + "\n")
     if as_json:
-        print(json.dumps(account_document(account, priced, signature)))
+        print(json.dumps(account_document(account, instead, signature)))
         return
-    show_account(account, priced, Console(), signed=signature is not None)
+    show_account(account, Console(), instead=instead, signed=signature is not None)
     if file is not None:
         print(f"\nwrote {file}: `scripts/verify-statement {file}` checks it offline")
 

@@ -273,6 +273,7 @@ class _Bootstrap:
             open_requests=self._requests_to,
             chain_head=store.chain_head,
             met=self._met,
+            keep_prices=self.store.keep_price_list,
             now_ms=now_ms,
         )
         self.dispatcher = Dispatcher(

@@ -2,7 +2,7 @@
 
 Both sides use it: `ngpu-node earnings` on the node's ledger, `ngpu-bootstrap statement` on the bootstrap's store. What
 a statement is, and that both sides come to the same, is `ngpu_protocol.statements`; this adds what only the reader
-wants: sums by GPU, and prices, which are used to total and for nothing else.
+wants: sums by GPU and price list. Which list a receipt falls under is `ngpu_protocol.prices`.
 
 Entries are read again for each purpose instead of being kept: a million of them is no reason to hold a gigabyte.
 """
@@ -10,10 +10,10 @@ Entries are read again for each purpose instead of being kept: a million of them
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import IO, Any, Final, NamedTuple
 
 import msgpack  # type: ignore[import-untyped]
@@ -22,12 +22,15 @@ from rich.table import Table
 from rich.text import Text
 
 from ngpu_daemon.errors import OperatorError
-from ngpu_protocol.gpu_models import canonical_gpu_model, gpu_model_names
+from ngpu_protocol.acknowledgements import VerdictKind
+from ngpu_protocol.errors import MalformedError
 from ngpu_protocol.identity import Address
-from ngpu_protocol.statements import Statement, StatementLine, billed_gpu_ms, draw_up
+from ngpu_protocol.prices import PRICE_LIST_TYPE, PriceError, Prices, SignedPriceList, amount_text, cost, total
+from ngpu_protocol.statements import Statement, StatementLine, billed_gpu_ms, draw_up, skewed_gpu_ms
 
 #: The end of time of the documents' lists, and of ours.
 END_OF_TIME_MS: Final = 4_070_908_800_000  # 2099-01-01
+_SKEW: Final = VerdictKind.SKEW.value
 
 
 class AccountError(OperatorError):
@@ -80,80 +83,125 @@ class Entry(NamedTuple):
 
     Attributes:
         line: as it stands in the statement.
-        gpus: names of the GPUs it held; empty where the reader did not ask for them.
+        gpus: names of the GPUs it held.
         task_id: whose it was.
         ended_at_ms: by the node's clock.
+        prices: of the session its order was made for; None where the node gave none.
     """
 
     line: StatementLine
     gpus: tuple[bytes, ...]
     task_id: str
     ended_at_ms: int
+    prices: Prices | None = None
 
 
-def entry_of_wire(raw: bytes, hash: bytes, verdict: str, task_id: str) -> Entry:
+def entry_of_wire(
+    raw: bytes, hash: bytes, verdict: str, task_id: str, acknowledgement: bytes, prices: Prices | None = None
+) -> Entry:
     """Return the entry of a receipt as it was stored by this side itself: its fields are not checked again.
 
-    A twentieth of the time of decoding it as a stranger's, which matters for a million.
+    A twentieth of the time of decoding it as a stranger's, which matters for a million. Of the acknowledgement only
+    that of a receipt with the verdict `skew` is looked into.
     """
     wire: dict[str, Any] = msgpack.unpackb(raw, use_list=False)
-    reserved, busy = wire["reservedGpuMs"], wire["busyGpuMs"]
+    reserved, busy, gpus = wire["reservedGpuMs"], wire["busyGpuMs"], wire["gpus"]
     billed = billed_gpu_ms(verdict, wire["meter"], reserved, busy)
+    if verdict == _SKEW:
+        billed = skewed_gpu_ms(billed, len(gpus), msgpack.unpackb(acknowledgement)["reason"])
     line = StatementLine(hash, wire["sequence"], verdict, reserved, busy, billed)
-    return Entry(line, wire["gpus"], task_id, wire["endedAtMs"])
+    return Entry(line, gpus, task_id, wire["endedAtMs"], prices)
 
 
-class Prices:
-    """What a second of each GPU model costs, in whatever unit the owner thinks in."""
+def parse_prices(texts: Iterable[str]) -> Prices | None:
+    """Return the prices in options ``MODEL=AMOUNT``, None where there are no options.
 
-    def __init__(self, by_model: dict[str, Decimal]) -> None:
-        self._by_model = {canonical_gpu_model(model): price for model, price in by_model.items()}
+    Raises:
+        AccountError: one is not of this form.
+    """
+    given: dict[str, str] = {}
+    for text in texts:
+        model, separator, amount = text.rpartition("=")
+        if not separator:
+            raise AccountError(f"--price {text[:128]}: write MODEL=AMOUNT per second, such as 'RTX 4090=0.00012'")
+        given[model.strip()] = amount.strip()
+    try:
+        return Prices.of_models("", given) if given else None
+    except PriceError as error:
+        raise AccountError(f"--price: {error}; write MODEL=AMOUNT per second, such as 'RTX 4090=0.00012'") from None
 
-    @classmethod
-    def parse(cls, texts: Iterable[str]) -> Prices:
-        """Return the prices in options ``MODEL=AMOUNT``.
 
-        Raises:
-            AccountError: one is not of this form.
-        """
-        prices = {}
-        for text in texts:
-            model, separator, amount = text.rpartition("=")
+class PriceLists:
+    """The price lists of one node, by session, as a side has them on file.
+
+    Sessions with the same prices share one `Prices`, so that sums over them are one sum.
+    """
+
+    def __init__(self, wires: Iterable[bytes]) -> None:
+        self._by_session: dict[bytes, Prices] = {}
+        self._signed: dict[tuple[str, str], SignedPriceList] = {}
+        shared: dict[tuple[str, str], Prices] = {}
+        for wire in wires:
             try:
-                price = Decimal(amount)
-            except InvalidOperation:
-                price = Decimal("NaN")
-            if not separator or not model.strip() or not price.is_finite() or price < 0:
-                raise AccountError(f"--price {text[:128]}: write MODEL=AMOUNT per second, such as 'RTX 4090=0.00012'")
-            prices[model.strip()] = price
-        return cls(prices)
+                signed = SignedPriceList.from_bytes(wire)
+                prices = signed.prices()
+            except MalformedError:
+                continue  # it asked nothing, or in a later version's words: nothing is totalled by that
+            form = (prices.currency, prices.text)
+            self._by_session[signed.price_list.session] = shared.setdefault(form, prices)
+            self._signed.setdefault(form, signed)
 
-    def of(self, model: str) -> Decimal | None:
-        """Return the price of one second, None where there is none for this model."""
-        return next((self._by_model[name] for name in gpu_model_names(model) if name in self._by_model), None)
+    def __bool__(self) -> bool:
+        return bool(self._by_session)
+
+    def of(self, session: bytes) -> Prices | None:
+        """Return the prices of *session*."""
+        return self._by_session.get(session)
+
+    def signed(self, prices: Prices) -> SignedPriceList | None:
+        """Return a signed list that says these prices."""
+        return self._signed.get((prices.currency, prices.text))
+
+
+def session_of_order(signed_order: bytes) -> bytes:
+    """Return the session that an order, as this side stored it, was made for."""
+    session: bytes = msgpack.unpackb(signed_order)["session"]
+    return session
 
 
 @dataclass(slots=True)
 class GpuShares:
-    """Billed GPU time by card. A receipt's time is shared equally among the GPUs it held."""
+    """Billed GPU time by price list and card. A receipt's time is shared equally among the GPUs it held."""
 
-    billed_ms: dict[bytes, int] = field(default_factory=dict)
+    billed_ms: dict[Prices | None, dict[bytes, int]] = field(default_factory=dict)
 
-    def add(self, entry: Entry) -> None:
-        """Count one receipt; what does not divide goes to the first of its GPUs, so that the sum stays exact."""
-        billed, count = entry.line.billed_gpu_ms, len(entry.gpus)
-        if not billed or not count:
-            return
-        share, rest = divmod(billed, count)
-        for gpu in entry.gpus:
-            self.billed_ms[gpu] = self.billed_ms.get(gpu, 0) + share + rest
-            rest = 0
+    def watch(self, entries: Iterable[Entry]) -> Iterator[StatementLine]:
+        """Yield the lines of *entries*, counting each; what does not divide goes to the first of a receipt's GPUs, so
+        that sums stay exact."""
+        # a run of receipts under one list is the rule, and hashing it for each receipt would be half of the time
+        under: Prices | None = None
+        shares = self.billed_ms.setdefault(None, {})
+        for line, gpus, _, _, prices in entries:
+            billed = line.billed_gpu_ms
+            if billed and gpus:
+                if prices is not under:
+                    under = prices
+                    shares = self.billed_ms.setdefault(prices, {})
+                if len(gpus) == 1:
+                    gpu = gpus[0]
+                    shares[gpu] = shares.get(gpu, 0) + billed
+                else:
+                    for gpu, share in shared(billed, gpus):
+                        shares[gpu] = shares.get(gpu, 0) + share
+            yield line
 
-    def watch(self, entries: Iterable[Entry]) -> Iterator[Entry]:
-        """Yield *entries*, counting each."""
-        for entry in entries:
-            self.add(entry)
-            yield entry
+
+def shared(billed_ms: int, gpus: Sequence[bytes]) -> Iterator[tuple[bytes, int]]:
+    """Yield each GPU's part of a receipt's time."""
+    share, rest = divmod(billed_ms, len(gpus))
+    for gpu in gpus:
+        yield gpu, share + rest
+        rest = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,8 +210,9 @@ class Account:
 
     Attributes:
         leaves: of the statement's tree, for proofs.
-        shares: billed time by GPU.
+        shares: billed time by price list and GPU.
         models: the model of each GPU known to this side.
+        lists: the node's own prices.
         owed: receipts of the span that wait for their acknowledgement, and so are not in it; None: this side can't
             know.
     """
@@ -172,27 +221,45 @@ class Account:
     leaves: list[bytes]
     shares: GpuShares
     models: dict[bytes, str]
+    lists: PriceLists
     owed: int | None = None
 
-    def priced(self, prices: Prices) -> tuple[list[dict[str, Any]], Decimal | None]:
-        """Return a row for each GPU, the most billed first, and the total of those that have a price."""
-        rows, total = [], None
-        for gpu, billed_ms in sorted(self.shares.billed_ms.items(), key=lambda item: (-item[1], item[0])):
+    def priced(self, instead: Prices | None = None) -> tuple[list[dict[str, Any]], dict[str, Decimal]]:
+        """Return a row for each GPU and price list, the most billed first, and the totals by currency.
+
+        Args:
+            instead: prices to total by in place of the node's own.
+        """
+        billed: dict[tuple[Prices | None, bytes], int] = {}
+        for prices, shares in self.shares.billed_ms.items():
+            for gpu, billed_ms in shares.items():
+                key = (prices if instead is None else instead, gpu)
+                billed[key] = billed.get(key, 0) + billed_ms
+        rows, totals = [], dict[str, Decimal]()
+        in_order = sorted(billed.items(), key=lambda item: (-item[1], item[0][1], _form(item[0][0])))
+        for (prices, gpu), billed_ms in in_order:
             model = self.models.get(gpu, "")
-            price = prices.of(model) if model else None
-            amount = None if price is None else price * billed_ms / 1000
-            if amount is not None:
-                total = (total or Decimal(0)) + amount
+            price = prices.of(model) if prices is not None and model else None
+            amount = None if price is None else cost(price, billed_ms)
+            currency = None
+            if prices is not None and amount is not None:
+                currency = prices.currency
+                totals = total(totals, currency, amount)
             rows.append(
                 {
                     "gpu": "0x" + gpu.hex(),
                     "model": model or None,
                     "billed_gpu_ms": billed_ms,
-                    "price_per_s": _plain(price),
-                    "amount": _plain(amount),
+                    "price_per_s": None if price is None else amount_text(price),
+                    "amount": None if amount is None else amount_text(amount),
+                    "currency": currency,
                 }
             )
-        return rows, total
+        return rows, dict(sorted(totals.items()))
+
+
+def _form(prices: Prices | None) -> tuple[str, str]:
+    return ("", "") if prices is None else (prices.currency, prices.text)
 
 
 def draw_account(
@@ -203,28 +270,30 @@ def draw_account(
     span: Span,
     at_ms: int,
     models: dict[bytes, str],
+    lists: PriceLists | None = None,
     owed: int | None = None,
 ) -> Account:
     """Return the account over *entries*, which come by ascending sequence number."""
     shares = GpuShares()
     statement, leaves = draw_up(
-        (entry.line for entry in shares.watch(entries)),
+        shares.watch(entries),
         node=node,
         bootstrap=bootstrap,
         from_ms=span.from_ms,
         to_ms=span.to_ms,
         at_ms=at_ms,
     )
-    return Account(statement, leaves, shares, models, owed)
+    return Account(statement, leaves, shares, models, lists or PriceLists(()), owed)
 
 
 # -- output ------------------------------------------------------------------------------------------------------------
 
 
-def account_document(account: Account, prices: Prices, signature: bytes | None = None) -> dict[str, Any]:
-    """Return the account as a JSON object."""
+def account_document(account: Account, instead: Prices | None = None, signature: bytes | None = None) -> dict[str, Any]:
+    """Return the account as a JSON object; *instead* are prices to total by in place of the node's own."""
     s = account.statement
-    rows, total = account.priced(prices)
+    rows, totals = account.priced(instead)
+    lists = [account.lists.signed(prices) for prices in account.shares.billed_ms if prices is not None]
     document: dict[str, Any] = {
         "node": s.node,
         "bootstrap": s.bootstrap,
@@ -239,7 +308,8 @@ def account_document(account: Account, prices: Prices, signature: bytes | None =
         "root": "0x" + s.root.hex(),
         "at_ms": s.at_ms,
         "gpus": rows,
-        "amount": _plain(total),
+        "amounts": [{"currency": currency, "amount": amount_text(amount)} for currency, amount in totals.items()],
+        "price_lists": [PRICE_LIST_TYPE.to_json(one.price_list, one.signature) for one in lists if one is not None],
     }
     if account.owed is not None:
         document["waiting_receipts"] = account.owed
@@ -248,10 +318,13 @@ def account_document(account: Account, prices: Prices, signature: bytes | None =
     return document
 
 
-def show_account(account: Account, prices: Prices, console: Console, *, signed: bool | None = None) -> None:
+def show_account(
+    account: Account, console: Console, *, instead: Prices | None = None, signed: bool | None = None
+) -> None:
     """Print the account for a person.
 
     Args:
+        instead: prices to total by in place of the node's own.
         signed: whether the bootstrap's signature is at hand; None: nothing is said about it.
     """
     s = account.statement
@@ -273,10 +346,10 @@ def show_account(account: Account, prices: Prices, console: Console, *, signed: 
         facts.append(("signed", "yes" if signed else "no: the account key is not at hand"))
     for label, value in facts:
         console.print(Text(f"{label:<11}{value}"), soft_wrap=True)
-    rows, total = account.priced(prices)
+    rows, totals = account.priced(instead)
     if not rows:
         return
-    table = Table("GPU", "model", "billed", "per s", "amount", box=None, pad_edge=False)
+    table = Table("GPU", "model", "billed", "per s", "amount", "", box=None, pad_edge=False)
     for row in rows:
         table.add_row(
             row["gpu"][:12] + "…",
@@ -284,9 +357,10 @@ def show_account(account: Account, prices: Prices, console: Console, *, signed: 
             _seconds(row["billed_gpu_ms"]),
             row["price_per_s"] or "",
             row["amount"] or "",
+            row["currency"] or "",
         )
-    if total is not None:
-        table.add_row("", "", "", "total", _plain(total))
+    for currency, amount in totals.items():
+        table.add_row("", "", "", "total", amount_text(amount), currency)
     console.print()
     console.print(table)
 
@@ -300,14 +374,20 @@ CSV_COLUMNS: Final = (
     "busy_gpu_ms",
     "billed_gpu_ms",
     "receipt_hash",
+    "amount",
+    "currency",
 )
 
 
-def write_csv(entries: Iterable[Entry], file: IO[str]) -> None:
-    """Write a line for each receipt, with a heading."""
+def write_csv(
+    entries: Iterable[Entry], models: Mapping[bytes, str], file: IO[str], *, instead: Prices | None = None
+) -> None:
+    """Write a line for each receipt, with a heading; the amounts are those whose sum the account is."""
     writer = csv.writer(file)
     writer.writerow(CSV_COLUMNS)
-    for line, _, task_id, ended_at_ms in entries:
+    for line, gpus, task_id, ended_at_ms, own in entries:
+        prices = own if instead is None else instead
+        amount = None if prices is None else _amount(prices, line.billed_gpu_ms, gpus, models)
         writer.writerow(
             (
                 line.sequence,
@@ -318,15 +398,20 @@ def write_csv(entries: Iterable[Entry], file: IO[str]) -> None:
                 line.busy_gpu_ms,
                 line.billed_gpu_ms,
                 "0x" + line.receipt_hash.hex(),
+                "" if amount is None else amount_text(amount),
+                "" if amount is None or prices is None else prices.currency,
             )
         )
 
 
-def _plain(value: Decimal | None) -> str | None:
-    if value is None:
-        return None
-    text = format(value, "f")
-    return text.rstrip("0").rstrip(".") if "." in text else text
+def _amount(prices: Prices, billed_ms: int, gpus: Sequence[bytes], models: Mapping[bytes, str]) -> Decimal | None:
+    """Return what one receipt comes to; None where none of its GPUs has a price."""
+    amounts: dict[str, Decimal] = {}
+    for gpu, share in shared(billed_ms, gpus) if gpus else ():
+        price = prices.of(models.get(gpu, ""))
+        if price is not None:
+            amounts = total(amounts, prices.currency, cost(price, share))
+    return amounts.get(prices.currency)
 
 
 def _day(at_ms: int) -> str:

@@ -25,8 +25,10 @@ from ngpu_protocol.node_records import (
     NodeRecord,
     RecordGpu,
     RecordModel,
+    RecordPrice,
     Role,
 )
+from ngpu_protocol.prices import Prices, amount_text
 
 __all__ = ["Machine", "describe", "record_gpus"]
 
@@ -38,6 +40,7 @@ class Machine:
     Attributes:
         region: the owner's word for where it is.
         terms: the owner's terms, or where to read them.
+        prices: what the owner asks for a second of each model.
     """
 
     software: str
@@ -48,6 +51,7 @@ class Machine:
     memory_bytes: int = 0
     region: str = ""
     terms: str = ""
+    prices: Prices | None = None
 
 
 def record_gpus(
@@ -121,5 +125,10 @@ def describe(
         ),
         region=machine.region[:64],
         terms=machine.terms[:256],
+        currency=machine.prices.currency if machine.prices else "",
+        prices=tuple(
+            RecordPrice(model=model, per_second=amount_text(amount))
+            for model, amount in (machine.prices.per_second.items() if machine.prices else ())
+        ),
         software=machine.software[:64],
     )

@@ -154,6 +154,61 @@ def earnings(
     run_main(main)
 
 
+disputes_app = typer.Typer(help="Receipts a bootstrap did not accept, with both sides' evidence.", no_args_is_help=True)
+app.add_typer(disputes_app, name="disputes")
+DisputeArgument = Annotated[str, typer.Argument(help="A task's id, or a receipt's hash or number, as `list` shows it.")]
+
+
+@disputes_app.command("list")
+def disputes_list(
+    bootstrap: Annotated[str | None, typer.Option(help="Only this bootstrap's; default: of each.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="The newest so many.")] = 100,
+    config: ConfigOption = None,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show which of this node's receipts were disputed, newest first. They are not paid."""
+
+    def main() -> None:
+        from ngpu_node.disputes import list_disputes
+
+        list_disputes(_settings(config, data_dir=data_dir), bootstrap, limit, as_json=as_json)
+
+    run_main(main)
+
+
+@disputes_app.command("show")
+def disputes_show(
+    dispute: DisputeArgument, config: ConfigOption = None, data_dir: DataDirOption = None, as_json: JsonOption = False
+) -> None:
+    """Show one dispute in full, and what its evidence shows."""
+
+    def main() -> None:
+        from ngpu_node.disputes import show_dispute
+
+        show_dispute(_settings(config, data_dir=data_dir), dispute, as_json=as_json)
+
+    run_main(main)
+
+
+@disputes_app.command("export")
+def disputes_export(
+    dispute: DisputeArgument,
+    file: Annotated[Path | None, typer.Option(help="Where to; default: dispute-<hash>.json here.")] = None,
+    config: ConfigOption = None,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write one dispute as a file that anyone judges offline with `scripts/verify-dispute`."""
+
+    def main() -> None:
+        from ngpu_node.disputes import export_dispute
+
+        export_dispute(_settings(config, data_dir=data_dir), dispute, file, as_json=as_json)
+
+    run_main(main)
+
+
 @app.command()
 def workspaces(config: ConfigOption = None, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
     """Show the workspaces on this node: state, progress, what they hold, why one is not ready."""

@@ -23,6 +23,7 @@ from ngpu_protocol.errors import AddressError, NetworkNameError
 from ngpu_protocol.identity import Address, address_of_peer_id, parse_address
 from ngpu_protocol.image_references import ImageReferenceError, parse_image_reference
 from ngpu_protocol.networks import network_named
+from ngpu_protocol.prices import Prices
 
 ENV_PREFIX = "NGPU_NODE_"
 DEFAULT_DATA_DIR = Path("/var/lib/ngpu-node")
@@ -321,6 +322,33 @@ class GatewaySettings(Section):
         return text
 
 
+class PriceSettings(Section):
+    """What this machine's owner asks. Used to total receipts, by both sides alike, and for nothing else."""
+
+    currency: str = Field(
+        default="",
+        description="The unit of the prices below, in any word: a currency, a token, credits.",
+        examples=["USD"],
+    )
+    per_second: dict[str, str] = Field(
+        default={},
+        description="What a second of billed GPU time costs, by model, as decimal text: it is never rounded. A model\n"
+        "without a price is not totalled. A change holds from the next start of the node.",
+        examples=[{"RTX 4090": "0.00012", "H100": "0.0009"}],
+    )
+
+    @model_validator(mode="after")
+    def _is_a_list(self) -> PriceSettings:
+        Prices.of_models(self.currency, self.per_second)
+        if self.per_second and not self.currency:
+            raise ValueError('say in which currency the prices are: currency = "USD"')
+        return self
+
+    def prices(self) -> Prices | None:
+        """Return the list, None where the owner asks nothing."""
+        return Prices.of_models(self.currency, self.per_second) if self.per_second else None
+
+
 class NodeSettings(DaemonSettings):
     """Everything an owner can say."""
 
@@ -393,6 +421,7 @@ class NodeSettings(DaemonSettings):
     )
     limits: Limits = Field(default=Limits(), description="What a task may cost this machine.")
     gpus: GpuSettings = Field(default=GpuSettings(), description="Which of this machine's GPUs are offered.")
+    prices: PriceSettings = Field(default=PriceSettings(), description="What a second of each GPU model costs.")
     containers: ContainerSettings = Field(
         default=ContainerSettings(), description="How workspaces run on the container engine."
     )

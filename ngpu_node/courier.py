@@ -26,6 +26,7 @@ from ngpu_protocol.acknowledgements import SignedAcknowledgement, VerdictKind
 from ngpu_protocol.control import MAX_MESSAGE_BYTES, Ack, Gap, Head, Offer, decode_receipts, encode_message
 from ngpu_protocol.errors import MalformedError, SignatureError
 from ngpu_protocol.identity import Address
+from ngpu_protocol.observations import SignedObservation
 from ngpu_protocol.p2p import receive_frame, send_frame
 from ngpu_protocol.receipts import ReceiptLink
 
@@ -143,7 +144,7 @@ class _Session:
             log.info("acknowledgement_refused", bootstrap=self._bootstrap.address, reason=f"signed by {ack.bootstrap}")
             return
         among = courier._trust.members(self._bootstrap.service)
-        courier._ledger.acknowledge(signed, among, courier._clock_ms())
+        courier._ledger.acknowledge(signed, among, courier._clock_ms(), self._observed(message, signed))
         courier._metrics.acknowledged(ack.verdict)
         if ack.verdict != VerdictKind.VERIFIED:
             log.warning(
@@ -157,6 +158,23 @@ class _Session:
             for address in among:
                 self._offered_at.pop((address, ack.sequence), None)
             self._progress.announce()
+
+    def _observed(self, message: Ack, acknowledgement: SignedAcknowledgement) -> bytes:
+        """Return the observation that came with a dispute; empty where it is none by the one who judged."""
+        if not message.observation:
+            return b""
+        ack = acknowledgement.acknowledgement
+        try:
+            signed = SignedObservation.from_bytes(message.observation)
+            said = signed.observation
+            if (said.receipt_hash, said.bootstrap) != (ack.receipt_hash, ack.bootstrap):
+                raise MalformedError("observation", "of another receipt, or of another bootstrap")
+            if signed.signer(self._courier._chain_id) != ack.bootstrap:
+                raise MalformedError("observation", f"{ack.bootstrap} did not sign it")
+        except (MalformedError, SignatureError) as error:
+            log.info("observation_refused", bootstrap=self._bootstrap.address, reason=str(error))
+            return b""
+        return message.observation
 
     def _gap(self, message: Gap) -> None:
         if message.to_sequence < message.from_sequence:

@@ -66,6 +66,7 @@ from ngpu_protocol.identity import Account, Address
 from ngpu_protocol.networks import network_named
 from ngpu_protocol.node_records import NodeRecord
 from ngpu_protocol.p2p import Host, ListenError, NoAccountError, P2PStream, StreamHandler, open_host
+from ngpu_protocol.prices import sign_price_list
 
 log = structlog.get_logger(__name__)
 
@@ -267,6 +268,7 @@ class Node:
                 ledger=ledger,
                 metrics=self._metrics,
                 addresses_of=self._discovery.addresses_of,
+                price_list=self._price_list(ledger),
             )
             self._links = [Link(bootstrap, parts) for bootstrap in self._trust]
             self._export(host)
@@ -348,6 +350,7 @@ class Node:
             memory_bytes=around.memory_bytes or 0,
             region=settings.region,
             terms=settings.terms,
+            prices=settings.prices.prices(),
         )
 
         def describe_now() -> NodeRecord:
@@ -380,6 +383,15 @@ class Node:
             trusted=[multiaddr for bootstrap in self._trust for multiaddr in bootstrap.multiaddrs],
             helpers=lambda: [bootstrap.peer_id for bootstrap in self._trust],
         )
+
+    def _price_list(self, ledger: Ledger) -> bytes:
+        """Return what the owner asks in this session, signed and on its way to *ledger*; empty for nothing."""
+        prices = self._settings.prices.prices()
+        if prices is None:
+            return b""
+        signed = sign_price_list(prices, self._session, self._account, self._network.chain_id)
+        ledger.remember_price_list(signed)
+        return signed.wire
 
     async def _end_with_ledger(self, ledger: Ledger) -> None:
         await ledger.failed.wait()

@@ -20,12 +20,14 @@ from ngpu_daemon.accounts import (
     Account,
     AccountError,
     Entry,
-    Prices,
+    PriceLists,
     Span,
     account_document,
     draw_account,
     entry_of_wire,
+    parse_prices,
     parse_span,
+    session_of_order,
     show_account,
     write_csv,
 )
@@ -43,10 +45,14 @@ _IN_SPAN = "bootstrap = ? AND written_at_ms >= ? AND written_at_ms < ?"
 
 
 class Books:
-    """A ledger, opened to be read."""
+    """A ledger, opened to be read.
+
+    Attributes:
+        connection: for those who read something else of it.
+    """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
+        self.connection = self._connection = connection
 
     @classmethod
     @contextmanager
@@ -79,15 +85,27 @@ class Books:
         )
         return [Address(bootstrap) for (bootstrap,) in rows]
 
+    def price_lists(self) -> PriceLists:
+        """Return what the owner asked, session by session."""
+        return PriceLists(wire for (wire,) in self._connection.execute("SELECT signed_list FROM price_lists"))
+
+    def models(self) -> dict[bytes, str]:
+        """Return the model of each GPU by its name in receipts."""
+        return dict(self._connection.execute("SELECT id, model FROM gpus"))
+
     def entries(self, bootstrap: Address, span: Span) -> Iterator[Entry]:
         """Yield the acknowledged receipts of *span*, by sequence number."""
+        lists = self.price_lists()
+        # the order is read only where it says which list the receipt falls under
+        order = "signed_order" if lists else "NULL"
         rows = self._connection.execute(
-            f"SELECT signed_receipt, hash, verdict, task_id FROM receipts WHERE {_IN_SPAN}"
+            f"SELECT signed_receipt, hash, verdict, task_id, acknowledgement, {order} FROM receipts WHERE {_IN_SPAN}"
             " AND acknowledgement IS NOT NULL ORDER BY sequence",
             (bootstrap, span.from_ms, span.to_ms),
         )
-        for raw, hash, verdict, task_id in rows:
-            yield entry_of_wire(raw, hash, verdict, task_id)
+        for raw, hash, verdict, task_id, acknowledgement, signed_order in rows:
+            prices = lists.of(session_of_order(signed_order)) if lists else None
+            yield entry_of_wire(raw, hash, verdict, task_id, acknowledgement, prices)
 
     def account(self, node: Address, bootstrap: Address, span: Span, at_ms: int) -> Account:
         """Return this node's account with *bootstrap*."""
@@ -101,7 +119,8 @@ class Books:
             bootstrap=bootstrap,
             span=span,
             at_ms=at_ms,
-            models=dict(self._connection.execute("SELECT id, model FROM gpus")),
+            models=self.models(),
+            lists=self.price_lists(),
             owed=owed,
         )
 
@@ -122,7 +141,7 @@ def show_earnings(
     Raises:
         OperatorError: one line for the owner.
     """
-    span, priced = parse_span(since, until), Prices.parse(prices)
+    span, instead = parse_span(since, until), parse_prices(prices)
     directory = DataDirectory(settings.data_dir)
     node = keystore_address(directory.keystore)
     with Books.open(directory.path / LEDGER_FILE) as books:
@@ -131,12 +150,12 @@ def show_earnings(
         bootstraps = [_parse_bootstrap(bootstrap)] if bootstrap is not None else books.bootstraps()
         if as_csv:
             for one in bootstraps:
-                write_csv(books.entries(one, span), sys.stdout)
+                write_csv(books.entries(one, span), books.models(), sys.stdout, instead=instead)
             return 0
         at_ms = time.time_ns() // 1_000_000
         accounts = [books.account(node, one, span, at_ms) for one in bootstraps]
     if as_json:
-        print(json.dumps({"accounts": [account_document(account, priced) for account in accounts]}))
+        print(json.dumps({"accounts": [account_document(account, instead) for account in accounts]}))
         return 0
     if not accounts:
         print("no receipts yet: a task that ran here leaves one, `ngpu-node status` counts them")
@@ -144,7 +163,7 @@ def show_earnings(
     for number, account in enumerate(accounts):
         if number:
             console.print()
-        show_account(account, priced, console)
+        show_account(account, console, instead=instead)
     return 0
 
 

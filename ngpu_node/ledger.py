@@ -24,6 +24,7 @@ from ngpu_protocol.acknowledgements import SignedAcknowledgement
 from ngpu_protocol.frozen import dataclass
 from ngpu_protocol.identity import Account, Address
 from ngpu_protocol.orders import SignedOrder
+from ngpu_protocol.prices import SignedPriceList
 from ngpu_protocol.receipts import RECEIPT_TYPE, ReceiptLink, SignedReceipt, TaskReceipt
 
 #: Beyond this a bootstrap's claim about our own chain is nonsense, not a backup we lost.
@@ -185,7 +186,9 @@ class Ledger:
 
         return await self._commits.do(job)
 
-    def acknowledge(self, signed: SignedAcknowledgement, among: Sequence[Address], now_ms: int) -> None:
+    def acknowledge(
+        self, signed: SignedAcknowledgement, among: Sequence[Address], now_ms: int, observation: bytes = b""
+    ) -> None:
         """Keep *signed*, whose signature the caller checked, with the receipt it names; returns at once.
 
         Durable within a moment: losing it costs one more offer. One that names no receipt of ours, or one that was
@@ -193,6 +196,7 @@ class Ledger:
 
         Args:
             among: the bootstraps whose receipts the signer may acknowledge.
+            observation: what it saw of a receipt it disputes, signed; kept if the receipt is ours.
         """
         ack = signed.acknowledgement
 
@@ -201,6 +205,13 @@ class Ledger:
                 self._batch.add_acknowledgement(
                     bootstrap, ack.sequence, ack.receipt_hash, signed.wire, ack.verdict, now_ms
                 )
+                if observation:
+                    # nobody's word fills this disk: one row for each receipt of our own
+                    connection.execute(
+                        "INSERT OR IGNORE INTO observations (receipt_hash, signed_observation) SELECT hash, ?"
+                        " FROM receipts WHERE bootstrap = ? AND sequence = ? AND hash = ?",
+                        (observation, bootstrap, ack.sequence, ack.receipt_hash),
+                    )
 
         self._commits.later(job)
 
@@ -210,6 +221,15 @@ class Ledger:
 
         def job(connection: sqlite3.Connection) -> None:
             connection.executemany("INSERT OR REPLACE INTO gpus (id, model) VALUES (?, ?)", rows)
+
+        self._commits.later(job)
+
+    def remember_price_list(self, signed: SignedPriceList) -> None:
+        """Keep this session's price list; returns at once. It is durable before any receipt of the session."""
+        row = (signed.price_list.session, signed.wire)
+
+        def job(connection: sqlite3.Connection) -> None:
+            connection.execute("INSERT OR IGNORE INTO price_lists (session, signed_list) VALUES (?, ?)", row)
 
         self._commits.later(job)
 

@@ -64,6 +64,20 @@ MIGRATIONS: tuple[str, ...] = (
         model TEXT NOT NULL
     ) WITHOUT ROWID;
     """,
+    """
+    -- what the owner asked in each session that had prices (ngpu_protocol/prices.py)
+    CREATE TABLE price_lists (
+        session     BLOB PRIMARY KEY,
+        signed_list BLOB NOT NULL           -- as on the wire, signature included
+    ) WITHOUT ROWID;
+
+    -- what a bootstrap says it saw of a receipt it disputes (ngpu_protocol/observations.py), by the receipt's digest
+    CREATE TABLE observations (
+        receipt_hash       BLOB PRIMARY KEY,
+        signed_observation BLOB NOT NULL
+    ) WITHOUT ROWID;
+    CREATE INDEX receipts_disputed ON receipts (bootstrap, sequence) WHERE verdict = 'disputed';
+    """,
 )
 
 

@@ -112,6 +112,7 @@ class LinkParts:
     Attributes:
         running_of: returns how many attempts a bootstrap ordered run on each deployment.
         addresses_of: returns where the network says a peer is, for a bootstrap that is not where it was configured.
+        price_list: the signed one of this session, empty for none.
     """
 
     host: Host
@@ -127,6 +128,7 @@ class LinkParts:
     ledger: Ledger
     metrics: NodeMetrics
     addresses_of: Callable[[Address], Awaitable[list[str]]]
+    price_list: bytes = b""
     back_off: BackOff = field(default_factory=BackOff)
     clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
 
@@ -311,6 +313,7 @@ class Link:
             now_ms=parts.clock_ms(),
             gpus=parts.gpus(),
             slots=parts.state.slots,
+            prices=parts.price_list,
         )
 
     async def _send(self, message: ControlMessage) -> None:

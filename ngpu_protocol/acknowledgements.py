@@ -37,7 +37,8 @@ class Acknowledgement:
         bootstrap: who judged, and signs.
         sequence: the receipt's.
         verdict: a `VerdictKind`, or a later version's word.
-        reason: the name of the rule that was broken, empty when verified.
+        reason: the name of the rule that was broken, empty when verified; with `skew` also what is paid
+            (`skew_reason`).
         at_ms: UTC milliseconds by the bootstrap's clock.
     """
 
@@ -65,6 +66,21 @@ ACKNOWLEDGEMENT_TYPE = SignedType(
     what="acknowledgement",
     max_bytes=MAX_ACKNOWLEDGEMENT_CHARS * 3 // 4,
 )
+
+
+def skew_reason(rule: str, own_ms: int | None) -> str:
+    """Return the reason of a `skew`: the rule, and how long the attempt took by the bootstrap's own monotonic clock.
+
+    Args:
+        own_ms: None where the bootstrap did not see both ends of it.
+    """
+    return rule if own_ms is None else f"{rule} {own_ms}"
+
+
+def own_duration_ms(reason: str) -> int | None:
+    """Return the milliseconds in a reason that `skew_reason` made, None where there are none."""
+    _, _, text = reason.partition(" ")
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,6 +129,8 @@ class Hello:
         now_ms: UTC milliseconds by the node's clock.
         gpus: what it offers.
         slots: tasks it runs at once, over all workspaces.
+        prices: its price list for this session, as the msgpack map of its signed form (`prices.PriceList`); empty
+            for none.
     """
 
     network: Text
@@ -140,6 +142,7 @@ class Hello:
     now_ms: Number
     gpus: tuple[GpuOffer, ...] = ()
     slots: Number = 1
+    prices: Packed = b""
 
 
 @dataclass(frozen=True, slots=True, config=ConfigDict(extra="ignore"))
@@ -316,9 +319,15 @@ class Offer:
 
 @dataclass(frozen=True, slots=True, config=ConfigDict(extra="ignore"))
 class Ack:
-    """An acknowledgement, as the msgpack map of its signed form."""
+    """An acknowledgement, as the msgpack map of its signed form.
+
+    Attributes:
+        observation: of a disputed receipt, what the bootstrap saw, signed likewise (`observations.Observation`); empty
+            where there is none.
+    """
 
     acknowledgement: Packed
+    observation: Packed = b""
 
 
 @dataclass(frozen=True, slots=True, config=ConfigDict(extra="ignore"))
@@ -371,7 +380,7 @@ def encode_message(message: Message) -> bytes:
     # there is one acknowledgement for each task: spelled out, 0.6 us and not 2.9
     wire = (
         {"type": "ack", "acknowledgement": message.acknowledgement}
-        if type(message) is Ack
+        if type(message) is Ack and not message.observation
         else {"type": _WORDS[type(message)], **_to_wire(message)}
     )
     data: bytes = msgpack.packb(wire)

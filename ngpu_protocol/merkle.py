@@ -20,13 +20,16 @@ from collections.abc import Sequence
 
 _sha256 = hashlib.sha256
 
+LEAF = b"\x00"
+"""What a leaf's data is hashed behind."""
+
 MAX_PATH = 64
 """Hashes a proof may have: trees of up to 2**64 leaves."""
 
 
 def leaf_hash(data: bytes) -> bytes:
     """Return the 32-byte hash of the leaf that holds *data*."""
-    return _sha256(b"\x00" + data).digest()
+    return _sha256(LEAF + data).digest()
 
 
 def node_hash(left: bytes, right: bytes) -> bytes:
@@ -90,7 +93,8 @@ def root_by_path(leaf: bytes, index: int, size: int, path: Sequence[bytes]) -> b
 
 
 def _level_above(level: list[bytes]) -> list[bytes]:
-    above = [_sha256(b"\x01" + level[i] + level[i + 1]).digest() for i in range(0, len(level) - 1, 2)]
+    pairs = iter(level)
+    above = [_sha256(b"\x01" + left + right).digest() for left, right in zip(pairs, pairs, strict=False)]
     if len(level) % 2:
         above.append(level[-1])  # a node without a sibling rises as it is, which gives the RFC's shape
     return above

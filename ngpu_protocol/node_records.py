@@ -30,6 +30,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 from ngpu_protocol.errors import AddressError, MalformedError, ProtocolError, SignatureError
 from ngpu_protocol.identity import Account, Address, address_bytes, address_of_peer_id, keccak, parse_address, recover
 from ngpu_protocol.networks import Network
+from ngpu_protocol.prices import MAX_MODELS
 from ngpu_protocol.typed_data import MAX_NUMBER, unpack_map
 from ngpu_protocol.workspaces import describe_errors
 
@@ -41,6 +42,7 @@ __all__ = [
     "NodeRecord",
     "RecordGpu",
     "RecordModel",
+    "RecordPrice",
     "RecordRefused",
     "RecordRule",
     "Role",
@@ -174,6 +176,13 @@ class RecordModel(_Part):
     copies: Number = 1
 
 
+class RecordPrice(_Part):
+    """What a second of a GPU model costs, as decimal text (`prices`)."""
+
+    model: Word
+    per_second: Word
+
+
 class NodeRecord(_Part):
     """What a peer says about itself. Keys on the wire are the names here; fields at their default are left out.
 
@@ -200,6 +209,8 @@ class NodeRecord(_Part):
         models: served by registered model servers.
         region: the owner's word for where it is, such as ``eu-central``.
         terms: the owner's terms, or where to read them.
+        currency: in which *prices* are.
+        prices: what the owner asks for a second of each model.
         software: name and version.
     """
 
@@ -225,6 +236,8 @@ class NodeRecord(_Part):
     models: Annotated[tuple[RecordModel, ...], Field(max_length=MAX_SERVED)] = ()
     region: Word = ""
     terms: Text = ""
+    currency: Word = ""
+    prices: Annotated[tuple[RecordPrice, ...], Field(max_length=MAX_MODELS)] = ()
     software: Word = ""
 
     def encode(self) -> bytes:

@@ -12,14 +12,15 @@ The lines are the leaves of a Merkle tree (`merkle`), whose root is in the state
 contract or an auditor, can check one line against it, and with it one receipt, without seeing the others.
 
 Billed is what is paid: busy time where it was metered, else reserved, and nothing for a disputed receipt. A receipt
-with the verdict `skew` is paid as it says, since the rule `duration` has held its monotonic duration, and the rule
-`reserved` its GPU time, against what the bootstrap measured itself.
+with the verdict `skew` is paid on the bootstrap's own duration: never more than that, which the acknowledgement
+states, times the number of GPUs.
 
 Pure. `check_statement_file` judges a file rule by rule, as `receipt_file` does for a receipt.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from collections.abc import Iterable, Sequence
@@ -28,7 +29,7 @@ from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
 from ngpu_protocol import frozen, merkle
-from ngpu_protocol.acknowledgements import VerdictKind
+from ngpu_protocol.acknowledgements import VerdictKind, own_duration_ms
 from ngpu_protocol.errors import MalformedError, SignatureError
 from ngpu_protocol.identity import Account, Address, recover
 from ngpu_protocol.receipt_file import ReceiptFile, RuleResult, check_receipt_file, compare
@@ -86,15 +87,25 @@ def billed_gpu_ms(verdict: str, meter: str, reserved_gpu_ms: int, busy_gpu_ms: i
     return reserved_gpu_ms if meter == Meter.NONE else busy_gpu_ms
 
 
-def line_of(receipt: TaskReceipt, verdict: str, chain_id: int) -> StatementLine:
-    """Return the line of *receipt*, acknowledged with *verdict*."""
+def skewed_gpu_ms(billed_ms: int, gpus: int, reason: str) -> int:
+    """Return what is paid of a receipt with the verdict `skew`, whose own times are not believed.
+
+    Args:
+        billed_ms: what would be paid, were it verified.
+        gpus: how many it held.
+        reason: its acknowledgement's.
+    """
+    own_ms = own_duration_ms(reason)
+    return billed_ms if own_ms is None else min(billed_ms, own_ms * gpus)
+
+
+def line_of(receipt: TaskReceipt, verdict: str, chain_id: int, reason: str = "") -> StatementLine:
+    """Return the line of *receipt*, acknowledged with *verdict* and *reason*."""
+    billed = billed_gpu_ms(verdict, receipt.meter, receipt.reserved_gpu_ms, receipt.busy_gpu_ms)
+    if verdict == VerdictKind.SKEW:
+        billed = skewed_gpu_ms(billed, len(receipt.gpus), reason)
     return StatementLine(
-        receipt.digest(chain_id),
-        receipt.sequence,
-        verdict,
-        receipt.reserved_gpu_ms,
-        receipt.busy_gpu_ms,
-        billed_gpu_ms(verdict, receipt.meter, receipt.reserved_gpu_ms, receipt.busy_gpu_ms),
+        receipt.digest(chain_id), receipt.sequence, verdict, receipt.reserved_gpu_ms, receipt.busy_gpu_ms, billed
     )
 
 
@@ -148,13 +159,16 @@ def draw_up(
     """Return the statement over *lines*, which come by ascending sequence, and the hashes of its leaves."""
     leaves: list[bytes] = []
     paid = reserved = busy = billed = 0
-    for line in lines:
-        leaves.append(merkle.leaf_hash(line.encode()))
-        if line.verdict in _PAID:
+    # a million lines are a usual month: each step here is a second of it
+    pack, codes, sha256, add = _LINE.pack, VERDICT_CODES, hashlib.sha256, leaves.append
+    for hash, sequence, verdict, line_reserved, line_busy, line_billed in lines:
+        packed = pack(hash, sequence, codes.get(verdict, 0), line_reserved, line_busy, line_billed)
+        add(sha256(merkle.LEAF + packed).digest())
+        if verdict in _PAID:
             paid += 1
-            reserved += line.reserved_gpu_ms
-            busy += line.busy_gpu_ms
-            billed += line.billed_gpu_ms
+            reserved += line_reserved
+            busy += line_busy
+            billed += line_billed
     statement = Statement(
         node=node,
         bootstrap=bootstrap,
@@ -413,7 +427,8 @@ def _check_inclusion(file: StatementFile, inclusion: Inclusion) -> list[RuleResu
         else RuleResult("receipt_rules", False, "every rule holds", ", ".join(broken))
     )
     verdict = signed_ack.acknowledgement.verdict if signed_ack is not None else "none"
-    expected = line_of(receipt, verdict, file.chain_id)
+    reason = signed_ack.acknowledgement.reason if signed_ack is not None else ""
+    expected = line_of(receipt, verdict, file.chain_id, reason)
     results += [
         compare("receipt_network", str(file.chain_id), str(inclusion.receipt.chain_id)),
         compare("receipt_node", statement.node, receipt.node),

@@ -38,6 +38,7 @@ from ngpu_bootstrap.store.records import AttemptEnd, AttemptStart, FiledReceipt,
 from ngpu_bootstrap.store.store import Store
 from ngpu_bootstrap.tasks.retry import may_retry, pause_s
 from ngpu_bootstrap.tasks.states import TaskState
+from ngpu_protocol.acknowledgements import VerdictKind
 from ngpu_protocol.frozen import dataclass
 from ngpu_protocol.identity import Account
 from ngpu_protocol.networks import Network
@@ -587,16 +588,26 @@ class Dispatcher:
     def _acknowledge(self, filed: FiledReceipt, judged: Judged) -> None:
         """Tell the node what became of its receipt, which is filed."""
         if filed.filing is Filing.EQUIVOCATION:
-            judged = self._judge.contradicted(judged)
-        self._desk.acknowledge(judged.record.node, judged.acknowledgement.wire)
+            judged = self._contradicted(judged, filed)
+        self._desk.acknowledge(judged.record.node, judged.acknowledgement.wire, judged.record.observation)
+
+    def _contradicted(self, judged: Judged, filed: FiledReceipt) -> Judged:
+        """Return *judged* as what it is, the second receipt for one number, which its node answers for."""
+        judged = self._judge.contradicted(judged, filed.first_hash)
+        record = judged.record
+        self._metrics.judged(VerdictKind.DISPUTED.value, judged.verdict.rule)
+        self._standings.judged(record.node, VerdictKind.DISPUTED, rule=judged.verdict.rule, task_id=record.task_id)
+        return judged
 
     async def _file(self, judged: Judged) -> None:
         """File a receipt whose task ended otherwise, and acknowledge it."""
         filed = await self._store.late_receipt(judged.record)
         if filed.filing is Filing.EQUIVOCATION:
-            judged = self._judge.contradicted(judged)
-        acknowledgement = filed.acknowledgement if filed.filing is Filing.DUPLICATE else judged.acknowledgement.wire
-        self._desk.acknowledge(judged.record.node, acknowledgement)
+            judged = self._contradicted(judged, filed)
+        if filed.filing is Filing.DUPLICATE:
+            self._desk.acknowledge(judged.record.node, filed.acknowledgement)
+        else:
+            self._desk.acknowledge(judged.record.node, judged.acknowledgement.wire, judged.record.observation)
 
     def _record_soon(self, record: Callable[..., Awaitable[None]], *arguments: object) -> None:
         """Commit something while its task's client goes on."""

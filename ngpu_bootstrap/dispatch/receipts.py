@@ -23,7 +23,7 @@ from ngpu_bootstrap.store.errors import StoreError
 from ngpu_bootstrap.store.records import Filing, Gap
 from ngpu_bootstrap.store.store import Store
 from ngpu_protocol import control
-from ngpu_protocol.acknowledgements import VerdictKind
+from ngpu_protocol.acknowledgements import SignedAcknowledgement, VerdictKind
 from ngpu_protocol.control import MAX_MESSAGE_BYTES, Ack, Head, Offer, UnknownMessage, decode_receipts, encode_message
 from ngpu_protocol.errors import MalformedError, SignatureError
 from ngpu_protocol.identity import Address
@@ -127,11 +127,15 @@ class ReceiptDesk:
         if ended is not None:
             ended.set()
 
-    def acknowledge(self, node: Address, acknowledgement: bytes) -> None:
-        """Send an acknowledgement, if the node listens now; if not, it will ask by offering the receipt again."""
+    def acknowledge(self, node: Address, acknowledgement: bytes, observation: bytes = b"") -> None:
+        """Send an acknowledgement, if the node listens now; if not, it will ask by offering the receipt again.
+
+        Args:
+            observation: what was seen of a disputed receipt.
+        """
         line = self._lines.get(node)
         if line is not None:
-            line.put(encode_message(Ack(acknowledgement)))
+            line.put(encode_message(Ack(acknowledgement, observation)))
 
     # -- the protocol
 
@@ -180,9 +184,9 @@ class ReceiptDesk:
             if order.order.node != node or not self._is_ours(order):
                 log.info("offer_not_ours", node=node, bootstrap=order.order.bootstrap, task_id=order.order.task_id[:64])
                 return
-            acknowledgement = await self._file(order.order, receipt)
-            if acknowledgement:
-                line.put(encode_message(Ack(acknowledgement)))
+            answer = await self._file(order.order, receipt)
+            if answer is not None:
+                line.put(encode_message(answer))
         finally:
             places.release()
 
@@ -195,18 +199,18 @@ class ReceiptDesk:
         except SignatureError:
             return False
 
-    async def _file(self, order: TaskOrder, receipt: SignedReceipt) -> bytes:
-        """Judge and store an offered receipt; return the acknowledgement to send, b"" for none now."""
+    async def _file(self, order: TaskOrder, receipt: SignedReceipt) -> Ack | None:
+        """Judge and store an offered receipt; return what to answer, None for nothing now."""
         key = (order.task_id, order.attempt)
         running = self._running.get(key)
         if running is not None:
             with trio.move_on_after(RUNNING_PATIENCE_S) as patience:
                 await running.wait()
             if patience.cancelled_caught:
-                return b""
+                return None
         filed = await self._store.receipt(order.task_id, order.attempt)
         if filed is not None and filed.receipt.raw == receipt.wire:
-            return filed.receipt.acknowledgement
+            return await self._as_before(order, filed.receipt.acknowledgement)
         awaited = self._awaited.pop(key, None)
         judged = self._judge.judge(
             receipt,
@@ -216,7 +220,7 @@ class ReceiptDesk:
         )
         outcome = await self._store.late_receipt(judged.record)
         if outcome.filing is Filing.EQUIVOCATION:
-            judged = self._judge.contradicted(judged)
+            judged = self._judge.contradicted(judged, outcome.first_hash)
         log.info(
             "receipt_filed",
             task_id=order.task_id,
@@ -228,10 +232,20 @@ class ReceiptDesk:
             rule=judged.verdict.rule,
         )
         if outcome.filing is Filing.DUPLICATE:
-            return outcome.acknowledgement
+            return await self._as_before(order, outcome.acknowledgement)
         self._metrics.judged(judged.verdict.kind.value, judged.verdict.rule)
         self._standings.judged(order.node, judged.verdict.kind, rule=judged.verdict.rule, task_id=order.task_id)
-        return judged.acknowledgement.wire
+        return Ack(judged.acknowledgement.wire, judged.record.observation)
+
+    async def _as_before(self, order: TaskOrder, acknowledgement: bytes) -> Ack | None:
+        """Return what was answered when the receipt was filed."""
+        if not acknowledgement:
+            return None
+        ack = SignedAcknowledgement.from_bytes(acknowledgement).acknowledgement
+        observation = b""
+        if ack.verdict == VerdictKind.DISPUTED:
+            observation = await self._store.observation(order.bootstrap, order.node, ack.receipt_hash)
+        return Ack(acknowledgement, observation)
 
     def _seen(self, order: TaskOrder, awaited: Awaited | None) -> Observed:
         """Return what was seen of an attempt whose receipt came on its own way: when it ended, only the node saw."""

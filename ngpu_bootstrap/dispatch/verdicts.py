@@ -10,10 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Container
 
 from ngpu_bootstrap.store.records import NewReceipt
-from ngpu_protocol.acknowledgements import Acknowledgement, SignedAcknowledgement, VerdictKind, sign_acknowledgement
+from ngpu_protocol.acknowledgements import (
+    Acknowledgement,
+    SignedAcknowledgement,
+    VerdictKind,
+    sign_acknowledgement,
+    skew_reason,
+)
 from ngpu_protocol.frozen import dataclass
 from ngpu_protocol.identity import Account, Address
 from ngpu_protocol.networks import Network
+from ngpu_protocol.observations import Evidence, Observation, listed_gpus, sign_observation
 from ngpu_protocol.orders import TaskOrder
 from ngpu_protocol.receipts import ReceiptLink, SignedReceipt
 from ngpu_protocol.verification import Observed, Verdict, verify_receipt
@@ -86,26 +93,55 @@ class Judge:
     ) -> Judged:
         """Return the verdict on *signed*, signed by us, and its record."""
         receipt = signed.receipt
+        last = self._link_before(order.node, receipt.sequence, order.bootstrap)
         verdict = verify_receipt(
             signed,
             order,
             seen,
-            last=self._link_before(order.node, receipt.sequence, order.bootstrap),
+            last=last,
             chain_id=self._chain_id,
             tolerance_ms=self._tolerance_ms,
             offered_gpus=offered_gpus,
         )
-        return self._judged(signed, order, verdict)
+        evidence = None
+        if verdict.kind is VerdictKind.DISPUTED:
+            evidence = Evidence(seen, last, listed_gpus(offered_gpus, verdict.rule), self._tolerance_ms)
+        reason = verdict.rule
+        if verdict.kind is VerdictKind.SKEW:
+            whole = seen.sent_at_ms is not None and seen.ended_at_ms is not None
+            reason = skew_reason(reason, max(0, seen.ended_at_ms - seen.sent_at_ms) if whole else None)  # type: ignore[operator]
+        return self._judged(signed, order, verdict, reason, evidence)
 
-    def contradicted(self, judged: Judged) -> Judged:
-        """Return the same receipt disputed: another one of its node holds its place in the chain already."""
-        verdict = Verdict(VerdictKind.DISPUTED, "chain", "one receipt for each sequence", "a second one")
-        return self._judged(judged.receipt, judged.order, verdict)
+    def contradicted(self, judged: Judged, first_hash: bytes) -> Judged:
+        """Return the same receipt disputed: another one of its node, *first_hash*, holds its place in the chain."""
+        first = ReceiptLink(judged.record.sequence, first_hash)
+        expected, actual = "0x" + first_hash.hex(), "0x" + judged.record.hash.hex()
+        verdict = Verdict(VerdictKind.DISPUTED, "chain", expected, actual)
+        seen = Observed(None, None, None, None, None, None, None)
+        return self._judged(judged.receipt, judged.order, verdict, verdict.rule, Evidence(seen, first))
 
-    def _judged(self, signed: SignedReceipt, order: TaskOrder, verdict: Verdict) -> Judged:
+    def _judged(
+        self, signed: SignedReceipt, order: TaskOrder, verdict: Verdict, reason: str, evidence: Evidence | None
+    ) -> Judged:
         receipt = signed.receipt
         now_ms = self._now_ms()
         receipt_hash = receipt.digest(self._chain_id)
+        observation = b""
+        if evidence is not None:
+            observation = sign_observation(
+                Observation(
+                    receipt_hash=receipt_hash,
+                    node=order.node,
+                    bootstrap=self._account.address,
+                    rule=verdict.rule,
+                    expected=verdict.expected[:200],
+                    actual=verdict.actual[:200],
+                    seen=evidence.to_text(),
+                    at_ms=now_ms,
+                ),
+                self._account,
+                self._chain_id,
+            ).wire
         acknowledgement = sign_acknowledgement(
             Acknowledgement(
                 receipt_hash=receipt_hash,
@@ -113,7 +149,7 @@ class Judge:
                 bootstrap=self._account.address,
                 sequence=receipt.sequence,
                 verdict=verdict.kind.value,
-                reason=verdict.rule,
+                reason=reason,
                 at_ms=now_ms,
             ),
             self._account,
@@ -141,6 +177,7 @@ class Judge:
             reserved_gpu_ms=receipt.reserved_gpu_ms,
             busy_gpu_ms=receipt.busy_gpu_ms,
             received_at_ms=now_ms,
+            observation=observation,
             authentic=verdict.rule != "signer",
         )
         return Judged(signed, order, verdict, acknowledgement, record)

@@ -34,10 +34,12 @@ from ngpu_protocol.control import (
     decode_control,
     encode_message,
 )
-from ngpu_protocol.errors import MalformedError
+from ngpu_protocol.errors import MalformedError, SignatureError
 from ngpu_protocol.http1 import Client
 from ngpu_protocol.identity import Address
+from ngpu_protocol.networks import network_named
 from ngpu_protocol.p2p import FrameError, P2PStream, receive_frame, send_frame
+from ngpu_protocol.prices import check_price_list
 from ngpu_protocol.receipts import ReceiptLink
 from ngpu_protocol.workspaces import WorkspaceSpec
 
@@ -100,6 +102,7 @@ class ControlDesk:
         open_requests: makes the pooled HTTP client over the connection of a peer.
         chain_head: the last receipt of a node that this bootstrap holds; None for none.
         met: notes in the store that the node was here.
+        keep_prices: makes durable what a node asks in a session, empty for nothing, and returns what holds for it.
     """
 
     def __init__(
@@ -112,8 +115,10 @@ class ControlDesk:
         open_requests: Callable[[str], Client],
         chain_head: Callable[[Address], Awaitable[ReceiptLink | None]],
         met: Callable[[NodeSession], Awaitable[None]],
+        keep_prices: Callable[[Address, bytes, bytes, int], Awaitable[bytes]],
         now_ms: Callable[[], int],
     ) -> None:
+        self._keep_prices = keep_prices
         self._greeting = greeting
         self._nodes = nodes
         self._deployments = deployments
@@ -171,6 +176,9 @@ class ControlDesk:
             for error in group.exceptions:
                 log.info("node_misbehaved", node=stream.remote_address, reason=str(error))
             await stream.reset()
+        except* StoreError as store_group:
+            log.error("node_not_welcomed", node=stream.remote_address, reason=str(store_group.exceptions[0]))
+            await stream.reset()
         except* (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
             await stream.reset()  # the peer went away or stopped reading; what follows was done on the way here
 
@@ -184,6 +192,12 @@ class ControlDesk:
         if refused is not None:
             log.info("node_refused", node=stream.remote_address, reason=refused.reason)
             await _send(stream, refused)
+            await stream.aclose()
+            return
+        # on file before there can be an order of this session: whoever signs one knows what is asked
+        if not await self._prices_stand(hello):
+            log.info("node_refused", node=hello.node, reason="prices_changed")
+            await _send(stream, Refused("prices_changed", "this session has another price list: restart the node"))
             await stream.aclose()
             return
         admitted = self._greeting.approved is None or hello.node in self._greeting.approved
@@ -208,6 +222,20 @@ class ControlDesk:
         log.info("node_joined", node=session.node, admitted=admitted, software=session.software, skew_ms=skew_ms)
         await self._converse(stream, session)
         await stream.aclose()
+
+    async def _prices_stand(self, hello: Hello) -> bool:
+        """Whether what *hello* asks is what its session asked first.
+
+        Raises:
+            MalformedError: it is none of this node and session.
+        """
+        chain_id = network_named(self._greeting.network).chain_id
+        try:
+            if hello.prices:
+                check_price_list(hello.prices, hello.node, hello.session, chain_id)
+        except SignatureError as error:
+            raise MalformedError("price list", str(error)) from None
+        return await self._keep_prices(hello.node, hello.session, hello.prices, self._now_ms()) == hello.prices
 
     async def _converse(self, stream: P2PStream, session: NodeSession) -> None:
         """Keep up *session* until the node leaves, or greets anew on another stream."""

@@ -224,13 +224,15 @@ class _Filings:
         """
         if not receipt.authentic:
             fault = self._operations.fault(receipt, "forged", receipt, expected=b"", actual=b"")
-            return FiledReceipt(Filing.FORGED), [fault, *self._shown(receipt, shown)]
+            return FiledReceipt(Filing.FORGED), [fault, *self._shown(receipt, shown), *self._observed(receipt)]
         chain = self._chain((receipt.bootstrap, receipt.node))
         if chain.has(receipt.sequence):
             return self._file_again(receipt, shown=shown)
         broken = chain.add(receipt.sequence, receipt.hash, receipt.previous)
         self._fresh[(receipt.bootstrap, receipt.node, receipt.sequence)] = receipt
         steps = [self._operations.file_receipt(receipt), *self._shown(receipt, shown)]
+        if receipt.observation:
+            steps.extend(self._observed(receipt))
         steps.extend(self._broken_link(receipt, link) for link in broken)
         return FiledReceipt(Filing.FILED, receipt.acknowledgement, tuple(broken)), steps
 
@@ -254,7 +256,10 @@ class _Filings:
             self._operations.fault(receipt, "equivocation", receipt, expected=first.hash, actual=receipt.hash),
             self._operations.judge(replace(receipt, verdict="disputed", rule="equivocation")),
         ]
-        return FiledReceipt(Filing.EQUIVOCATION), steps
+        return FiledReceipt(Filing.EQUIVOCATION, first_hash=bytes(first.hash)), steps
+
+    def _observed(self, receipt: NewReceipt) -> list[Step]:
+        return [self._operations.observe(receipt)] if receipt.observation else []
 
     def _shown(self, receipt: NewReceipt, shown: bool) -> list[Step]:
         return [] if shown else [self._operations.judge(receipt)]

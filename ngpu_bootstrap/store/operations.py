@@ -256,6 +256,32 @@ class Operations:
         rows = [{"node": node, "gpu": gpu, "model": model, "seen_at_ms": at_ms} for gpu, model in models.items()]
         return Operation(node, [(s, s.bind(row)) for row in rows], _refused)
 
+    def keep_price_list(self, bootstrap: Address, node: Address, session: bytes, wire: bytes, at_ms: int) -> Operation:
+        """What a node asks in a session (*wire* is empty for nothing), unless that is on file."""
+        s = self.statements.keep_price_list
+        values = {
+            "bootstrap": bootstrap,
+            "node": node,
+            "session": session,
+            "signed_list": wire,
+            "given_at_ms": at_ms,
+        }
+        return Operation(node, [(s, s.bind(values))], _refused)
+
+    def observe(self, receipt: NewReceipt) -> Step:
+        """The step that keeps what was seen of a disputed receipt."""
+        s = self.statements.keep_observation
+        values = {
+            "bootstrap": receipt.bootstrap,
+            "node": receipt.node,
+            "receipt_hash": receipt.hash,
+            "task_id": receipt.task_id,
+            "attempt": receipt.attempt,
+            "acknowledgement": receipt.acknowledgement,
+            "signed_observation": receipt.observation,
+        }
+        return s, s.bind(values)
+
     def keep_standing(self, bootstrap: Address, node: Address, standing: Standing) -> Operation:
         """What a bootstrap makes of a node's receipts by now."""
         s = self.statements.keep_standing

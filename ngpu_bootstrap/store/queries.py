@@ -352,6 +352,22 @@ def faults(connection: sa.Connection, node: str) -> list[ChainFault]:
     ]
 
 
+def price_list(connection: sa.Connection, bootstrap: str, node: str, session: bytes) -> bytes:
+    """Return what a node asks of a bootstrap in one session, signed; empty for nothing."""
+    p = tables.price_lists
+    found = sa.select(p.c.signed_list).where(p.c.bootstrap == bootstrap, p.c.node == node, p.c.session == session)
+    wire = connection.execute(found).scalar()
+    return b"" if wire is None else bytes(wire)
+
+
+def observation(connection: sa.Connection, bootstrap: str, node: str, receipt_hash: bytes) -> bytes:
+    """Return what a bootstrap saw of a receipt it disputes, signed; empty for none."""
+    o = tables.observations
+    where = (o.c.bootstrap == bootstrap, o.c.node == node, o.c.receipt_hash == receipt_hash)
+    wire = connection.execute(sa.select(o.c.signed_observation).where(*where)).scalar()
+    return b"" if wire is None else bytes(wire)
+
+
 def named_paths(connection: sa.Connection, paths: Iterable[str]) -> set[str]:
     """Return those of *paths* that a body row names."""
     b = tables.bodies

@@ -187,6 +187,8 @@ class NewReceipt:
     *expected* and *actual* say what a disputed one broke. The numbers are copies of the receipt's own, so that
     statements and ``gpudursion`` need no decoding.
 
+    *observation* is what was seen of a disputed one, signed; empty otherwise.
+
     *authentic* False means that the node did not sign it: it is kept as evidence and takes no place in the chain.
     """
 
@@ -211,6 +213,7 @@ class NewReceipt:
     duration_ms: int = 0
     reserved_gpu_ms: int = 0
     busy_gpu_ms: int = 0
+    observation: bytes = field(default=b"", repr=False)
     authentic: bool = True
 
 
@@ -269,11 +272,13 @@ class FiledReceipt:
 
     *acknowledgement* is the one on file: for a duplicate, the one given the first time, to be sent again. *broken*
     lists chain breaks that became visible when this receipt closed a gap (evidence is kept; the receipts stay filed).
+    *first_hash* is, for an equivocation, the receipt that holds the sequence.
     """
 
     filing: Filing
     acknowledgement: bytes = field(default=b"", repr=False)
     broken: tuple[BrokenLink, ...] = ()
+    first_hash: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

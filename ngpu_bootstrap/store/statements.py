@@ -168,6 +168,13 @@ class Statements:
             "see_node", upsert(name, tables.nodes, _names(tables.nodes), keep=("first_seen_ms",)), rows=1
         )
         self.see_gpu = self._prepare("see_gpu", upsert(name, tables.node_gpus, _names(tables.node_gpus)), rows=1)
+        # a session's list is the first it gave: see Operations.keep_price_list
+        self.keep_price_list = self._prepare(
+            "keep_price_list", insert_or_ignore(name, tables.price_lists, _names(tables.price_lists))
+        )
+        self.keep_observation = self._prepare(
+            "keep_observation", insert_or_ignore(name, tables.observations, _names(tables.observations))
+        )
         s = tables.node_standings
         self.keep_standing = self._prepare("keep_standing", upsert(name, s, _names(s)), rows=1)
         self.touch = self._prepare("touch", upsert(name, tables.about, _names(tables.about)), rows=1)

@@ -639,6 +639,22 @@ class Store:
         if models:
             self._writes.post(self._operations.see_gpus(node, models, at_ms))
 
+    async def keep_price_list(self, node: Address, session: bytes, wire: bytes, at_ms: int) -> bytes:
+        """Store what *node* asks in a session, and return what holds: the first it said, empty for nothing.
+
+        That it asked nothing is stored too, so that it cannot ask later for what was ordered before.
+        """
+        await self._writes.submit(self._operations.keep_price_list(self._bootstrap, node, session, wire, at_ms))
+        return await self._lookups.read(
+            lambda connection: queries.price_list(connection, self._bootstrap, node, session)
+        )
+
+    async def observation(self, bootstrap: Address, node: Address, receipt_hash: bytes) -> bytes:
+        """Return what was seen of a disputed receipt, signed; empty where nothing is on file."""
+        return await self._lookups.read(
+            lambda connection: queries.observation(connection, bootstrap, node, receipt_hash)
+        )
+
     async def keep_standing(self, node: Address, standing: Standing) -> None:
         """Store what this bootstrap makes of a node's receipts by now."""
         await self._writes.submit(self._operations.keep_standing(self._bootstrap, node, standing))

@@ -252,6 +252,14 @@ receipts = sa.Table(
     # of an attempt whose task was removed: what the receipt answers
     sa.Column("signed_order", sa.LargeBinary),
     sa.Index("ix_receipts_task", "task_id", "attempt"),
+    # one in thousands: they are listed without reading the others
+    sa.Index(
+        "ix_receipts_disputed",
+        "node",
+        "sequence",
+        sqlite_where=sa.text("verdict = 'disputed'"),
+        postgresql_where=sa.text("verdict = 'disputed'"),
+    ),
     sqlite_with_rowid=False,
 )
 
@@ -337,6 +345,31 @@ node_gpus = sa.Table(
     sa.Column("gpu", sa.LargeBinary, primary_key=True),
     sa.Column("model", sa.Text, nullable=False),
     sa.Column("seen_at_ms", _MS, nullable=False),
+)
+
+# what a node asked in a session of its, by its own signature (ngpu_protocol.prices)
+price_lists = sa.Table(
+    "price_lists",
+    metadata,
+    sa.Column("bootstrap", sa.Text, primary_key=True),
+    sa.Column("node", sa.Text, primary_key=True),
+    sa.Column("session", sa.LargeBinary, primary_key=True),
+    sa.Column("signed_list", sa.LargeBinary, nullable=False),
+    sa.Column("given_at_ms", _MS, nullable=False),
+)
+
+# what a bootstrap says it saw of a receipt it disputes, by its own signature (ngpu_protocol.observations); the
+# receipt itself is in `receipts`, or in `chain_faults` where it has no place in the chain
+observations = sa.Table(
+    "observations",
+    metadata,
+    sa.Column("bootstrap", sa.Text, primary_key=True),
+    sa.Column("node", sa.Text, primary_key=True),
+    sa.Column("receipt_hash", sa.LargeBinary, primary_key=True),
+    sa.Column("task_id", sa.Text, nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("acknowledgement", sa.LargeBinary, nullable=False),
+    sa.Column("signed_observation", sa.LargeBinary, nullable=False),
 )
 
 brc20_policies = sa.Table(

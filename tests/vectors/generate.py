@@ -37,6 +37,7 @@ from ngpu_protocol.control import (
     Welcome,
     encode_message,
 )
+from ngpu_protocol.dispute_file import Contradiction, Dispute, Kind, to_document
 from ngpu_protocol.identity import Account, gpu_id, keccak
 from ngpu_protocol.networks import network_named
 from ngpu_protocol.node_records import (
@@ -45,12 +46,15 @@ from ngpu_protocol.node_records import (
     NodeRecord,
     RecordGpu,
     RecordModel,
+    RecordPrice,
     Role,
     record_digest,
     record_key,
     sign_node_record,
 )
+from ngpu_protocol.observations import OBSERVATION_TYPE, Evidence, Observation, sign_observation
 from ngpu_protocol.orders import ORDER_TYPE, SignedOrder, TaskOrder, sign_order
+from ngpu_protocol.prices import PRICE_LIST_TYPE, Prices, sign_price_list
 from ngpu_protocol.receipt_file import ReceiptFile
 from ngpu_protocol.receipts import (
     FIRST_PREVIOUS,
@@ -64,6 +68,7 @@ from ngpu_protocol.receipts import (
 from ngpu_protocol.sealing import seal
 from ngpu_protocol.statements import StatementFile, draw_up, line_of, prove, sign_statement
 from ngpu_protocol.typed_data import ZERO32, SignedType, domain_separator
+from ngpu_protocol.verification import Observed
 from ngpu_protocol.workspace_secrets import RegistryCredentials, WorkspaceSecrets
 from ngpu_protocol.workspaces import WorkspaceSpec
 
@@ -198,6 +203,8 @@ NODE_RECORD = NodeRecord(
     models=(RecordModel(project="acme", model="llama", type="chat"),),
     region="eu-central",
     terms="https://example.com/terms",
+    currency="USD",
+    prices=(RecordPrice(model="RTX4090", per_second="0.00012"),),
     software="ngpu-node 1",
 )
 WITHDRAWN = NodeRecord(
@@ -221,6 +228,44 @@ SECRETS = {
     "environment": WorkspaceSecrets(env={"WORD": "caf\u00e9"}),
     "nothing": WorkspaceSecrets(),
 }
+PRICE_LIST = sign_price_list(
+    Prices.of_models("USD", {"RTX 4090": "0.00012", "A100-80G": "0.0005"}), ORDER.session, NODE, NETWORK.chain_id
+)
+SEEN = Evidence(
+    Observed(FIRST.request_hash, 27, 200, bytes.fromhex("44" * 32), 5_000_000_000, AT_MS, AT_MS + 905),
+    previous=None,
+    tolerance_ms=5000,
+)
+SAYS_OTHERWISE = replace(VERIFIED, verdict=VerdictKind.DISPUTED, reason="response_hash")
+OBSERVATION = sign_observation(
+    Observation(
+        receipt_hash=FIRST.digest(NETWORK.chain_id),
+        node=NODE.address,
+        bootstrap=BOOTSTRAP.address,
+        rule="response_hash",
+        expected="0x" + "44" * 32,
+        actual="0x" + "33" * 32,
+        seen=SEEN.to_text(),
+        at_ms=AT_MS + 910,
+    ),
+    BOOTSTRAP,
+    NETWORK.chain_id,
+)
+DISPUTE = Dispute(
+    ReceiptFile(
+        order=sign_order(ORDER, BOOTSTRAP, NETWORK.chain_id),
+        receipt=sign_receipt(FIRST, NODE, NETWORK.chain_id),
+        acknowledgement=sign_acknowledgement(SAYS_OTHERWISE, BOOTSTRAP, NETWORK.chain_id),
+        chain_id=NETWORK.chain_id,
+    ),
+    OBSERVATION,
+)
+EQUIVOCATION = Contradiction(
+    Kind.EQUIVOCATION,
+    sign_receipt(FIRST, NODE, NETWORK.chain_id),
+    sign_receipt(replace(FIRST, status=201), NODE, NETWORK.chain_id),
+    NETWORK.chain_id,
+)
 CAPABILITIES = ("gpu:RTX4090", "workspace:1001", "model:acme/llama", "region:eu-central", "role:bootstrap")
 
 
@@ -290,10 +335,37 @@ def _records(signed_type: SignedType[Any], records: dict[str, Any], sign: Any, a
     }
 
 
+def _signed_texts(signed_type: SignedType[Any], signed: Any, record: Any, account: Account) -> dict[str, Any]:
+    return {
+        "type": signed_type.text,
+        "typeHash": _hex(keccak(signed_type.text.encode())),
+        "chainId": NETWORK.chain_id,
+        "signer": account.address,
+        "privateKey": _hex(account.key_bytes),
+        "vectors": [
+            {
+                "record": signed_type.to_json(record, signed.signature),
+                "structHash": _hex(record.struct_hash()),
+                "digest": _hex(record.digest(NETWORK.chain_id)),
+                "msgpack": _hex(signed.wire),
+            }
+        ],
+    }
+
+
 def _messages() -> list[dict[str, str]]:
     messages = [
         Hello(
-            "local", 1, 1, ORDER.session, NODE.address, "ngpu-node 1", AT_MS, (GpuOffer(GPUS[0], "RTX4090", 2**34),), 8
+            "local",
+            1,
+            1,
+            ORDER.session,
+            NODE.address,
+            "ngpu-node 1",
+            AT_MS,
+            (GpuOffer(GPUS[0], "RTX4090", 2**34),),
+            8,
+            PRICE_LIST.wire,
         ),
         Welcome("local", 1, "acme", AT_MS, 2, NO_ANSWER.digest(NETWORK.chain_id), 2.0, True),
         Refused("wrong_network", "this bootstrap serves test"),
@@ -310,6 +382,7 @@ def _messages() -> list[dict[str, str]]:
         Bye("draining"),
         Offer(_signed_order(ORDER).wire, _signed_receipt(FIRST).wire),
         Ack(_signed_acknowledgement(VERIFIED).wire),
+        Ack(_signed_acknowledgement(SAYS_OTHERWISE).wire, OBSERVATION.wire),
         Gap(1, 1),
         Head(2, NO_ANSWER.digest(NETWORK.chain_id)),
     ]
@@ -419,6 +492,9 @@ def documents() -> dict[str, Any]:
         "sealed.json": _sealed(),
         "receipt-file.json": file.to_document(),
         "statements.json": _statements(),
+        "price-lists.json": _signed_texts(PRICE_LIST_TYPE, PRICE_LIST, PRICE_LIST.price_list, NODE),
+        "observations.json": _signed_texts(OBSERVATION_TYPE, OBSERVATION, OBSERVATION.observation, BOOTSTRAP),
+        "dispute-files.json": {"dispute": to_document(DISPUTE), "equivocation": to_document(EQUIVOCATION)},
     }
 
 

@@ -74,7 +74,7 @@ async def test_a_second_receipt_for_a_sequence_is_evidence_and_replaces_nothing(
         await store.finish(a_finish(1, a_receipt(1)))
         second = a_receipt(1, 2, fork="x")
         filed = await store.finish(a_finish(2, second))
-        assert filed == FiledReceipt(Filing.EQUIVOCATION)
+        assert filed == FiledReceipt(Filing.EQUIVOCATION, first_hash=receipt_hash(1))
         [fault] = await store.faults(NODE)
         assert (fault.kind, fault.sequence, fault.raw) == ("equivocation", 1, second.raw)
         assert (fault.expected, fault.actual) == (receipt_hash(1), receipt_hash(1, "x"))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -18,27 +20,33 @@ from ngpu_daemon.accounts import (
     Account,
     AccountError,
     Entry,
-    Prices,
+    PriceLists,
     Span,
     account_document,
     draw_account,
     entry_of_wire,
+    parse_prices,
     parse_span,
     show_account,
     write_csv,
 )
+from ngpu_protocol.acknowledgements import sign_acknowledgement
+from ngpu_protocol.prices import Prices, sign_price_list
 from ngpu_protocol.receipts import sign_receipt
 from ngpu_protocol.statements import line_of
-from tests.unit.protocol.samples import BOOTSTRAP, CHAIN_ID, NODE, SENT_AT_MS, a_receipt
+from tests.unit.protocol.samples import BOOTSTRAP, CHAIN_ID, NODE, SENT_AT_MS, a_receipt, an_acknowledgement
 
 GPU_A, GPU_B = a_receipt().gpus
 DAY_MS = 86_400_000
 
 
-def an_entry(sequence: int, verdict: str = "verified", **changes: Any) -> Entry:
+def an_entry(
+    sequence: int, verdict: str = "verified", *, prices: Prices | None = None, reason: str = "", **changes: Any
+) -> Entry:
     receipt = a_receipt(sequence=sequence, **changes)
     signed = sign_receipt(receipt, NODE, CHAIN_ID)
-    return entry_of_wire(signed.wire, receipt.digest(CHAIN_ID), verdict, f"task {sequence}")
+    ack = sign_acknowledgement(an_acknowledgement(receipt, verdict=verdict, reason=reason), BOOTSTRAP, CHAIN_ID)
+    return entry_of_wire(signed.wire, receipt.digest(CHAIN_ID), verdict, f"task {sequence}", ack.wire, prices)
 
 
 def an_account(*entries: Entry, models: dict[bytes, str] | None = None, owed: int | None = 2) -> Account:
@@ -89,18 +97,20 @@ def test_a_span_that_is_none_says_what_to_write(since: str | None, until: str | 
         parse_span(since, until)
 
 
-@pytest.mark.parametrize("text", ["RTX 4090", "=1", "A10=", "A10=much", "A10=-1", "A10=NaN", "A10=Infinity"])
+@pytest.mark.parametrize("text", ["RTX 4090", "=1", "A10=", "A10=much", "A10=-1", "A10=NaN", "A10=Infinity", "A10=1e3"])
 def test_a_price_that_is_none_says_what_to_write(text: str) -> None:
     with pytest.raises(AccountError, match="write MODEL=AMOUNT"):
-        Prices.parse([text])
+        parse_prices([text])
 
 
 def test_a_price_finds_its_model_in_any_spelling() -> None:
-    prices = Prices.parse(["NVIDIA GeForce RTX 4090=0.5", "A100-80G=3", "A100=2"])
+    prices = parse_prices(["NVIDIA GeForce RTX 4090=0.5", "A100-80G=3", "A100=2"])
+    assert prices is not None
     assert prices.of("RTX4090") == Decimal("0.5")
     assert prices.of("A100-80G") == 3
     assert prices.of("A100-40G") == 2  # by the family, where its own memory has no price
     assert prices.of("H100-80G") is None
+    assert parse_prices([]) is None
 
 
 def test_time_is_shared_among_the_gpus_a_task_held_and_priced_by_model() -> None:
@@ -110,12 +120,100 @@ def test_time_is_shared_among_the_gpus_a_task_held_and_priced_by_model() -> None
         an_entry(3, "disputed", busy_gpu_ms=999),
         models={GPU_A: "RTX4090"},
     )
-    rows, total = account.priced(Prices.parse(["RTX4090=2"]))
+    rows, totals = account.priced(parse_prices(["RTX4090=2"]))
     assert [(row["model"], row["billed_gpu_ms"], row["amount"]) for row in rows] == [
         ("RTX4090", 501 + 500, "2.002"),
         (None, 500, None),
     ]
-    assert total == Decimal("2.002")
+    assert totals == {"": Decimal("2.002")}
+
+
+CHEAP = Prices.of_models("USD", {"RTX 4090": "0.001"})
+DEAR = Prices.of_models("USD", {"RTX 4090": "0.003", "H100": "1"})
+OTHER = Prices.of_models("EUR", {"RTX 4090": "0.000000000000000001"})
+
+
+def test_each_receipt_is_totalled_by_the_list_of_its_session_and_currencies_stay_apart() -> None:
+    entries = [
+        an_entry(1, busy_gpu_ms=1000, gpus=(GPU_A,), prices=CHEAP),
+        an_entry(2, busy_gpu_ms=1000, gpus=(GPU_A,), prices=DEAR),
+        an_entry(3, busy_gpu_ms=999, gpus=(GPU_A,), prices=OTHER),
+        an_entry(4, busy_gpu_ms=7000, gpus=(GPU_A,)),  # a session without a list
+        an_entry(5, busy_gpu_ms=7, gpus=(GPU_B,), prices=DEAR),  # a card nobody knows the model of
+    ]
+    models = {GPU_A: "RTX4090"}
+    account = an_account(*entries, models=models)
+    rows, totals = account.priced()
+    assert totals == {"EUR": Decimal("0.000000000000000000999"), "USD": Decimal("0.004")}
+    assert [(row["billed_gpu_ms"], row["price_per_s"], row["amount"], row["currency"]) for row in rows] == [
+        (7000, None, None, None),
+        (1000, "0.003", "0.003", "USD"),
+        (1000, "0.001", "0.001", "USD"),
+        (999, "0.000000000000000001", "0.000000000000000000999", "EUR"),
+        (7, None, None, None),
+    ]
+    file = io.StringIO()
+    write_csv(entries, models, file)
+    written = list(csv.DictReader(io.StringIO(file.getvalue())))
+    assert [(row["amount"], row["currency"]) for row in written] == [
+        ("0.001", "USD"),
+        ("0.003", "USD"),
+        ("0.000000000000000000999", "EUR"),
+        ("", ""),
+        ("", ""),
+    ]
+    _, instead = account.priced(parse_prices(["RTX4090=1"]))
+    assert instead == {"": Decimal("9.999")}, "other prices may be tried on all of it"
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 2**40), st.integers(1, 5), st.sampled_from([None, CHEAP, DEAR, OTHER])), max_size=12
+    )
+)
+def test_the_lines_of_the_csv_come_to_the_accounts_totals_exactly(
+    receipts: list[tuple[int, int, Prices | None]],
+) -> None:
+    gpus = tuple(bytes([number]) * 32 for number in range(5))
+    models = dict(zip(gpus, ("RTX4090", "H100-80G", "RTX4090", "L4", "RTX4090"), strict=True))
+    entries = [
+        an_entry(number, busy_gpu_ms=busy, reserved_gpu_ms=busy, gpus=gpus[:held], prices=prices)
+        for number, (busy, held, prices) in enumerate(receipts, start=1)
+    ]
+    file = io.StringIO()
+    write_csv(entries, models, file)
+    sums: dict[str, Fraction] = {}
+    for row in csv.DictReader(io.StringIO(file.getvalue())):
+        if row["amount"]:
+            sums[row["currency"]] = sums.get(row["currency"], Fraction(0)) + Fraction(row["amount"])
+    _, totals = an_account(*entries, models=models).priced()
+    assert {currency: Fraction(amount) for currency, amount in totals.items() if amount} == {
+        currency: amount for currency, amount in sums.items() if amount
+    }
+
+
+def test_a_list_of_a_session_is_found_and_what_is_none_is_passed_over() -> None:
+    one, again, other = (bytes([number]) * 32 for number in range(3))
+    signed = [sign_price_list(prices, session, NODE, CHAIN_ID) for prices, session in ((CHEAP, one), (CHEAP, again))]
+    lists = PriceLists([signed[0].wire, b"", b"\x80", signed[1].wire])
+    assert lists.of(one) == CHEAP
+    assert lists.of(one) is lists.of(again), "two sessions with the same prices are one sum"
+    assert lists.of(other) is None
+    assert not PriceLists([b""])
+    account = an_account(an_entry(1, gpus=(GPU_A,), prices=lists.of(again)), models={GPU_A: "RTX4090"})
+    document = account_document(replace(account, lists=lists))
+    (shown,) = document["price_lists"]
+    assert (shown["currency"], shown["perSecond"], shown["node"]) == ("USD", "RTX4090=0.001", NODE.address)
+
+
+def test_a_receipt_whose_clock_is_off_is_paid_on_the_bootstraps_own_duration() -> None:
+    (two,) = (a_receipt().gpus,)
+    line = an_entry(1, "skew", reason="times 600", busy_gpu_ms=1234, gpus=two).line
+    assert line.billed_gpu_ms == 1200
+    assert an_entry(1, "skew", reason="times 5000", busy_gpu_ms=1234, gpus=two).line.billed_gpu_ms == 1234
+    assert an_entry(1, "skew", reason="times", busy_gpu_ms=1234, gpus=two).line.billed_gpu_ms == 1234
+    receipt = a_receipt(sequence=1, busy_gpu_ms=1234)
+    assert line == line_of(receipt, "skew", CHAIN_ID, "times 600")
 
 
 @given(st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 5)), max_size=20))
@@ -125,26 +223,26 @@ def test_no_millisecond_is_lost_or_made_by_sharing(receipts: list[tuple[int, int
         an_entry(number, busy_gpu_ms=busy, gpus=gpus[:held]) for number, (busy, held) in enumerate(receipts, start=1)
     ]
     account = an_account(*entries)
-    assert sum(account.shares.billed_ms.values()) == sum(busy for busy, held in receipts if held)
+    assert sum(account.shares.billed_ms[None].values()) == sum(busy for busy, held in receipts if held)
     assert account.statement.billed_gpu_ms == sum(busy for busy, _ in receipts)
 
 
 def test_what_is_printed_says_the_totals_and_what_waits() -> None:
     account = an_account(an_entry(1), an_entry(2, "disputed"), models={GPU_A: "RTX4090"})
     console = Console(file=io.StringIO(), width=160)
-    show_account(account, Prices.parse(["RTX4090=1"]), console, signed=False)
+    show_account(account, console, instead=parse_prices(["RTX4090=1"]), signed=False)
     printed = console.file.getvalue()  # type: ignore[attr-defined]
     for said in ("2, of which 1 paid and 1 disputed", "2 receipts for their", "1.234 s billed", "RTX4090", "0.617"):
         assert said in printed
-    document = json.loads(json.dumps(account_document(account, Prices({}), b"\1" * 65)))
+    document = json.loads(json.dumps(account_document(account, None, b"\1" * 65)))
     assert (document["receipts"], document["paid_receipts"], document["disputed_receipts"]) == (2, 1, 1)
-    assert (document["billed_gpu_ms"], document["waiting_receipts"], document["amount"]) == (1234, 2, None)
+    assert (document["billed_gpu_ms"], document["waiting_receipts"], document["amounts"]) == (1234, 2, [])
     assert document["signature"] == "0x" + "01" * 65
 
 
 def test_csv_has_a_line_for_each_receipt() -> None:
     file = io.StringIO()
-    write_csv([an_entry(1), an_entry(2, "skew")], file)
+    write_csv([an_entry(1), an_entry(2, "skew", reason="times 900")], {}, file)
     rows = list(csv.DictReader(io.StringIO(file.getvalue())))
     assert [(row["sequence"], row["verdict"], row["task_id"]) for row in rows] == [
         ("1", "verified", "task 1"),

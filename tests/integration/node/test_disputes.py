@@ -1,0 +1,136 @@
+"""The owner's side: what was disputed stays in the ledger with the bootstrap's own words, and is a file for anyone."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from trio.testing import trio_test
+
+from ngpu_daemon.disputes import DisputeError
+from ngpu_daemon.keystore import Kdf, write_keystore
+from ngpu_node.config import NodeSettings
+from ngpu_node.disputes import export_dispute, list_disputes, show_dispute
+from ngpu_protocol.acknowledgements import Acknowledgement, VerdictKind, sign_acknowledgement
+from ngpu_protocol.control import Ack
+from ngpu_protocol.dispute_file import Finding, check_dispute_file, from_json
+from ngpu_protocol.observations import Evidence, Observation, sign_observation
+from ngpu_protocol.prices import check_price_list
+from ngpu_protocol.receipts import SignedReceipt
+from ngpu_protocol.verification import Observed
+from tests.integration.node.rig import echo, eventually
+from tests.integration.node.scripted_bootstrap import ScriptedBootstrap, a_bootstrap, a_node, settings, wall_ms
+from tests.integration.node.test_daemon import SPEC, a_workspace
+from tests.unit.node.builders import CHAIN_ID, NODE
+
+OTHER = b"\x44" * 32
+
+
+async def dispute(
+    bootstrap: ScriptedBootstrap,
+    receipt: SignedReceipt,
+    *,
+    seen: Observed | None = None,
+    observation: bytes | None = None,
+    **said: Any,
+) -> None:
+    """Have *bootstrap* say that another answer arrived than *receipt* speaks of."""
+    seen = seen or Observed(None, None, 200, OTHER, receipt.receipt.response_bytes, None, None)
+    digest = receipt.receipt.digest(CHAIN_ID)
+    values: dict[str, Any] = {
+        "receipt_hash": digest,
+        "node": receipt.receipt.node,
+        "bootstrap": bootstrap.account.address,
+        "rule": "response_hash",
+        "expected": "0x" + OTHER.hex(),
+        "actual": "0x" + receipt.receipt.response_hash.hex(),
+        "seen": Evidence(seen).to_text(),
+        "at_ms": wall_ms(),
+    }
+    if observation is None:
+        observation = sign_observation(Observation(**(values | said)), bootstrap.account, CHAIN_ID).wire
+    ack = Acknowledgement(
+        receipt_hash=digest,
+        node=receipt.receipt.node,
+        bootstrap=bootstrap.account.address,
+        sequence=receipt.receipt.sequence,
+        verdict=VerdictKind.DISPUTED,
+        reason="response_hash",
+        at_ms=wall_ms(),
+    )
+    await bootstrap.say_on_receipts(Ack(sign_acknowledgement(ack, bootstrap.account, CHAIN_ID).wire, observation))
+
+
+def disputed(chosen: NodeSettings) -> int:
+    with closing(sqlite3.connect(f"file:{chosen.data_dir / 'ledger.db'}?mode=ro", uri=True)) as ledger:
+        (count,) = ledger.execute("SELECT count(*) FROM receipts WHERE verdict = 'disputed'").fetchone()
+    return int(count)
+
+
+@trio_test
+async def test_an_owner_has_the_bootstraps_words_and_can_show_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir(mode=0o700)
+    write_keystore(data / "keystore.json", NODE, "pw", Kdf.LIGHT)
+    async with a_bootstrap() as bootstrap:
+        chosen = settings(data, bootstrap)
+        async with a_node(chosen) as node, a_workspace(node, echo):
+            await bootstrap.wish(SPEC)
+            await bootstrap.until_ready()
+            answers = [await bootstrap.ask(body) for body in (b"one", b"two", b"three", b"four")]
+            receipts = [answer.receipt for answer in answers if answer.receipt is not None]
+            assert len(receipts) == 4
+            await dispute(bootstrap, receipts[0])
+            # it says what its own sight does not bear out
+            honest = Observed(None, None, 200, receipts[1].receipt.response_hash, 3, None, None)
+            await dispute(bootstrap, receipts[1], seen=honest)
+            await dispute(bootstrap, receipts[2], observation=b"\x80")  # no observation at all
+            await bootstrap.acknowledge(receipts[3])
+            await eventually(lambda: disputed(chosen) == 3)
+
+    found = []
+    list_disputes(chosen, None, 10, as_json=True)
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])["disputes"]
+    assert sorted(row["sequence"] for row in found) == [1, 2, 3]
+    first = next(row for row in found if row["sequence"] == 1)
+    assert (first["rule"], first["expected"]) == ("response_hash", "0x" + OTHER.hex())
+    shows = {}
+    for number in (1, 2, 3):
+        file = tmp_path / f"{number}.json"
+        export_dispute(chosen, str(number), file, as_json=False)
+        shows[number] = check_dispute_file(from_json(file.read_text()))[1]
+    assert shows == {1: Finding.STATED, 2: Finding.UNSOUND, 3: Finding.UNSOUND}
+    capsys.readouterr()
+    show_dispute(chosen, "2", as_json=False)
+    assert "broken: breach" in capsys.readouterr().out
+    show_dispute(chosen, first["task_id"], as_json=False)
+    assert "signed word against the node's" in capsys.readouterr().out
+    with pytest.raises(DisputeError, match="no dispute is named 4"):
+        show_dispute(chosen, "4", as_json=False)
+
+
+@trio_test
+async def test_a_price_list_is_signed_for_each_session_and_kept(tmp_path: Path) -> None:
+    async with a_bootstrap() as bootstrap:
+        wires = []
+        for price in ("0.001", "0.002"):
+            chosen = settings(
+                tmp_path, bootstrap, prices={"currency": "USD", "per_second": {"NVIDIA GeForce RTX 4090": price}}
+            )
+            async with a_node(chosen):
+                await eventually(lambda: len(bootstrap.hellos) == len(wires) + 1)
+                hello = bootstrap.hellos[-1]
+                signed = check_price_list(hello.prices, NODE.address, hello.session, CHAIN_ID)
+                assert signed.price_list.per_second == f"RTX4090={price}"
+                wires.append(hello.prices)
+        with closing(sqlite3.connect(f"file:{tmp_path / 'ledger.db'}?mode=ro", uri=True)) as ledger:
+            assert {wire for (wire,) in ledger.execute("SELECT signed_list FROM price_lists")} == set(wires)
+        async with a_node(settings(tmp_path, bootstrap)):
+            await eventually(lambda: len(bootstrap.hellos) == 3)
+            assert bootstrap.hellos[-1].prices == b"", "an owner who asks nothing says nothing"
