@@ -24,14 +24,17 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     StringConstraints,
     ValidationError,
     WithJsonSchema,
+    model_serializer,
     model_validator,
 )
 
 from ngpu_protocol.errors import MalformedError
 from ngpu_protocol.image_references import MAX_REFERENCE, parse_image_reference
+from ngpu_protocol.job_terms import JobTerms
 
 RESERVED_API_NAMES = frozenset(
     {
@@ -168,6 +171,19 @@ class Api(BaseModel):
     mode: Literal["sync", "async"] = Field(
         default="sync", description="sync: the answer is the workspace's; async: a task id, to be polled"
     )
+    job: JobTerms | None = Field(
+        default=None,
+        description="where the call only submits a job of the workspace's own: how the job is asked for and read; the "
+        "answer is then the job's result",
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave the job out where there is none: most have none, and nodes of before do not know the key."""
+        document: dict[str, Any] = handler(self)
+        if self.job is None:
+            document.pop("job", None)
+        return document
 
 
 class Volume(BaseModel):

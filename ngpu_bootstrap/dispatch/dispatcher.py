@@ -447,7 +447,7 @@ class Dispatcher:
             previous = AttemptEnd(
                 before.call.task_id, before.number, ended.outcome, before.ended_at_ms, before.reason, before.status or 0
             )
-        await self._store.begin_attempt(start, previous=previous)
+        await self._store.begin_attempt(start, previous=previous, goes_on=call.job is not None)
         reached("begin.after_commit")
 
     def _may_repeat(self, call: Call, sink: Sink, attempt: Attempt, attempts: int) -> bool:

@@ -25,7 +25,6 @@ from ngpu_bootstrap.dispatch.calls import Call, WholeBody
 from ngpu_bootstrap.dispatch.collector import Collector
 from ngpu_bootstrap.dispatch.dispatcher import Dispatcher, Progress, Result
 from ngpu_bootstrap.dispatch.ends import Ending
-from ngpu_bootstrap.profiles.job_declaration import Ask, JobDeclaration
 from ngpu_bootstrap.profiles.jobs import (
     Failure,
     Fetch,
@@ -52,6 +51,7 @@ from ngpu_bootstrap.tasks.recovery import COLLECT_GRACE_MS, Collected
 from ngpu_bootstrap.tasks.states import TaskState
 from ngpu_protocol.identity import Address
 from ngpu_protocol.job_answers import MAX_ANSWER_BYTES, UNTIL_HEADER, PollUntil
+from ngpu_protocol.job_terms import Ask, JobTerms
 from ngpu_protocol.orders import SignedOrder
 from ngpu_protocol.wire_errors import Reason
 
@@ -97,7 +97,7 @@ class _Course:
         return self.row.job
 
     @property
-    def declared(self) -> JobDeclaration:
+    def declared(self) -> JobTerms:
         return self.row.declared
 
 
@@ -257,7 +257,7 @@ class Jobs:
             after = self._not_answered(job, declared, answer, now_ms)
         course.row = course.row.at(after)
 
-    def _not_answered(self, job: Job, declared: JobDeclaration, refusal: Ending, now_ms: int) -> Job:
+    def _not_answered(self, job: Job, declared: JobTerms, refusal: Ending, now_ms: int) -> Job:
         """Return *job* after a call that brought no answer of the workspace's that may be believed."""
         if refusal.reason == Reason.NO_FREE_SLOT:
             return busy(job, declared, now_ms)

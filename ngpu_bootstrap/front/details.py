@@ -8,28 +8,41 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ngpu_bootstrap.front.answers import text_of
 from ngpu_bootstrap.front.wire_times import show_time
-from ngpu_bootstrap.store.records import NewReceipt, TaskDetail, TaskRecord
+from ngpu_bootstrap.store.job_rows import JobRow
+from ngpu_bootstrap.store.records import NewReceipt, ReceiptRecord, TaskDetail, TaskRecord
+from ngpu_protocol.errors import MalformedError
+from ngpu_protocol.orders import SignedOrder
 
 UNPAID = "disputed"
 
 
 def task_info(
-    detail: TaskDetail, request: bytes | None, response: bytes | None, *, zone_minutes: int, show_node_ip: bool
+    detail: TaskDetail,
+    request: bytes | None,
+    response: bytes | None,
+    *,
+    zone_minutes: int,
+    show_node_ip: bool,
+    job: JobRow | None = None,
+    asked_by: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return the documents' `taskInfo`.
 
     Args:
         request: the body that went to the workspace; None when it is not kept.
         response: the workspace's answer; None when there is none, or it is not kept.
+        job: of a task that is a job of the workspace's own: each of its attempts is one call made for it.
+        asked_by: tasks by which its client asked for that job itself.
     """
     task = detail.task
     receipts = [filed.receipt for filed in detail.receipts]
-    return {
+    of_attempt = {filed.receipt.attempt: filed for filed in detail.receipts}
+    shown: dict[str, Any] = {
         "id": task.number,
         "userkey": task.token_label,
         "btcaddress": task.btc_address,
@@ -66,10 +79,23 @@ def task_info(
                 "outcome": attempt.outcome,
                 "reason": attempt.reason,
                 "status": attempt.status,
+                "receipt": _receipt(of_attempt[attempt.attempt].receipt) if attempt.attempt in of_attempt else None,
+                **({} if job is None else {"call": _call(of_attempt.get(attempt.attempt))}),
             }
             for attempt in detail.attempts
         ],
     }
+    if job is not None:
+        shown["job"] = {
+            "name": job.name,
+            "id": job.job.key,
+            "nodeaddr": job.job.node,
+            "phase": job.job.phase.value,
+            "state": job.job.state,
+            "result": job.job.result,
+            "calls": list(asked_by),
+        }
+    return shown
 
 
 def gpu_seconds(receipts: list[NewReceipt]) -> int:
@@ -83,6 +109,17 @@ def gpu_seconds(receipts: list[NewReceipt]) -> int:
 
 def _seconds(milliseconds: int) -> int:
     return -(-milliseconds // 1000)
+
+
+def _call(filed: ReceiptRecord | None) -> str:
+    """Return what was asked of the workspace, as the order that the node receipted has it."""
+    if filed is None or not filed.order:
+        return ""
+    try:
+        order = SignedOrder.from_bytes(filed.order).order
+    except MalformedError:
+        return ""
+    return f"{order.method} {order.target}"
 
 
 def _receipt(receipt: NewReceipt) -> Mapping[str, Any]:

@@ -17,7 +17,6 @@ from ngpu_bootstrap.dispatch.jobs import Jobs
 from ngpu_bootstrap.dispatch.watch import TaskWatch
 from ngpu_bootstrap.errors import BootstrapError, NotServed, Refusal
 from ngpu_bootstrap.front.answers import WorkspaceAnswer
-from ngpu_bootstrap.profiles.job_declaration import JobDeclaration
 from ngpu_bootstrap.profiles.jobs import RESUBMIT, Job
 from ngpu_bootstrap.registry.nodes import Nodes
 from ngpu_bootstrap.store import job_rows
@@ -28,6 +27,7 @@ from ngpu_bootstrap.store.store import Store
 from ngpu_bootstrap.tasks.states import TaskState
 from ngpu_protocol.identity import Address
 from ngpu_protocol.job_answers import MAX_ID_CHARS
+from ngpu_protocol.job_terms import JobTerms
 from ngpu_protocol.workspaces import WorkspaceSpec
 
 # How long past its time a job's end may take to be known here.
@@ -68,7 +68,7 @@ class JobCalls:
         self._watch = watch
         self._now_ms = now_ms
 
-    async def submit(self, call: Call, name: str, declared: JobDeclaration, caller: str) -> WorkspaceAnswer:
+    async def submit(self, call: Call, name: str, declared: JobTerms, caller: str) -> WorkspaceAnswer:
         """Submit a job and return what its client gets.
 
         Args:
@@ -97,7 +97,7 @@ class JobCalls:
         finally:
             self._jobs.forget(call.task_id)
 
-    async def _result(self, call: Call, declared: JobDeclaration) -> WorkspaceAnswer:
+    async def _result(self, call: Call, declared: JobTerms) -> WorkspaceAnswer:
         """Return the answer of a job that has ended, waiting until it has."""
         late_ms = call.deadline_ms + int(declared.duration_s * 1000) + LATE_MS
         try:

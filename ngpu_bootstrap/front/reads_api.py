@@ -18,6 +18,7 @@ from ngpu_bootstrap.front.paths import parse_parameters
 from ngpu_bootstrap.front.wire_times import parse_range
 from ngpu_bootstrap.registry.deployments import DeploymentTable
 from ngpu_bootstrap.registry.workspaces import Workspaces
+from ngpu_bootstrap.store import job_rows
 from ngpu_bootstrap.store.errors import BodyMissing, RecordRefused
 from ngpu_bootstrap.store.records import Part, StoredBody, TaskFilter, TaskRecord
 from ngpu_bootstrap.store.store import Store
@@ -122,12 +123,18 @@ class ReadsApi:
         task_id = task_id_in(query)
         await self._find_task(task_id, token)
         detail = await self._store.detail(task_id)
+        job = await self._store.look_up(lambda connection: job_rows.of_task(connection, task_id))
+        asked_by: list[str] = []
+        if job is not None:
+            asked_by = await self._store.look_up(lambda connection: job_rows.calls_of(connection, task_id))
         info = task_info(
             detail,
             await self._body(task_id, Part.REQUEST, detail.task.request),
             await self._body(task_id, Part.RESPONSE, detail.task.response),
             zone_minutes=self._zone_minutes,
             show_node_ip=self._show_node_ip,
+            job=job,
+            asked_by=asked_by,
         )
         return json_answer(200, {"result_code": 200, "msg": "success", under: info})
 

@@ -27,14 +27,17 @@ from ngpu_bootstrap.front.extension import Extension, ReadBody, UserCall
 from ngpu_bootstrap.front.paths import Target, parameter_target, parse_parameters, workspace_target
 from ngpu_bootstrap.front.reads_api import ReadsApi, Wire, task_id_in
 from ngpu_bootstrap.front.task_options import task_options
+from ngpu_bootstrap.profiles.jobs import Job
 from ngpu_bootstrap.registry.deployments import DeploymentTable
 from ngpu_bootstrap.registry.nodes import Nodes
 from ngpu_bootstrap.registry.workspaces import Workspace, Workspaces
 from ngpu_bootstrap.store.errors import BodyMissing, IdempotencyKeyUsed
+from ngpu_bootstrap.store.job_rows import JobRow
 from ngpu_bootstrap.store.records import Part, TaskRecord, WorkspaceToken
 from ngpu_bootstrap.store.store import Store
 from ngpu_bootstrap.tasks.states import TaskState
 from ngpu_protocol.http1 import Headers, header
+from ngpu_protocol.job_terms import JobTerms
 from ngpu_protocol.task_ids import is_task_id
 from ngpu_protocol.workspaces import RESERVED_API_NAMES
 
@@ -73,6 +76,7 @@ class _Asked:
     method: str
     where: Target
     detach: bool
+    job: JobTerms | None = None
 
 
 class TasksApi:
@@ -182,14 +186,20 @@ class TasksApi:
                 raise
         spec = workspace.spec
         now_ms = self._now_ms()
-        timeout_s = self._async_deadline_s if asked.detach else self._limits.queue_wait_s + spec.request_timeout_s
+        runs_s = spec.request_timeout_s if asked.job is None else asked.job.duration_s + asked.job.submit_timeout_s
+        timeout_s = self._async_deadline_s if asked.detach else self._limits.queue_wait_s + runs_s
         options = task_options(request.headers, self._check_webhook)
         timeout_s = min(timeout_s, options.timeout_s or timeout_s)
         # What a client may come back for is promised: its answer is kept at the node until it is here, so that neither
         # a crash nor a client's second try has it run twice.
-        promised = asked.detach or request.idempotency_key is not None
+        promised = asked.detach or request.idempotency_key is not None or asked.job is not None
+        task_id = self._new_task_id()
+        job = None
+        if asked.job is not None:
+            name = f"{spec.id}/{asked.api}"
+            job = JobRow(task_id, spec.id, spec.id, name, asked.job, Job(since_ms=now_ms))
         call = Call(
-            task_id=self._new_task_id(),
+            task_id=task_id,
             spec=spec,
             api=asked.api,
             method=asked.method,
@@ -209,12 +219,12 @@ class TasksApi:
             token_label=token.label,
             priority=options.priority,
             webhook=options.webhook if promised else "",
+            job=job,
         )
         if not promised:
             answer = await self._wait(call)
             self._brc20.note(workspace.id, call.task_id, btc_address)
             return answer
-        task_id = call.task_id
         if first is None:
             try:
                 await self._detached.submit(call)
@@ -342,7 +352,7 @@ def _named(workspace: Workspace, name: str, query: str | None) -> _Asked:
     path, separator, own_query = api.path.partition("?")
     parts = [part for part in ((own_query if separator else None), query) if part]
     where = workspace_target(api.port, path, "&".join(parts) if parts else None)
-    return _Asked(name, api.method, where, detach=api.mode == "async")
+    return _Asked(name, api.method, where, detach=api.mode == "async", job=api.job)
 
 
 def address_header(headers: Headers) -> str:

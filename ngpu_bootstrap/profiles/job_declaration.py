@@ -1,157 +1,61 @@
-"""What a declaration says of jobs that a workspace runs by itself: how they are asked for, read, fetched and ended.
+"""The table `[routes.job]` of a profile: a call that submits a job, or one by which clients ask for theirs.
 
-A job is submitted by one call, which answers at once with an id; it is asked for under that id until its state is
-final; its result is in the last answer, or at a path that answer names. Two tables say so: `[routes.job]` of the route
-that submits (`JobDeclaration` with `poll`), and of routes by which clients ask for themselves (`of` and `key`).
-Whoever polls, it is the same job.
+A submitting route says how its jobs are asked for, read, fetched and ended (`ngpu_protocol.job_terms.JobTerms`), and
+what they are called. A route by which clients ask for themselves names those jobs and where the request has the id.
+Whoever asks, it is the same job.
 
 Pure; `jobs` decides by these, `dispatch.jobs` acts.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from typing import Annotated, Any, Self
-from urllib.parse import quote
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Discriminator, Field, StringConstraints, Tag
 
 from ngpu_bootstrap.profiles.places import Declared, Place
-from ngpu_protocol.job_answers import Pointers, Signs, Values
+from ngpu_protocol.job_terms import JobTerms
 
-Seconds = Annotated[float, Field(gt=0, le=604_800)]
 JobName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
-_TARGET = re.compile(r"/(?!/)[!-~]*")
-MIB = 1024 * 1024
 
 
-class Ask(Declared):
-    """A call about a job, made of its id.
-
-    Attributes:
-        target: path and query; `{id}` in it is the id, percent-encoded.
-        body: a JSON value; texts `{id}` in it are the id. None: no body.
-    """
-
-    method: Annotated[str, StringConstraints(pattern=r"^[A-Z]{1,16}$")] = "GET"
-    target: Annotated[str, Field(max_length=1024)]
-    body: Any = None
-
-    @model_validator(mode="after")
-    def _names_the_job(self) -> Self:
-        if _TARGET.fullmatch(self.target.replace("{id}", "id")) is None:
-            raise ValueError("target must begin with one / and hold only printable ASCII; {id} is the job's id")
-        if "{id}" not in self.target and "{id}" not in json.dumps(self.body):
-            raise ValueError("nothing in target and body names the job: write {id} where its id belongs")
-        return self
-
-    def target_of(self, job_id: str) -> str:
-        """Return path and query for *job_id*."""
-        return self.target.replace("{id}", quote(job_id, safe=""))
-
-    def body_of(self, job_id: str) -> bytes:
-        """Return the body for *job_id*, b"" where there is none."""
-        return b"" if self.body is None else json.dumps(_filled(self.body, job_id), ensure_ascii=False).encode()
-
-
-class JobDeclaration(Declared):
-    """The table `[routes.job]`.
+class SubmittedJob(JobTerms):
+    """Of a route that submits.
 
     Attributes:
         name: what routes that ask for such jobs call them; unique within its profile.
-        id: of the job, in the answer to its submission.
-        poll: how it is asked for.
-        state, done, failed, error, result, progress: see `ngpu_protocol.job_answers.Signs`.
-        fetch: what *result* leads to is the path of a file in the workspace (or a URL of it by the workspace's own
-            address), and that file is the job's result. Otherwise the last answer to a poll is.
-        wait: the submission is answered once, with the result. Otherwise with the workspace's own answer, and the
-            client asks for itself.
-        hold: one order lasts as long as the job does, so that it takes one of the node's slots and its receipts count
-            all of the job's GPU time; as *wait* says where this is not given. Without it the bootstrap asks now and
-            then, and what the workspace does in between is in no receipt.
-        interval_s: between two questions.
-        duration_s: after which a job is given up.
-        submit_timeout_s, poll_timeout_s, fetch_timeout_s: of one call each; a held order is not one call.
-        fetch_bytes: largest result that is fetched.
-        lost_status: statuses of a poll that say that the workspace knows no such job (any more).
-        away_s: how long the job's node may be away before the job counts as lost.
-        cancel: how the workspace is told to end one; without it a cancelled job is only no longer asked for.
-        of: for a route by which clients ask: the job's name.
-        key: for such a route: where the request has the job's id.
-        ends: whether a call of such a route cancels the job (the workspace is called like for any other).
     """
 
-    name: JobName | None = None
-    id: Pointers = ()
-    poll: Ask | None = None
-    state: Pointers = ()
-    done: Values = ()
-    failed: Values = ()
-    error: Pointers = ()
-    result: Pointers = ()
-    progress: Pointers = ()
-    fetch: bool = False
-    wait: bool = True
-    hold: bool | None = None
-    interval_s: Annotated[float, Field(ge=0.05, le=600)] = 1.0
-    duration_s: Seconds = 300.0
-    submit_timeout_s: Seconds = 30.0
-    poll_timeout_s: Seconds = 10.0
-    fetch_timeout_s: Seconds = 30.0
-    fetch_bytes: Annotated[int, Field(ge=1)] = 64 * MIB
-    lost_status: tuple[Annotated[int, Field(ge=400, le=599)], ...] = (404, 410)
-    away_s: Annotated[float, Field(ge=0, le=86_400)] = 30.0
-    cancel: Ask | None = None
-    of: JobName | None = None
-    key: Place | None = None
+    name: JobName = "job"
+
+    submits: ClassVar[bool] = True
+    # nothing in the request: the id comes with the answer
+    key: ClassVar[None] = None
+
+
+class AskedJob(Declared):
+    """Of a route by which clients ask for a job themselves; what they ask goes to the node that took it.
+
+    Attributes:
+        of: the job's name.
+        key: where the request has the job's id.
+        ends: whether such a call ends the job.
+    """
+
+    of: JobName
+    key: Place
     ends: bool = False
 
-    @model_validator(mode="after")
-    def _one_of_two(self) -> Self:
-        if (self.of is None) != (self.key is None):
-            raise ValueError("of and key go together: which job is asked for, and where the request has its id")
-        if self.of is not None:
-            meant = self.model_fields_set - {"of", "key", "ends"}
-            if meant:
-                raise ValueError(f"{sorted(meant)[0]} is said where the job is submitted, not where it is asked for")
-            return self
-        if self.poll is None or not self.id or not self.state or not self.done:
-            raise ValueError("a job needs id, poll, state and done (or of and key, where clients ask for it)")
-        if self.fetch and not self.result:
-            raise ValueError("fetch needs result: where the answer has the path of the file")
-        if self.ends:
-            raise ValueError("ends is for routes with of and key")
-        return self
-
-    @property
-    def submits(self) -> bool:
-        """Whether this table is of a route that submits."""
-        return self.of is None
-
-    @property
-    def holds(self) -> bool:
-        """Whether one order lasts as long as the job."""
-        return self.wait if self.hold is None else self.hold
-
-    @property
-    def signs(self) -> Signs:
-        """How answers to polls are read."""
-        return Signs(
-            state=self.state,
-            done=self.done,
-            failed=self.failed,
-            error=self.error,
-            result=self.result,
-            progress=self.progress,
-        )
+    submits: ClassVar[bool] = False
 
 
-def _filled(value: Any, job_id: str) -> Any:
-    if isinstance(value, str):
-        return value.replace("{id}", job_id)
-    if isinstance(value, dict):
-        return {name: _filled(one, job_id) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_filled(one, job_id) for one in value]
-    return value
+def _kind(value: Any) -> str:
+    asks = "of" in value if isinstance(value, dict) else isinstance(value, AskedJob)
+    return "asked" if asks else "submitted"
+
+
+JobDeclaration = Annotated[
+    Annotated[SubmittedJob, Tag("submitted")] | Annotated[AskedJob, Tag("asked")],
+    Discriminator(_kind),
+    Field(description="how a workspace's own jobs are submitted, or asked for by clients"),
+]

@@ -23,8 +23,8 @@ from urllib.parse import urlsplit
 
 from ngpu_bootstrap.errors import BadRequest, Refusal
 from ngpu_bootstrap.front.paths import workspace_target
-from ngpu_bootstrap.profiles.job_declaration import JobDeclaration
 from ngpu_protocol.job_answers import JobState, Read, job_id_in, parsed
+from ngpu_protocol.job_terms import JobTerms
 
 BEARABLE: Final = 5
 """Answers in a row that cannot be read, or calls for the result in vain, before the job is given up."""
@@ -133,7 +133,7 @@ class Over:
 Step = Submit | Poll | Fetch | Rest | Over
 
 
-def next_step(job: Job, declared: JobDeclaration, now_ms: int) -> Step:
+def next_step(job: Job, declared: JobTerms, now_ms: int) -> Step:
     """Return what to do with *job* now."""
     if job.phase.is_final:
         return Over()
@@ -145,12 +145,12 @@ def next_step(job: Job, declared: JobDeclaration, now_ms: int) -> Step:
     return Fetch(job.result) if job.phase is Phase.FETCHING else Poll(last=late)
 
 
-def ends_at_ms(job: Job, declared: JobDeclaration) -> int:
+def ends_at_ms(job: Job, declared: JobTerms) -> int:
     """Return when *job* is given up."""
     return job.since_ms + int(declared.duration_s * 1000)
 
 
-def submitted(job: Job, declared: JobDeclaration, status: int, body: bytes, node: str, now_ms: int) -> Job:
+def submitted(job: Job, declared: JobTerms, status: int, body: bytes, node: str, now_ms: int) -> Job:
     """Return *job* after the workspace on *node* answered its submission."""
     if not 200 <= status < 300:
         words = f"the workspace refused the job with status {status}"
@@ -169,13 +169,13 @@ def failed(job: Job, failure: Failure) -> Job:
     return replace(job, phase=Phase.FAILED, failure=failure)
 
 
-def busy(job: Job, declared: JobDeclaration, now_ms: int) -> Job:
+def busy(job: Job, declared: JobTerms, now_ms: int) -> Job:
     """Return *job* after its node had no slot for a question: it is there, and asked again."""
     after = replace(job, away_since_ms=None, next_at_ms=now_ms + _interval_ms(declared))
     return _late(after, declared, now_ms)
 
 
-def polled(job: Job, declared: JobDeclaration, status: int, body: bytes, now_ms: int) -> Job:
+def polled(job: Job, declared: JobTerms, status: int, body: bytes, now_ms: int) -> Job:
     """Return *job* after its workspace answered a poll."""
     heard = replace(job, polls=job.polls + 1, away_since_ms=None, next_at_ms=now_ms + _interval_ms(declared))
     if status in declared.lost_status:
@@ -197,7 +197,7 @@ def polled(job: Job, declared: JobDeclaration, status: int, body: bytes, now_ms:
     return _done(heard, declared, read, now_ms)
 
 
-def missed(job: Job, declared: JobDeclaration, why: str, now_ms: int) -> Job:
+def missed(job: Job, declared: JobTerms, why: str, now_ms: int) -> Job:
     """Return *job* after its node could not be asked, or did not answer."""
     since_ms = job.away_since_ms if job.away_since_ms is not None else now_ms
     after = replace(job, away_since_ms=since_ms, next_at_ms=now_ms + _interval_ms(declared))
@@ -207,7 +207,7 @@ def missed(job: Job, declared: JobDeclaration, why: str, now_ms: int) -> Job:
     return _lost(after, "job_node_gone", words)
 
 
-def fetched(job: Job, declared: JobDeclaration, status: int, now_ms: int) -> Job:
+def fetched(job: Job, declared: JobTerms, status: int, now_ms: int) -> Job:
     """Return *job* after its workspace answered the call for the result: with it, where *status* is 200 to 299."""
     if 200 <= status < 300:
         return replace(job, phase=Phase.DONE, away_since_ms=None)
@@ -247,7 +247,7 @@ def result_target(result: object) -> str:
     return target
 
 
-def _done(job: Job, declared: JobDeclaration, read: Read, now_ms: int) -> Job:
+def _done(job: Job, declared: JobTerms, read: Read, now_ms: int) -> Job:
     if not declared.fetch:
         return replace(job, phase=Phase.DONE)
     try:
@@ -258,7 +258,7 @@ def _done(job: Job, declared: JobDeclaration, read: Read, now_ms: int) -> Job:
     return replace(job, phase=Phase.FETCHING, result=target, next_at_ms=now_ms)
 
 
-def _late(job: Job, declared: JobDeclaration, now_ms: int) -> Job:
+def _late(job: Job, declared: JobTerms, now_ms: int) -> Job:
     """Return *job*, timed out if its time is over."""
     if now_ms < ends_at_ms(job, declared):
         return job
@@ -271,5 +271,5 @@ def _lost(job: Job, reason: str, words: str) -> Job:
     return replace(job, phase=Phase.LOST, failure=Failure(502, reason, words))
 
 
-def _interval_ms(declared: JobDeclaration) -> int:
+def _interval_ms(declared: JobTerms) -> int:
     return int(declared.interval_s * 1000)

@@ -16,11 +16,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from ngpu_bootstrap.profiles.job_declaration import JobDeclaration
 from ngpu_bootstrap.profiles.jobs import Job, Phase
 from ngpu_bootstrap.store import tables
 from ngpu_bootstrap.store.database import upsert
 from ngpu_protocol.identity import Address
+from ngpu_protocol.job_terms import JobTerms
 
 MAX_CALLS_SHOWN = 100
 
@@ -40,7 +40,7 @@ class JobRow:
     workspace: str
     caller: str
     name: str
-    declared: JobDeclaration
+    declared: JobTerms
     job: Job
 
     def at(self, job: Job) -> JobRow:
@@ -176,5 +176,5 @@ def _row(found: Any) -> JobRow:
         state=found.state,
         result=found.result,
     )
-    declared = JobDeclaration.model_validate_json(found.declared)
+    declared = JobTerms.model_validate_json(found.declared)
     return JobRow(found.task_id, found.workspace, found.caller, found.name, declared, job)

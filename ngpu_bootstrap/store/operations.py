@@ -116,8 +116,14 @@ class Operations:
             steps.append((s.insert_job, s.insert_job.bind(task.job)))
         return Operation(task.task_id, steps, lambda c, error: _why_not_accepted(c, task, error))
 
-    def begin_attempt(self, start: AttemptStart, previous: AttemptEnd | None = None) -> Operation:
-        """A further attempt of a task; with *previous*, the end of the one before in the same commit."""
+    def begin_attempt(
+        self, start: AttemptStart, previous: AttemptEnd | None = None, *, goes_on: bool = False
+    ) -> Operation:
+        """A further attempt of a task; with *previous*, the end of the one before in the same commit.
+
+        Args:
+            goes_on: it is a further call of a job: one that runs stays running.
+        """
         s = self.statements
         values = {
             "key": start.task_id,
@@ -126,7 +132,8 @@ class Operations:
             "node_ip": start.node_ip,
             "at_ms": start.at_ms,
         }
-        steps = [(s.dispatch_task, s.dispatch_task.bind(values)), self._insert_attempt(start)]
+        dispatch = s.go_on_task if goes_on else s.dispatch_task
+        steps = [(dispatch, dispatch.bind(values)), self._insert_attempt(start)]
         if previous is not None:
             steps.append(self._end_attempt(previous))
         return Operation(start.task_id, steps, _why_not(start.task_id, start.attempt))

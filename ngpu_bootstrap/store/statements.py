@@ -124,6 +124,20 @@ class Statements:
             ),
             rows=1,
         )
+        # a further call of a job that runs: it goes on running
+        self.go_on_task = self._prepare(
+            "go_on_task",
+            sa.update(t)
+            .where(t.c.task_id == sa.bindparam("key"), t.c.attempts < sa.bindparam("attempt"), _UNFINISHED)
+            .values(
+                state=_sql("CASE WHEN state = 2 THEN 2 ELSE 1 END"),
+                attempts=sa.bindparam("attempt"),
+                node=sa.bindparam("node"),
+                node_ip=sa.bindparam("node_ip"),
+                dispatched_at_ms=sa.bindparam("at_ms"),
+            ),
+            rows=1,
+        )
         self.insert_attempt = self._insert(
             "insert_attempt", a, ["task_id", "attempt", "node", "node_ip", "session", "signed_order", "began_at_ms"]
         )

@@ -339,16 +339,21 @@ class Store:
         operation = self._operations.accept(_with_request(task, request), start)
         await self._submit(operation, task.request, request, to_the_end=True)
 
-    async def begin_attempt(self, start: AttemptStart, *, previous: AttemptEnd | None = None) -> None:
+    async def begin_attempt(
+        self, start: AttemptStart, *, previous: AttemptEnd | None = None, goes_on: bool = False
+    ) -> None:
         """Commit a further attempt, and with *previous* the end of the one before; call it before the order leaves.
 
         Cancelled, as ``accept_and_begin``.
+
+        Args:
+            goes_on: it is a further call of a job: one that runs stays running.
 
         Raises:
             UnknownTask, TaskIsFinal: nothing to begin.
             AttemptConflict: an attempt of this number or a later one was begun, or *previous* is not running.
         """
-        await self._writes.submit(self._operations.begin_attempt(start, previous), to_the_end=True)
+        await self._writes.submit(self._operations.begin_attempt(start, previous, goes_on=goes_on), to_the_end=True)
 
     async def end_attempt(self, end: AttemptEnd, *, requeue: bool) -> None:
         """Commit the end of an attempt whose task goes on; *requeue* puts the task back to ACCEPTED.

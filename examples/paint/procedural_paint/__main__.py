@@ -10,14 +10,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from .generation import PICTURES, picture, read_generation, statuses
 from .jobs import Jobs, QueueFull
 from .requests import BadRequest, Job, read_job
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
 PAINTERS = 2
 
-_POSTS = ("/sdapi/v1/txt2img", "/sdapi/v1/img2img", "/create", "/status")
-_GETS = ("/health", "/status")
+_POSTS = ("/sdapi/v1/txt2img", "/sdapi/v1/img2img", "/create", "/status", "/api/generate")
+_GETS = ("/health", "/status", "/api/status")
 
 
 class Server(ThreadingHTTPServer):
@@ -50,12 +51,17 @@ class Handler(BaseHTTPRequestHandler):
     timeout = 60.0
 
     def do_GET(self) -> None:
-        """Answer `/health` and `/status`."""
+        """Answer `/health`, and what asks for jobs and their pictures."""
         url = urlsplit(self.path)
         if url.path == "/health":
             self._json(200, {"status": "ok"})
         elif url.path == "/status":
             self._status(parse_qs(url.query).get("task_id", [""])[0])
+        elif url.path == "/api/status":
+            found = statuses(self.server.jobs, url.query)
+            self._json(200 if found else 404, found or {"detail": "there are no such jobs, or their time is over"})
+        elif url.path.startswith(PICTURES):
+            self._picture(url.path)
         else:
             self._nothing(url.path)
 
@@ -74,6 +80,8 @@ class Handler(BaseHTTPRequestHandler):
                 self._paint(read_job(body, from_image=True))
             elif path == "/create":
                 self._json(200, {"task_id": self.server.jobs.submit(read_job(body, from_image=None))})
+            elif path == "/api/generate":
+                self._json(200, {"job_id": self.server.jobs.submit(read_generation(body))})
             elif path == "/status":
                 document = json.loads(body or b"{}")
                 self._status(str(document.get("task_id", "")) if isinstance(document, dict) else "")
@@ -100,6 +108,13 @@ class Handler(BaseHTTPRequestHandler):
             self._json(404, {"detail": "there is no such job, or its time is over"})
         else:
             self._json(200, state)
+
+    def _picture(self, path: str) -> None:
+        file = picture(self.server.jobs, path)
+        if file is None:
+            self._json(404, {"detail": "there is no such picture, or its time is over"})
+        else:
+            self._send(200, file, "image/png", {})
 
     def _nothing(self, path: str) -> None:
         allowed = "POST" if path in _POSTS else "GET" if path in _GETS else ""
@@ -138,7 +153,9 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         self._json(413, {"detail": f"a body of at most {MAX_BODY_BYTES} bytes is taken"})
 
-    def _json(self, status: int, document: dict[str, Any], headers: dict[str, str] | None = None) -> None:
+    def _json(
+        self, status: int, document: dict[str, Any] | list[dict[str, Any]], headers: dict[str, str] | None = None
+    ) -> None:
         self._send(status, json.dumps(document).encode(), "application/json", headers or {})
 
     def _send(self, status: int, body: bytes, content_type: str, headers: dict[str, str]) -> None:

@@ -104,3 +104,24 @@ def test_bodies_come_in_chunks_and_not_without_bound(client: httpx.Client) -> No
     with socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=10) as connection:
         connection.sendall(b"POST /create HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n")
         assert connection.recv(100).startswith(b"HTTP/1.1 413 ")
+
+
+def test_the_calls_of_akashgen_submit_wait_and_fetch(client: httpx.Client) -> None:
+    asked = {"prompt": "sea", "sampler": "lcm", "scheduler": "karras", "width": 64, "height": 64}
+    job_id = client.post("/api/generate", json=asked).json()["job_id"]
+    seen = []
+    for _ in range(400):
+        (state,) = client.get(f"/api/status?ids={job_id}").json()
+        seen.append(state["status"])
+        if state["status"] == "succeeded":
+            break
+        threading.Event().wait(0.02)
+    assert set(seen[:-1]) <= {"pending", "processing"}
+    picture = client.get(state["result"])
+    assert (picture.status_code, picture.headers["content-type"]) == (200, "image/png")
+    assert Image.open(io.BytesIO(picture.content)).size == (64, 64)
+    assert client.get(f"/api/status?ids={'0' * 32}").status_code == 404
+    assert client.get("/api/images/../../etc/passwd").status_code == 404
+    for missing in ("prompt", "sampler", "scheduler"):
+        refused = client.post("/api/generate", json={key: value for key, value in asked.items() if key != missing})
+        assert (refused.status_code, refused.json()["detail"]) == (422, f"{missing} is required")

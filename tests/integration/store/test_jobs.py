@@ -7,13 +7,13 @@ from pathlib import Path
 
 from trio.testing import trio_test
 
-from ngpu_bootstrap.profiles.job_declaration import JobDeclaration
 from ngpu_bootstrap.profiles.jobs import Job, Phase
 from ngpu_bootstrap.store import job_rows
 from ngpu_bootstrap.store.job_rows import JobRow, key_hash
+from ngpu_protocol.job_terms import JobTerms
 from tests.unit.store.builders import NODE, OTHER_NODE, WORKSPACE, a_finish, a_start, a_store, a_task, task_id
 
-DECLARED = JobDeclaration.model_validate(
+DECLARED = JobTerms.model_validate(
     {
         "id": ["/job_id"],
         "poll": {"method": "POST", "target": "/r", "body": {"task_id": "{id}"}},

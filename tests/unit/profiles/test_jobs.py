@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from ngpu_bootstrap.profiles.job_declaration import JobDeclaration
+from ngpu_bootstrap.profiles.job_declaration import AskedJob, JobDeclaration, SubmittedJob
 from ngpu_bootstrap.profiles.jobs import (
     BEARABLE,
     Fetch,
@@ -28,6 +28,7 @@ from ngpu_bootstrap.profiles.jobs import (
     result_target,
     submitted,
 )
+from ngpu_protocol.job_terms import JobTerms
 
 TABLE: dict[str, Any] = {
     "id": ["/job_id"],
@@ -40,7 +41,7 @@ TABLE: dict[str, Any] = {
     "fetch": True,
     "hold": False,
 }
-DECLARED = JobDeclaration.model_validate(TABLE)
+DECLARED = JobTerms.model_validate(TABLE)
 NODE = "0x" + "11" * 20
 T0 = 1_000_000
 
@@ -49,7 +50,7 @@ def answer(status: str, **more: object) -> bytes:
     return json.dumps([{"status": status, **more}]).encode()
 
 
-def running(declared: JobDeclaration = DECLARED) -> Job:
+def running(declared: JobTerms = DECLARED) -> Job:
     return submitted(Job(since_ms=T0), declared, 200, b'{"job_id":"j1"}', NODE, T0)
 
 
@@ -243,21 +244,29 @@ def test_whatever_happens_a_job_ends_once_for_good_and_never_later_than_declared
     [
         ({"poll": {"target": "/status"}}, "nothing in target and body names the job"),
         ({"poll": {"target": "status?id={id}"}}, "must begin with one /"),
-        ({"id": []}, "a job needs id"),
+        ({"id": []}, "at least 1 item"),
         ({"result": []}, "fetch needs result"),
         ({"state": ["status"]}, "JSON pointer"),
-        ({"of": "draw"}, "of and key go together"),
-        ({"of": "draw", "key": {"in": "json", "pointer": "/task_id"}}, "is said where the job is submitted"),
+        ({"key": {"in": "json", "pointer": "/task_id"}}, "Extra inputs"),
+        ({"of": "draw", "key": {"in": "json", "pointer": "/task_id"}}, "Extra inputs"),
         ({"polling": 1}, "Extra inputs"),
     ],
 )
 def test_declarations_that_make_no_sense_say_why(change: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
-        JobDeclaration.model_validate({**TABLE, **change})
+        TypeAdapter(JobDeclaration).validate_python({**TABLE, **change})
+
+
+def test_a_table_either_submits_or_asks() -> None:
+    adapter: TypeAdapter[Any] = TypeAdapter(JobDeclaration)
+    assert isinstance(adapter.validate_python({**TABLE, "name": "draw"}), SubmittedJob)
+    asks = adapter.validate_python({"of": "draw", "key": {"in": "json", "pointer": "/task_id"}})
+    assert isinstance(asks, AskedJob)
+    assert not asks.ends
 
 
 def test_a_call_about_a_job_is_made_of_its_id() -> None:
-    ask = JobDeclaration.model_validate(
+    ask = JobTerms.model_validate(
         {**TABLE, "poll": {"method": "POST", "target": "/r/{id}", "body": {"task_id": "{id}", "more": ["{id}"]}}}
     ).poll
     assert ask is not None
