@@ -57,6 +57,7 @@ from ngpu_bootstrap.registry.confided import Confided
 from ngpu_bootstrap.registry.control import ControlDesk, Greeting
 from ngpu_bootstrap.registry.deployments import DeploymentTable
 from ngpu_bootstrap.registry.nodes import Nodes, NodeSession
+from ngpu_bootstrap.registry.placements import Placements
 from ngpu_bootstrap.registry.standings import Standings
 from ngpu_bootstrap.registry.workspaces import Workspace, Workspaces
 from ngpu_bootstrap.retention import keep_swept
@@ -243,6 +244,7 @@ class _Bootstrap:
             now_ms=now_ms,
             only_on=lambda workspace: self.challenges.only_on(workspace),
         )
+        self.placements = Placements(recent=self.nodes.placements, store=store, now_ms=now_ms)
         judge = Judge(
             account,
             self.network,
@@ -370,6 +372,7 @@ class _Bootstrap:
             nodes=self.nodes,
             deployments=self.deployments,
             standings=self.standings,
+            placements=self.placements,
             store=self.store,
             brc20=self.brc20,
             metrics=self.metrics,
@@ -538,6 +541,7 @@ class _Bootstrap:
             nursery.start_soon(self.dispatcher.show_running)
             nursery.start_soon(self.nodes.run)
             nursery.start_soon(self.standings.run)
+            nursery.start_soon(self.placements.run)
             nursery.start_soon(self.control.run)
             nursery.start_soon(self.archives.run)
             async with self._host() as host:
@@ -697,3 +701,4 @@ class _Bootstrap:
             await self.dispatcher.settle()
             with contextlib.suppress(StoreError):
                 await self.standings.flush()
+                await self.placements.flush(now_ms() + 1)

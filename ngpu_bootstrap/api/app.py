@@ -31,6 +31,7 @@ from ngpu_bootstrap.metrics import Metrics
 from ngpu_bootstrap.operator_keys import OperatorKeys, OperatorKeysError, Scope
 from ngpu_bootstrap.registry.deployments import DeploymentTable
 from ngpu_bootstrap.registry.nodes import Nodes
+from ngpu_bootstrap.registry.placements import Placements
 from ngpu_bootstrap.registry.standings import Standings
 from ngpu_bootstrap.registry.workspaces import NewWorkspace, Workspace, Workspaces
 from ngpu_bootstrap.store.errors import StoreError, UnknownTask
@@ -83,6 +84,7 @@ class Parts:
     nodes: Nodes
     deployments: DeploymentTable
     standings: Standings
+    placements: Placements
     store: Store
     brc20: Brc20Desk
     metrics: Metrics
@@ -304,11 +306,12 @@ def build_app(parts: Parts, *, is_operators_own: bool = False) -> FastAPI:
     ) -> placements.PlacementsView:
         """Why each attempt of a task went where it did: every candidate, why not, and what it was thought to take.
 
-        Kept in memory for the last 4,096 attempts of this run of the bootstrap; candidates that were not compared are
-        shown as of about a second around the choice.
+        Candidates that were not compared are shown as of about a second around the choice. The last 4,096 attempts of
+        this run of the bootstrap are kept whole; those of asynchronous tasks, those after a first one, and a sample of
+        the rest (about 30 a second) are in the database too, 100,000 in all.
         """
         record = await parts.find_task(task_id, None if is_operators_own else token)
-        kept = parts.nodes.placements(task_id)
+        kept = await parts.placements.of(task_id, record.attempts)
         if not kept and record.attempts:
             raise Refusal(404, "placement_gone", f"how task {task_id} was placed is no longer known: ask sooner")
         return placements.placements_view(task_id, parts.nodes.place_of(record.workspace, task_id), kept)

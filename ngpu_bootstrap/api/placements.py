@@ -36,10 +36,15 @@ class PlacementView(BaseModel):
         description="when the candidates that were not compared stood so; null when only those compared are known"
     )
     candidates: list[CandidateView]
+    left_out: dict[str, int] = Field(
+        default_factory=dict,
+        description='how many candidates more there were, by why they were passed over; key "": they could have been '
+        "chosen. Of a placement read from the database 64 candidates are named",
+    )
 
 
 class PlacementsView(BaseModel):
-    """The placements of a task that are still in memory, first attempt first."""
+    """The placements of a task that are still known, first attempt first."""
 
     task_id: str
     queue_position: int | None = Field(description="how many wait before it; null when it does not wait")
@@ -64,7 +69,7 @@ def _placement_view(placement: Placement) -> PlacementView:
             CandidateView(
                 node_addr=one.node,
                 chosen=one.node == placement.node,
-                excluded=one.excluded.value if one.excluded is not None else "",
+                excluded=one.excluded or "",
                 compared=one.compared,
                 gpu_rank=one.rank,
                 slots=one.slots,
@@ -73,4 +78,5 @@ def _placement_view(placement: Placement) -> PlacementView:
             )
             for one in placement.candidates
         ],
+        left_out=dict(placement.left_out),
     )

@@ -206,4 +206,5 @@ class Call:
             webhook=self.webhook,
             caller=self.caller,
             job=None if self.job is None else job_rows.values(self.job),
+            affinity=self.affinity.decode("latin-1"),
         )

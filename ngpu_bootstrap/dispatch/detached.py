@@ -387,6 +387,7 @@ class DetachedTasks:
             idempotency_key=record.idempotency_key,
             priority=record.priority,
             job=job,
+            affinity=record.affinity.encode("latin-1"),
         )
 
     async def _read_request(self, task_id: str) -> bytes:

@@ -362,7 +362,7 @@ class Dispatcher:
             self._desk.attempt_began(signed.order)
             self.under_way[call.task_id] = attempt
             self._watch.changed(call.task_id)
-            self._nodes.placed(call.task_id, number, slot)
+            self._nodes.placed(call.task_id, number, slot, lasting=not is_new)
             await attempt.run(session.requests, sink, self._now_ms())
         except BaseException:
             # The client left or broke its request: what runs on the node has been told to stop.

@@ -24,7 +24,7 @@ import trio
 from ngpu_bootstrap.errors import NotServed
 from ngpu_bootstrap.scheduling.affinity import AffinityTable
 from ngpu_bootstrap.scheduling.history import Fared, NodeHistory, Trouble
-from ngpu_bootstrap.scheduling.placement import Placement, PlacementLog
+from ngpu_bootstrap.scheduling.placement import PlacementLog
 from ngpu_bootstrap.scheduling.pool import CONTENDED, SAMPLE, Choice, Entry, Load, Pool, Terms
 from ngpu_bootstrap.scheduling.reasons import (
     NOTHING,
@@ -205,6 +205,9 @@ Waiting = Waiter[NodeSession, Slot]
 class Nodes:
     """Every connected node, and the calls that wait for one.
 
+    Attributes:
+        placements: why the last attempts went where they did.
+
     Args:
         now_ms: the clock.
         queue_limit: calls of one workspace that may wait at once; the next is refused with 429.
@@ -241,7 +244,7 @@ class Nodes:
         self._sessions: dict[Address, NodeSession] = {}
         self._histories: OrderedDict[Address, NodeHistory] = OrderedDict()
         self._pools: dict[str, Pool] = {}
-        self._placements = PlacementLog()
+        self.placements = PlacementLog()
         self._due: list[tuple[int, int, Address, Trouble | None]] = []
         self._numbers = itertools.count(1)
         self._turns = itertools.count(1)
@@ -555,13 +558,9 @@ class Nodes:
             self._judge_all(entry.load)
         entry.reconsider()
 
-    def placed(self, task_id: str, attempt: int, slot: Slot) -> None:
-        """Keep for a while why *attempt* went where it did."""
-        self._placements.note(task_id, attempt, slot.choice)
-
-    def placements(self, task_id: str) -> list[Placement]:
-        """Return what is kept of why a task's attempts went where they did."""
-        return self._placements.of(task_id)
+    def placed(self, task_id: str, attempt: int, slot: Slot, *, lasting: bool) -> None:
+        """Keep why *attempt* went where it did; *lasting*: somebody may ask for it later."""
+        self.placements.note(task_id, attempt, slot.choice, lasting=lasting)
 
     # -- who waits
 

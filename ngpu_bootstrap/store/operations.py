@@ -296,6 +296,12 @@ class Operations:
         values |= {"bootstrap": bootstrap, "node": node, "rules": json.dumps(dict(standing.rules), sort_keys=True)}
         return Operation(f"standing {node}", [(s, s.bind(values))], _refused)
 
+    def keep_placements(self, placements: Iterable[tuple[str, int, int, str]]) -> Operation:
+        """Why attempts went where they did: task id, attempt, when, the packed placement."""
+        s = self.statements.keep_placement
+        steps = [(s, s.bind(dict(zip(s.names, one, strict=True)))) for one in placements]
+        return Operation("placements", steps, _refused)
+
     def touch(self) -> Operation:
         """A write that changes nothing anyone reads: whether the database can be written again."""
         s = self.statements.touch
@@ -484,6 +490,7 @@ def _task_values(task: NewTask) -> dict[str, Any]:
         "priority": task.priority,
         "accepted_at_ms": task.accepted_at_ms,
         "deadline_at_ms": task.deadline_at_ms,
+        "affinity": task.affinity,
     }
 
 

@@ -305,6 +305,13 @@ def deployments(connection: sa.Connection) -> list[DeploymentRow]:
     ]
 
 
+def placements(connection: sa.Connection, task_id: str) -> list[tuple[int, str]]:
+    """Return what is kept of why a task's attempts went where they did: attempt, packed placement."""
+    p = tables.placements
+    rows = connection.execute(sa.select(p.c.attempt, p.c.document).where(p.c.task_id == task_id).order_by(p.c.attempt))
+    return [(attempt, document) for attempt, document in rows]
+
+
 def standings(connection: sa.Connection) -> list[tuple[Address, Address, Standing]]:
     """Return what each bootstrap makes of each node: bootstrap, node, standing."""
     found = []

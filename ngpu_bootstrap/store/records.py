@@ -122,6 +122,7 @@ class NewTask:
         webhook: URL that is told of the task's end; empty for none.
         caller: the workspace whose token asked for it, where that is another than the one it runs on; else empty.
         job: what is kept of a job of the workspace's own (``job_rows.values``); None for every other task.
+        affinity: The client's key for tasks that belong on one node, its bytes as Latin-1; empty without one.
     """
 
     task_id: str
@@ -146,6 +147,7 @@ class NewTask:
     webhook: str = ""
     caller: str = ""
     job: Mapping[str, Any] | None = field(default=None, repr=False)
+    affinity: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,6 +329,7 @@ class TaskRecord:
     cancel_asked_at_ms: int | None = None
     brc20: str = ""
     caller: str = ""
+    affinity: str = ""
     request: StoredBody | None = field(default=None, repr=False)
     response: StoredBody | None = field(default=None, repr=False)
 

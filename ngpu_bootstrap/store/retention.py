@@ -1,8 +1,8 @@
 """What is kept for how long: final tasks go by age and by the room their bodies take, receipts stay.
 
-A task goes with its bodies, attempts and webhook; its receipts take over the order they answer, so that each can still
-be checked offline. Oldest first, a bounded number in each transaction, since others write meanwhile. Blocking; runs in
-the store's ``chores`` thread.
+A task goes with its bodies, attempts, placements and webhook; its receipts take over the order they answer, so that
+each can still be checked offline. Oldest first, a bounded number in each transaction, since others write meanwhile.
+Blocking; runs in the store's ``chores`` thread.
 """
 
 from __future__ import annotations
@@ -31,8 +31,18 @@ def remove(
     # a sibling that sweeps at this moment may have removed the attempts since: what it kept of them stays
     kept = sa.func.coalesce(order, r.c.signed_order)
     connection.execute(sa.update(r).where(r.c.task_id.in_(doomed)).values(signed_order=kept))
+    connection.execute(sa.delete(tables.placements).where(tables.placements.c.task_id.in_(doomed)))
     connection.execute(sa.delete(t).where(t.c.task_id.in_(doomed), _FINAL))
     return len(doomed), bodies
+
+
+def trim_placements(connection: sa.Connection, limit: int) -> None:
+    """Remove all but the newest *limit* placements; those of one millisecond go or stay together."""
+    p = tables.placements
+    oldest_kept = sa.select(p.c.at_ms).order_by(p.c.at_ms.desc()).offset(limit).limit(1)
+    last_gone = connection.execute(oldest_kept).scalar()
+    if last_gone is not None:
+        connection.execute(sa.delete(p).where(p.c.at_ms <= last_gone))
 
 
 def bodies_size(connection: sa.Connection) -> int:

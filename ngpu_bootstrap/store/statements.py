@@ -44,6 +44,7 @@ ACCEPT_COLUMNS = (
     "accepted_at_ms",
     "deadline_at_ms",
     "bootstrap",
+    "affinity",
 )
 
 _UNFINISHED = sa.text("state < 3")
@@ -191,6 +192,8 @@ class Statements:
         )
         s = tables.node_standings
         self.keep_standing = self._prepare("keep_standing", upsert(name, s, _names(s)), rows=1)
+        p = tables.placements
+        self.keep_placement = self._prepare("keep_placement", upsert(name, p, _names(p)), rows=1)
         self.touch = self._prepare("touch", upsert(name, tables.about, _names(tables.about)), rows=1)
         self.insert_workspace = self._insert("insert_workspace", tables.workspaces, _names(tables.workspaces))
         w = tables.workspaces

@@ -668,6 +668,18 @@ class Store:
         """Return what each bootstrap on this database makes of each node: bootstrap, node, standing."""
         return await self._lists.read(queries.standings)
 
+    async def keep_placements(self, placements: Iterable[tuple[str, int, int, str]]) -> None:
+        """Store why attempts went where they did: task id, attempt, when, the packed placement."""
+        await self._writes.submit(self._operations.keep_placements(placements))
+
+    async def placements(self, task_id: str) -> list[tuple[int, str]]:
+        """Return what is kept of why a task's attempts went where they did: attempt, packed placement."""
+        return await self._lookups.read(lambda connection: queries.placements(connection, task_id))
+
+    async def trim_placements(self, limit: int) -> None:
+        """Forget all but the last *limit* placements."""
+        await self._chores.read(lambda connection: retention.trim_placements(connection, limit))
+
     async def nodes(self) -> list[NodeRow]:
         """Return every node ever seen, first seen first."""
         return await self._lists.read(queries.nodes)

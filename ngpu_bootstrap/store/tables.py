@@ -158,6 +158,8 @@ tasks = sa.Table(
     _text("brc20"),
     # the workspace whose token asked for it, where that is another than the one it ran on
     _text("caller"),
+    # the client's key for tasks that belong on one node, its bytes as Latin-1
+    _text("affinity"),
     # most tasks have no key: they cost this index nothing
     sa.Index(
         "uq_tasks_idempotency_key",
@@ -447,6 +449,16 @@ cloud_workspaces = sa.Table(
     _user(),
     sa.Column("document", sa.Text, nullable=False),
     sa.Column("created_at_ms", _MS, nullable=False),
+)
+
+# why an attempt went where it did (scheduling.placement), of some of the last ones
+placements = sa.Table(
+    "placements",
+    metadata,
+    sa.Column("task_id", sa.Text, primary_key=True),
+    sa.Column("attempt", sa.Integer, primary_key=True),
+    sa.Column("at_ms", _MS, nullable=False, index=True),
+    sa.Column("document", sa.Text, nullable=False),
 )
 
 # one row of each bootstrap, which alone writes it: several on one database add theirs up

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -88,13 +89,25 @@ def test_the_placement_of_a_task_names_every_candidate_and_why_not(tmp_path: Pat
     whole(tmp_path, test, nodes=nodes)
 
 
-def test_a_placement_that_is_no_longer_known_is_said_to_be_so(tmp_path: Path) -> None:
+def test_a_placement_is_known_after_a_restart_and_said_to_be_gone_when_it_is_not(tmp_path: Path) -> None:
     async def main() -> None:
         settings, node = settings_for(tmp_path / "data"), ScriptedNode(new_account())
         async with running(settings) as bootstrap, connected(node, bootstrap.multiaddr):
             await wait_ready(bootstrap)
             answer = await bootstrap.call("GET", "/proxy/8080/")
             task_id = (answer.header(b"ngpu-task-id") or b"").decode()
+            before = await bootstrap.admin("GET", f"/api/v1/tasks/{task_id}/placement")
+            with trio.fail_after(10), closing(sqlite3.connect(tmp_path / "data" / "bootstrap.db")) as database:
+                while not database.execute("SELECT * FROM placements").fetchall():  # noqa: ASYNC110  the file has no event
+                    await trio.sleep(0.1)
+        async with running(settings, known=(bootstrap.workspace, bootstrap.token)) as again:
+            after = await again.admin("GET", f"/api/v1/tasks/{task_id}/placement")
+        (was,), (kept,) = before["placements"], after["placements"]
+        assert (kept["node_addr"], kept["why"]) == (was["node_addr"], was["why"])
+        assert [one["node_addr"] for one in kept["candidates"]] == [node.account.address]
+        assert kept["candidates"][0]["chosen"]
+        with closing(sqlite3.connect(tmp_path / "data" / "bootstrap.db")) as database, database:
+            database.execute("DELETE FROM placements")
         async with running(settings, known=(bootstrap.workspace, bootstrap.token)) as again:
             gone = await again.call("GET", f"/api/v1/tasks/{task_id}/placement")
             assert gone.status == 404
@@ -236,6 +249,38 @@ def test_calls_with_one_key_stay_on_one_node_while_it_is_there(tmp_path: Path) -
         assert too_long.status == 400
 
     whole(tmp_path, test, nodes=nodes)
+
+
+def test_a_task_that_a_restart_takes_up_again_keeps_its_key(tmp_path: Path) -> None:
+    async def main() -> None:
+        settings = settings_for(tmp_path / "data")
+        key = [(b"ngpu-affinity", b"caf\xe9 1")]
+
+        async def stuck(asked: Asked) -> None:
+            await asked.read()
+            await trio.sleep_forever()
+
+        ids = []
+        async with (
+            running(settings, workspace=SMALL) as bootstrap,
+            connected(ScriptedNode(new_account(), script=stuck), bootstrap.multiaddr),
+        ):
+            await wait_ready(bootstrap)
+            for number in range(6):  # the first runs; another may get its place as its node goes; the rest wait
+                fields = key if number > 1 else None
+                answer = await bootstrap.call("POST", "/user/train", b"{}", headers=fields)
+                ids.append(json.loads(answer.body)["taskID"])
+        nodes = [ScriptedNode(new_account()) for _ in range(3)]
+        async with AsyncExitStack() as stack:
+            again = await stack.enter_async_context(running(settings, known=(bootstrap.workspace, bootstrap.token)))
+            for node in nodes:
+                await stack.enter_async_context(connected(node, again.multiaddr))
+            views = [await task_when(again, task_id, lambda view: view["state"] == 3) for task_id in ids[2:]]
+            assert len({view["node_addr"] for view in views}) == 1
+            (kept,) = (await again.admin("GET", f"/api/v1/tasks/{ids[-1]}/placement"))["placements"]
+            assert kept["why"] == "affinity"
+
+    trio.run(main)
 
 
 def test_nodes_are_filtered_and_come_in_pages(tmp_path: Path) -> None:

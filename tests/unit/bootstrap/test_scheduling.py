@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from ngpu_bootstrap.scheduling.affinity import AffinityTable
 from ngpu_bootstrap.scheduling.history import FAILING, FIRST_PAUSE_MS, LAST_PAUSE_MS, NodeHistory, ServiceTimes, Trouble
 from ngpu_bootstrap.scheduling.load import Room
-from ngpu_bootstrap.scheduling.placement import explained
+from ngpu_bootstrap.scheduling.placement import (
+    LASTING,
+    PACKED_CANDIDATES,
+    PASSING,
+    PlacementLog,
+    explained,
+    pack,
+    unpack,
+)
 from ngpu_bootstrap.scheduling.pool import SAMPLE, Entry, Load, Pool, Terms
 from ngpu_bootstrap.scheduling.reasons import (
     SILENCE_LIMIT_MS,
@@ -376,6 +384,41 @@ def test_the_index_says_what_looking_at_everyone_would_say(events: list[str], se
 
 
 # -- room
+
+
+def test_a_packed_placement_names_what_was_compared_and_counts_the_rest_however_many_there_were() -> None:
+    pool = a_pool()
+    for number in range(300):
+        enter(pool, number, reason=Exclusion.DRAINING if number % 3 == 0 else None)
+    choice = pool.choose(NOW, random.Random(1).random)
+    assert choice is not None
+    pool.photograph(NOW)
+    placement = explained(2, choice)
+    assert len(placement.candidates) == 300
+    kept = unpack(2, pack(placement))
+    assert len(pack(placement)) < 10_000
+    assert (kept.node, kept.why, kept.at_ms, kept.attempt) == (placement.node, placement.why, NOW, 2)
+    assert list(kept.candidates) == list(placement.candidates[:PACKED_CANDIDATES])
+    assert sum(one.compared for one in kept.candidates) == SAMPLE
+    assert sum(kept.left_out.values()) + len(kept.candidates) == 300
+    assert kept.left_out["draining"] > 0
+    assert unpack(2, pack(kept)) == kept
+
+
+def test_of_more_placements_than_can_be_written_the_lasting_ones_are_kept_and_each_is_due_once() -> None:
+    pool, log = a_pool(), PlacementLog()
+    enter(pool, 1)
+    for number in range(PASSING + 10):
+        choice = pool.choose(NOW + number, lambda: 0.0)
+        assert choice is not None
+        log.note(f"passing{number}", 1, choice, lasting=False)
+        log.note(f"lasting{number}", 2, choice, lasting=True)
+    assert [task for task, _ in log.due(NOW + 1)] == ["lasting0", "passing0"]
+    due = [task for task, _ in log.due(NOW + 1000)]
+    assert [task for task in due if "lasting" in task] == [f"lasting{n}" for n in range(1, PASSING + 10)]
+    assert [task for task in due if "passing" in task] == [f"passing{n}" for n in range(1, PASSING)]
+    assert not list(log.due(NOW + 1000))
+    assert LASTING > PASSING
 
 
 def test_a_heartbeat_counts_our_own_attempts_and_not_twice() -> None:
