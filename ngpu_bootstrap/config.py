@@ -247,6 +247,10 @@ class SchedulingSection(Section):
         8192, ge=0, description="Ngpu-Affinity keys of one workspace remembered at once; 0: none sticks."
     )
     affinity_idle_s: float = Field(3600.0, gt=0, description="Seconds after its last use that such a key sticks.")
+    kept_keys: int = Field(
+        100_000, ge=1, description="Keys of one workspace kept in the database, of calls that a profile holds together."
+    )
+    kept_keys_days: float = Field(30.0, gt=0, description="Days after its last use that such a key is kept.")
 
     @property
     def policy(self) -> Policy:

@@ -518,6 +518,16 @@ class _Bootstrap:
         shortage = self.deployments.shortage(workspace)
         return shortage.detail if shortage is not None else ""
 
+    async def _keep_swept(self) -> None:
+        scheduling = self.settings.scheduling
+        await keep_swept(
+            self.store,
+            self.settings.retention,
+            now_ms,
+            kept_keys=scheduling.kept_keys,
+            kept_keys_days=scheduling.kept_keys_days,
+        )
+
     def _may_reserve(self, peer_id: str) -> bool:
         """Whether others may reach this peer through here: a node that is admitted, and has greeted."""
         try:
@@ -556,7 +566,7 @@ class _Bootstrap:
                 nursery.start_soon(self.membership.run)
                 nursery.start_soon(self.webhooks.run)
                 await nursery.start(self.challenges.run)
-                nursery.start_soon(keep_swept, self.store, self.settings.retention, now_ms)
+                nursery.start_soon(self._keep_swept)
                 nursery.start_soon(run_watchdog, notifier)
                 with self._announced():
                     # What lives as long as the process need not be looked at by the collector again and again.

@@ -6,12 +6,14 @@ once.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import structlog
 import trio
 
 from ngpu_bootstrap.config import RetentionSection
+from ngpu_bootstrap.store import job_rows
 from ngpu_bootstrap.store.errors import StoreError
 from ngpu_bootstrap.store.store import Store
 
@@ -37,13 +39,21 @@ async def sweep(store: Store, settings: RetentionSection, now_ms: int) -> int:
     return removed
 
 
-async def keep_swept(store: Store, settings: RetentionSection, now_ms: Callable[[], int]) -> None:
-    """Sweep now and then, for ever."""
+async def keep_swept(
+    store: Store, settings: RetentionSection, now_ms: Callable[[], int], *, kept_keys: int, kept_keys_days: float
+) -> None:
+    """Sweep now and then, for ever.
+
+    Args:
+        kept_keys: of one workspace, that hold calls on one node; *kept_keys_days* after its last use one is removed.
+    """
     while True:
         try:
             removed = await sweep(store, settings, now_ms())
             if removed:
                 log.info("old_tasks_removed", tasks=removed)
+            before_ms = now_ms() - int(kept_keys_days * DAY_MS)
+            await store.chore(functools.partial(job_rows.forget_keys, before_ms=before_ms, limit=kept_keys))
         except StoreError as error:
             log.error("old_tasks_not_removed", reason=str(error))
         await trio.sleep(EVERY_S)

@@ -423,6 +423,14 @@ class Nodes:
         entry = self._pool(spec).entries.get(node)
         return entry is not None and entry.reason in (None, Exclusion.SET_ASIDE)
 
+    def stuck(self, spec: WorkspaceSpec, key: bytes) -> Address | None:
+        """Return where *key* sticks, as far as is known here."""
+        return self._pool(spec).affinity.node_of(key, self._now_ms())
+
+    def stick(self, spec: WorkspaceSpec, key: bytes, node: Address) -> None:
+        """Have calls under *key* go to *node*, while it is there."""
+        self._pool(spec).affinity.stick(key, node, self._now_ms())
+
     async def acquire_on(self, spec: WorkspaceSpec, node: Address, *, timeout_s: float, task_id: str = "") -> Slot:
         """Return a slot of *spec* on *node*, which has something that no other node has; waits before all others do.
 

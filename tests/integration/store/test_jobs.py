@@ -5,12 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from trio.testing import trio_test
 
+from ngpu_bootstrap.errors import NotServed
 from ngpu_bootstrap.profiles.jobs import Job, Phase
+from ngpu_bootstrap.registry.nodes import Nodes
+from ngpu_bootstrap.registry.sticky_keys import StickyKeys
 from ngpu_bootstrap.store import job_rows
 from ngpu_bootstrap.store.job_rows import JobRow, key_hash
 from ngpu_protocol.job_terms import JobTerms
+from ngpu_protocol.workspaces import WorkspaceSpec
 from tests.unit.store.builders import NODE, OTHER_NODE, WORKSPACE, a_finish, a_start, a_store, a_task, task_id
 
 DECLARED = JobTerms.model_validate(
@@ -112,3 +117,26 @@ async def test_keys_stick_while_they_are_used_and_are_bounded(directory: Path) -
 
 def test_a_key_is_known_by_a_hash_that_no_other_place_shares() -> None:
     assert key_hash("1", "2", "a", "bc") != key_hash("1", "2", "ab", "c")
+
+
+@trio_test
+async def test_a_declared_key_leads_to_its_node_after_a_restart_and_from_a_sibling(directory: Path) -> None:
+    spec = WorkspaceSpec(id="7", name="s", image="x", ports=[80])
+    key = StickyKeys.of("7", "7", "p json /dataset", "11")
+    assert key != StickyKeys.of("7", "8", "p json /dataset", "11"), "another client's"
+    async with a_store(directory) as store:
+        keys = StickyKeys(store, Nodes(now_ms=lambda: 1000, queue_limit=1), kept_ms=500, now_ms=lambda: 1000)
+        await keys.find(spec, key, refuse=True)  # new: it may go anywhere
+        await keys.note(spec, key, NODE)
+        await keys.note(spec, key, NODE)
+    async with a_store(directory) as store:
+        nodes = Nodes(now_ms=lambda: 1400, queue_limit=1)
+        keys = StickyKeys(store, nodes, kept_ms=500, now_ms=lambda: 1400)
+        await keys.find(spec, key)
+        assert nodes.stuck(spec, key) == NODE
+        with pytest.raises(NotServed, match="is away") as refused:
+            await keys.find(spec, key, refuse=True)
+        assert refused.value.reason == "state_node_away"
+        late = Nodes(now_ms=lambda: 1600, queue_limit=1)
+        await StickyKeys(store, late, kept_ms=500, now_ms=lambda: 1600).find(spec, key, refuse=True)
+        assert late.stuck(spec, key) is None
