@@ -102,6 +102,7 @@ _IDEMPOTENCY = {
     "description": "the same key again answers with the first task and runs nothing",
     "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
 }
+_NO_TEXT = {"encoding": "base64", "content_type": "image/png"}
 _TASK_LIST = {
     "result_code": 200,
     "msg": "success",
@@ -159,12 +160,19 @@ def documented_paths() -> dict[str, Any]:
             "post": _operation(
                 "Call an API the workspace declares: the answer is in `data`, or a task id where it is asynchronous.",
                 [named, _IDEMPOTENCY],
-                {"result_code": 200, "msg": "success", "data": '{"image_url": "..."}', "taskID": TASK_ID},
+                submitted,
                 (400, 401, 403, 404, 413, 429, 502, 503),
                 token=True,
                 body=True,
+                optional={"data": "", **_NO_TEXT},
             ),
-            "get": _operation("The same as `queryTask`.", [named, _TASK_PARAMETER], done, (400, 401, 403, 404)),
+            "get": _operation(
+                "The same as `queryTask`.",
+                [named, _TASK_PARAMETER],
+                done,
+                (400, 401, 403, 404),
+                optional={"reason": "", "result_url": "", **_NO_TEXT},
+            ),
         },
         "/user/queryTask": {
             "get": _operation(
@@ -172,6 +180,7 @@ def documented_paths() -> dict[str, Any]:
                 [_TASK_PARAMETER],
                 done,
                 (400, 401, 403, 404),
+                optional={"reason": "", **_NO_TEXT},
             )
         },
         "/user/queryTaskList": {
@@ -181,6 +190,7 @@ def documented_paths() -> dict[str, Any]:
                 _TASK_LIST,
                 (400, 401, 403, 429),
                 token=True,
+                optional={"cursor": ""},
             )
         },
         "/user/getTasksFromNode": {
@@ -201,6 +211,7 @@ def documented_paths() -> dict[str, Any]:
                 _TASK_LIST,
                 (400, 401, 403, 429),
                 token=True,
+                optional={"cursor": ""},
             )
         },
         "/user/queryNodes": {
@@ -272,10 +283,110 @@ _TASK_INFO = {
     "gpudursion": 1,
     "watermarktime": "",
     "watermarkres": "",
+    "state_name": "finished",
+    "result_code": 200,
+    "reason": "",
+    "brc20": {"ticker": "AINN", "at_ms": 1795170268000},
     "verdict": "verified",
+    "receipt": {
+        "hash": "0x" + "5f" * 32,
+        "sequence": 7,
+        "verdict": "verified",
+        "rule": "",
+        "outcome": "complete",
+        "meter": "nvml-process",
+        "duration_ms": 812,
+        "reserved_gpu_ms": 812,
+        "busy_gpu_ms": 640,
+    },
+    "attempts": [
+        {
+            "attempt": 1,
+            "nodeaddr": NODE,
+            "nodeip": "43.240.1.180",
+            "begintime": "2026-11-20 18:24:28",
+            "endtime": "2026-11-20 18:24:29",
+            "outcome": "complete",
+            "reason": "",
+            "status": 200,
+        }
+    ],
 }
 
 _PATH_EXAMPLES = {"task_id": TASK_ID, "workspace_id": WORKSPACE, "node": NODE, "node_addr": NODE}
+
+
+# What fields mean, wherever they stand. `userip` and its like are spelled as in the documents.
+_MEANING = {
+    "result_code": "200 is success, 100 says that there is no result yet; else the HTTP status, or the workspace's own",
+    "msg": "for people",
+    "reason": "why there is no answer of the workspace, for programs; empty or absent where there is one",
+    "taskID": "the task; so are `taskId` and `task_id`",
+    "result_size": "entries of the list; of a poll: 0 until there is a result, then 1",
+    "data": "the workspace's own answer, as text",
+    "encoding": "`base64` where the answer is no text",
+    "content_type": "of an answer that is no text",
+    "result_url": "lifted out of the workspace's answer, at /user/sadTalker",
+    "state": "0 accepted, 1 dispatched, 2 running, 3 finished, 4 failed, 5 cancelled, 6 expired",
+    "taskIds": "newest first",
+    "cursor": "where the next page begins; absent on the last",
+    "nodeAddr": "the node",
+    "progress": "of the distribution, in percent",
+    "status": "of a node: 1 served there, -1 failed there, 0 neither; of an attempt: the workspace's HTTP status",
+    "exists": "whether the address holds any of the ticker",
+    "names": "tickers that it holds",
+    "balances": "whole units of each, rounded down",
+    "amounts": "the exact decimals",
+    "id": "counts the gateway's tasks",
+    "userkey": "public label of the token that asked",
+    "btcaddress": "as the client sent it",
+    "workspaceid": "public id of the workspace",
+    "requrl": "the request's path and query",
+    "method": "the API's name, or `schedulingTask`",
+    "userip": "where the client's request came from",
+    "nodeip": "where the node's connection came from; empty where the operator hides it",
+    "requesttime": "of acceptance, in the wire's zone",
+    "responsetime": "of the end, in the wire's zone; empty before it",
+    "request": "the body that went to the workspace; base64 with `request_encoding` beside it where it is no text",
+    "response": "the workspace's answer; base64 with `response_encoding` beside it where it is no text",
+    "recordDursion": "seconds from acceptance to the end, rounded up",
+    "videodursion": "obsolete, 0",
+    "gpudursion": "GPU seconds, rounded up: busy where metered, else reserved; none of a disputed receipt",
+    "watermarktime": "obsolete, empty",
+    "watermarkres": "obsolete, empty",
+    "state_name": "the state in a word",
+    "brc20": "what was found out about the address; null where nothing was asked",
+    "verdict": "of the last attempt's receipt: verified, skew or disputed; empty before it is there",
+    "receipt": "the last receipt in short; null before it is there",
+    "attempts": "each run of the task on a node, first one first",
+}
+
+
+def _schema(example: Any, optional: dict[str, Any]) -> dict[str, Any]:
+    """Return the JSON schema of what *example* is one of, with the *optional* fields of its outermost object."""
+    if isinstance(example, dict):
+        properties = {}
+        beside = {name: value for field in example for name, value in _BESIDE.get(field, {}).items()}
+        for name, value in {**example, **optional, **beside}.items():
+            properties[name] = _schema(value, {})
+            if name in _NULLABLE:
+                properties[name] = {"anyOf": [properties[name], {"type": "null"}]}
+            if meaning := _MEANING.get(name):
+                properties[name] = {**properties[name], "description": meaning}
+        return {"type": "object", "required": list(example), "properties": properties}
+    if isinstance(example, list):
+        return {"type": "array", "items": _schema(example[0], {})}
+    kind = {bool: "boolean", int: "integer", str: "string"}[type(example)]
+    return {"type": kind}
+
+
+# Fields that sometimes stand beside another.
+_BESIDE = {
+    "request": {"request_encoding": "base64"},
+    "response": {"response_encoding": "base64"},
+    "ticker": {"amount": "100.9", "problem": "indexer_unavailable"},
+}
+_NULLABLE = frozenset({"brc20", "receipt"})
 
 
 def complete(document: dict[str, Any]) -> dict[str, Any]:
@@ -322,11 +433,18 @@ def _operation(
     *,
     token: bool = False,
     body: bool = False,
+    optional: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
+    """Return one operation.
+
+    Args:
+        answer: an example of it; every field there is in every answer.
+        optional: examples of fields that are in some.
+    """
     responses: dict[str, Any] = {
         "200": {
             "description": "as in the example",
-            "content": {"application/json": {"schema": {"type": "object"}, "example": answer}},
+            "content": {"application/json": {"schema": _schema(answer, optional or {}), "example": answer}},
         }
     }
     for status in refusals:

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import trio
 
@@ -189,3 +190,43 @@ def test_a_wire_zone_and_a_submission_code_are_the_operators_choice(tmp_path: Pa
 def test_a_zone_that_is_none_ends_the_start() -> None:
     with pytest.raises(OperatorError, match="wire_timezone"):
         load_settings(BootstrapSettings, None, "", {"wire_timezone": "Mars"})
+
+
+def test_every_answer_has_the_fields_that_the_openapi_document_says_and_no_other(tmp_path: Path) -> None:
+    async def test(bootstrap: Bootstrap, node: ScriptedNode) -> None:
+        paths = (await asked(bootstrap, "/openapi.json", token=None))["paths"]
+
+        def check(document: dict[str, Any], path: str, method: str = "get") -> None:
+            schema = paths[path][method]["responses"]["200"]["content"]["application/json"]["schema"]
+            jsonschema.validate(document, closed(schema))
+
+        async def posted(target: str, content_type: bytes) -> dict[str, Any]:
+            answer = await bootstrap.call("POST", target, b"\0\xff", [(b"content-type", content_type)])
+            document: dict[str, Any] = json.loads(answer.body)
+            return document
+
+        task_id = (await submitted(bootstrap, 2))[0]
+        check(await posted("/user/draw", b"application/octet-stream"), "/user/{api}", "post")
+        started = await posted("/user/schedulingTask?paramUrl=draw", b"application/octet-stream")
+        check(started, "/user/schedulingTask", "post")
+        check(await asked(bootstrap, f"/user/draw?taskID={started['taskID']}"), "/user/{api}")
+        await task_when(bootstrap, started["taskID"], lambda view: view["state"] == 3)
+        for one in (task_id, started["taskID"]):
+            check(await asked(bootstrap, f"/user/queryTask?taskID={one}"), "/user/queryTask")
+            check(await asked(bootstrap, f"/user/getDetailed?taskID={one}"), "/user/getDetailed")
+        check(await asked(bootstrap, "/user/queryTaskList?limit=1"), "/user/queryTaskList")
+        by_node = f"/user/getTasksFromNode?nodeAddr={node.account.address}"
+        check(await asked(bootstrap, by_node), "/user/getTasksFromNode")
+        check(await asked(bootstrap, "/user/queryNodes"), "/user/queryNodes")
+
+    run(tmp_path, test)
+
+
+def closed(schema: Any) -> Any:
+    """Return a schema that takes no field it does not name."""
+    if isinstance(schema, list):
+        return [closed(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    inner = {key: closed(value) for key, value in schema.items()}
+    return inner | ({"additionalProperties": False} if "properties" in schema else {})

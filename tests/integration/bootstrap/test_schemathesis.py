@@ -42,7 +42,7 @@ def test_no_call_of_the_document_is_answered_with_5xx(tmp_path: Path, caller: st
                     "--header",
                     f"Authorization: Bearer {credential}",
                     "--checks",
-                    "not_a_server_error,refusals_say_what_is_wrong",
+                    "not_a_server_error,response_schema_conformance,refusals_say_what_is_wrong",
                     "--phases",
                     "examples,coverage,fuzzing",
                     "--max-examples",
