@@ -338,10 +338,10 @@ class P2PStream(trio.abc.HalfCloseableStream):
 
     # The muxer's side: none of these wait.
 
-    def deliver(self, data: bytes) -> None:
-        """Take bytes within the credit, already accounted for."""
+    def deliver(self, data: bytes) -> bool:
+        """Take bytes within the credit, already accounted for; return whether that woke a reader."""
         if self._closed:
-            return
+            return False
         chunks = self._chunks
         if chunks and len(data) < _SMALL_BYTES and len(chunks[-1]) < _SMALL_BYTES:
             # A window full of one-byte frames must not become 256 Ki objects of 34 bytes.
@@ -352,6 +352,8 @@ class P2PStream(trio.abc.HalfCloseableStream):
         if self._receiver is not None:
             task, self._receiver = self._receiver, None
             trio.lowlevel.reschedule(task)
+            return True
+        return False
 
     def add_credit(self, count: int) -> None:
         """Allow *count* more bytes to be sent."""

@@ -29,6 +29,9 @@ Rules the code keeps:
   task was tried: 9 us less for a lone echo, 10 us more for each of 16, where every frame became a message and a system
   call.) A turn that lasts longer than `_HELD_S` writes in between, or the peer would stand idle for all of it: two
   daemons under load passed all their requests back and forth in one wave.
+- For the same reason the read loop wakes `_WOKEN_AT_ONCE` readers and lets them run before it looks further: the first
+  are on their way when the last begin. At 16 clients a bootstrap was idle for 20 % of the time without this, for 17 %
+  with four at once, 7 % with two and 5 % with one; the turns that two add cost 4 % of processor time, those of one 8 %.
 """
 
 from __future__ import annotations
@@ -70,6 +73,7 @@ _MAX_STREAM_ID = 2**32 - 2
 
 _ROOM_BYTES = 256 * 1024  # senders wait while more than this is queued for the socket
 _MAX_QUEUE_BYTES = 1024 * 1024
+_WOKEN_AT_ONCE = 2  # readers woken by what came, before they get a turn of the loop
 _HELD_S = 0.00025  # how long the first frame of a busy turn of the loop waits for others
 _MEASURE_S = 15.0  # how often the round trip is measured while there is traffic
 _MIN_RTT_S = 0.005  # a window that lasted less than four of these was too small, however near the peer is
@@ -129,8 +133,9 @@ class Muxer(IMuxedConn):
         self._room = trio.lowlevel.ParkingLot()
         self._queued_s = 0.0  # when the first frame of the outbox came
         self._writer: trio.lowlevel.Task | None = None
-        # Receiving: a header cut by the end of a message, and the data frame that is being received.
+        # Receiving: a header cut by the end of a message, frames to come, and the data frame that is being received.
         self._partial = b""
+        self._held_back = b""  # frames that wait for a turn of the loop
         self._body_left = 0
         self._body_stream: P2PStream | None = None
         self._body_flags = 0
@@ -182,6 +187,9 @@ class Muxer(IMuxedConn):
                 self._last_received = trio.current_time()
                 for message in messages:
                     self._feed(message)
+                    while self._held_back:
+                        await trio.lowlevel.checkpoint()
+                        self._feed(b"")
             self.close_nowait("closed by the peer")
         except LinkClosedError as error:
             self.close_nowait(str(error))
@@ -444,20 +452,24 @@ class Muxer(IMuxedConn):
     # Receiving.
 
     def _feed(self, data: bytes) -> None:
-        """Take the next plaintext of the connection, cut anywhere."""
-        if self._partial:
-            data = self._partial + data
-            self._partial = b""
+        """Take the next plaintext of the connection, cut anywhere; what `_held_back` keeps is for the next call."""
+        if self._partial or self._held_back:
+            data = b"".join((self._held_back, self._partial, data))
+            self._partial = self._held_back = b""
         at, end = 0, len(data)
+        woken = 0
         while at < end:
             if self._body_left:
                 size = min(self._body_left, end - at)
                 self._body_left -= size
                 if self._body_stream is not None:
-                    self._body_stream.deliver(data[at : at + size])
+                    woken += self._body_stream.deliver(data[at : at + size])
                 at += size
                 if not self._body_left and self._body_flags:
                     self._apply_flags(self._body_stream, self._body_flags)
+                if woken >= _WOKEN_AT_ONCE and at < end:
+                    self._held_back = data[at:]
+                    return
                 continue
             if end - at < _HEADER_BYTES:
                 self._partial = data[at:]

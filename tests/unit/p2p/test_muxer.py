@@ -12,7 +12,7 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from libp2p.peer.id import ID
-from trio.testing import MockClock, trio_test
+from trio.testing import MockClock, trio_test, wait_all_tasks_blocked
 
 from ngpu_protocol.p2p import HostLimits, P2PStream
 from ngpu_protocol.p2p.links import LinkClosedError
@@ -229,6 +229,35 @@ async def test_credit_goes_back_in_halves_of_a_window_not_with_every_read() -> N
         made._feed(frame(DATA, 0, 1, 1000, bytes(1000)))
         await stream.receive_some()
     assert [f for f in made._outbox if f[1] == WINDOW_UPDATE and not f[2:4].strip(b"\0")] == []
+
+
+@trio_test
+async def test_what_comes_for_many_readers_wakes_a_few_in_each_turn_and_loses_nothing() -> None:
+    accepted: list[P2PStream] = []
+    made = muxer(accepted)
+    ids = range(1, 21, 2)
+    made._feed(b"".join(frame(WINDOW_UPDATE, SYN, number, 0) for number in ids))
+    got: dict[int, bytes] = {}
+
+    async def read(stream: P2PStream) -> None:
+        got[stream.stream_id] = await stream.receive_some()
+        assert await stream.receive_some() == b""
+
+    async with trio.open_nursery() as readers:
+        for stream in accepted:
+            readers.start_soon(read, stream)
+        await wait_all_tasks_blocked()
+        burst = b"".join(frame(DATA, FIN, number, 3, b"%03d" % number) for number in ids)
+        in_each_turn = []
+        for arrived in (burst[:-5], burst[-5:]):  # cut in the middle of a frame
+            made._feed(arrived)
+            while made._held_back:
+                before = len(got)
+                await wait_all_tasks_blocked()
+                in_each_turn.append(len(got) - before)
+                made._feed(b"")
+    assert max(in_each_turn) == 2
+    assert got == {number: b"%03d" % number for number in ids}
 
 
 def test_silence_is_asked_about_and_then_taken_for_death() -> None:
