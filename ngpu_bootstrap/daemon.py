@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import gc
 import json
 import os
 import ssl
@@ -69,6 +68,7 @@ from ngpu_bootstrap.store.store import Store, StoreOptions, open_store
 from ngpu_bootstrap.trust_secret import trust_secret
 from ngpu_bootstrap.webhooks.caller import WebhookCaller
 from ngpu_bootstrap.webhooks.rules import WebhookRules
+from ngpu_daemon import garbage
 from ngpu_daemon.addresses import IpAddress
 from ngpu_daemon.datadir import DataDirectory
 from ngpu_daemon.discovery import Discovery
@@ -100,7 +100,6 @@ SETTLE_S = 10.0
 # What a client may send as a head: together with an order (16 KiB at most) less than the 64 KiB a node takes.
 CLIENT_HEAD_BYTES = 40 * 1024
 RUNTIME_FILE = "bootstrap.json"
-GC_THRESHOLD = 20_000
 # A node opens two streams to its bootstrap, and what its lookups in the DHT and a relayed guest need; requests go out
 # on streams opened here, which this does not count.
 PEER_LIMITS = HostLimits(streams_per_peer=64)
@@ -569,12 +568,7 @@ class _Bootstrap:
                 nursery.start_soon(self._keep_swept)
                 nursery.start_soon(run_watchdog, notifier)
                 with self._announced():
-                    # What lives as long as the process need not be looked at by the collector again and again.
-                    gc.collect()
-                    gc.freeze()
-                    # A call makes some hundred objects that die with it; looking for cycles among the living after
-                    # every second call would find next to none.
-                    gc.set_threshold(GC_THRESHOLD, 20, 20)
+                    garbage.settle()
                     log.info("bootstrap_ready", taken_up=taken_up, **self.where)
                     notifier.ready(f"serving clients on {', '.join(self.where['http'])}")
                     task_status.started(self.where)

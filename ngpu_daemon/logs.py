@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import sys
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -129,13 +130,15 @@ class _JsonLine:
 
     def __init__(self) -> None:
         self._encode = json.JSONEncoder(default=str).encode
+        self._second = 0
+        self._second_text = ""
 
     def __call__(self, logger: WrappedLogger, method: str, event: EventDict) -> str:
         event = structlog.processors.add_log_level(logger, method, event)
         if "exc_info" in event:
             event = structlog.processors.format_exc_info(logger, method, event)
         line: dict[str, Any] = {
-            "timestamp": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
+            "timestamp": self._now(),
             "level": event["level"],
             "event": event["event"],
         }
@@ -144,6 +147,14 @@ class _JsonLine:
         for key, value in event.items():
             line[key] = REDACTED if _is_secret(key, value) else _clean(value, 0)
         return self._encode(line)
+
+    def _now(self) -> str:
+        """Return the time in ISO 8601; what is the same for a second is formatted once in it."""
+        second, microseconds = divmod(time.time_ns() // 1000, 1_000_000)
+        if second != self._second:
+            self._second_text = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+            self._second = second
+        return f"{self._second_text}.{microseconds:06d}Z"
 
 
 def _is_harmless(event: EventDict) -> bool:

@@ -10,7 +10,6 @@ bytes out; say goodbye; stop containers; close the ledger. A second signal skips
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import os
 import secrets
@@ -24,6 +23,7 @@ from typing import Any
 import structlog
 import trio
 
+from ngpu_daemon import garbage
 from ngpu_daemon.datadir import DataDirectory
 from ngpu_daemon.discovery import Discovery
 from ngpu_daemon.drain import Drain
@@ -287,9 +287,7 @@ class Node:
                 if not self._links:
                     log.warning("no_bootstraps", hint="add a [[bootstraps]] table to the configuration")
                 self._notifier.ready(f"serving {len(self._links)} bootstraps")
-                # What is here now stays: without this every full collection walks all of libp2p again.
-                gc.collect()
-                gc.freeze()
+                garbage.settle()
                 nursery.start_soon(run_watchdog, self._notifier, lambda: not ledger.failed.is_set())
                 for link in self._links:
                     nursery.start_soon(link.run)

@@ -9,7 +9,6 @@ When the disk fails, `failed` is set: the daemon ends, since a node that cannot 
 
 from __future__ import annotations
 
-import dataclasses
 import sqlite3
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -141,7 +140,7 @@ class Ledger:
 
     def _append(self, connection: sqlite3.Connection, draft: TaskReceipt, order: SignedOrder) -> Written:
         head = self._batch.head(connection, draft.bootstrap)
-        receipt = dataclasses.replace(draft, sequence=head.sequence + 1, previous=head.hash)
+        receipt = draft.placed(head.sequence + 1, head.hash)
         signed, link = self._sign(receipt)
         self._batch.add_receipt(
             (

@@ -1,51 +1,24 @@
 """The node's own figures for Prometheus, named in one place.
 
-What the hot path counts are plain numbers, made into metrics only when somebody asks: the library's counters take a
-lock each, and everything here happens on one thread. What can be read when asked for (peers, streams, deployments)
-costs nothing in between.
+What the hot path counts are plain numbers, made into metrics only when somebody asks (`ngpu_daemon.metrics` says why).
+What can be read when asked for (peers, streams, deployments) costs nothing in between.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from ngpu_daemon.metrics import Seconds, seconds_family
 from ngpu_protocol.acknowledgements import VerdictKind
 from ngpu_protocol.receipts import Outcome
 from ngpu_protocol.wire_errors import Reason
 
 _BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
-
-
-class Seconds:
-    """How long something took, counted into `_BOUNDS`."""
-
-    __slots__ = ("_counts", "_sum")
-
-    def __init__(self) -> None:
-        self._counts = [0] * (len(_BOUNDS) + 1)
-        self._sum = 0.0
-
-    def observe(self, seconds: float) -> None:
-        """Count one that took *seconds*."""
-        self._counts[bisect_left(_BOUNDS, seconds)] += 1
-        self._sum += seconds
-
-    def family(self, name: str, text: str) -> Metric:
-        """Return the histogram."""
-        buckets: list[tuple[str, float]] = []
-        total = 0
-        for bound, count in zip([*map(str, _BOUNDS), "+Inf"], self._counts, strict=True):
-            total += count
-            buckets.append((bound, total))
-        family = HistogramMetricFamily(name, text)
-        family.add_metric([], buckets, self._sum)
-        return family
 
 
 class NodeMetrics(Collector):
@@ -65,8 +38,8 @@ class NodeMetrics(Collector):
         self._refusals: Counter[str] = Counter({reason.value: 0 for reason in Reason})
         self._verdicts: Counter[str] = Counter({verdict.value: 0 for verdict in VerdictKind})
         self.running = 0
-        self.attempt_seconds = Seconds()
-        self.ledger_seconds = Seconds()
+        self.attempt_seconds = Seconds(_BOUNDS)
+        self.ledger_seconds = Seconds(_BOUNDS)
         self.offers = 0
         self.sessions = 0
         registry.register(self)
@@ -100,8 +73,8 @@ class NodeMetrics(Collector):
         yield CounterMetricFamily("ngpu_node_bootstrap_sessions", text, self.sessions)
         yield GaugeMetricFamily("ngpu_node_attempts_running", "Attempts that run now.", self.running)
         text = "From admission to the last byte of the answer."
-        yield self.attempt_seconds.family("ngpu_node_attempt_seconds", text)
-        yield self.ledger_seconds.family("ngpu_node_ledger_seconds", "Waiting for a receipt to be durable.")
+        yield seconds_family("ngpu_node_attempt_seconds", text, self.attempt_seconds)
+        yield seconds_family("ngpu_node_ledger_seconds", "Waiting for a receipt to be durable.", self.ledger_seconds)
 
 
 class _OnDemand(Collector):

@@ -22,6 +22,7 @@ from typing import NewType
 import base58
 from coincurve import PrivateKey, PublicKey
 
+from ngpu_protocol.ecdsa import recover_point, sign_recoverable
 from ngpu_protocol.errors import AddressError, SignatureError
 from ngpu_protocol.keccak import keccak
 
@@ -188,7 +189,7 @@ class Account:
         """
         if len(digest) != 32:
             raise ValueError(f"only a 32-byte digest can be signed, not {len(digest)} bytes")
-        signature = self._private_key.sign_recoverable(digest, hasher=None)  # libsecp256k1 always gives the low s
+        signature = sign_recoverable(self._private_key, digest)  # libsecp256k1 always gives the low s
         return signature[:64] + (b"\x1b", b"\x1c")[signature[64]]
 
     def __repr__(self) -> str:
@@ -212,7 +213,7 @@ def recover(digest: bytes, signature: bytes) -> Address:
     if signature[32:64] > _HALF_CURVE_ORDER:
         raise SignatureError("s is in the upper half of the curve's order")
     try:
-        key = PublicKey.from_signature_and_message(signature[:64] + bytes((recovery_id,)), digest, hasher=None)
-    except Exception as error:  # coincurve raises a bare Exception when libsecp256k1 finds no key
+        point = recover_point(digest, signature[:64], recovery_id)
+    except ValueError as error:
         raise SignatureError("no key recovers from the signature") from error
-    return _address_of_point(key.format(compressed=False)[1:])
+    return _address_of_point(point[1:])

@@ -177,6 +177,7 @@ class SignedType(Generic[RecordT]):
         fields: ``(solidity type, name)`` in order.
         attributes: the record's attribute per field.
         record: the dataclass.
+        values: gives the values of a record's fields, in order.
     """
 
     def __init__(self, text: str, record: type[RecordT], *, what: str, max_bytes: int) -> None:
@@ -202,7 +203,7 @@ class SignedType(Generic[RecordT]):
         self.record = record
         self._type_hash = keccak(text.encode())
         self._remembered: list[tuple[RecordT, int, bytes] | None] = [None] * _REMEMBERED
-        self._values: Callable[[RecordT], tuple[Any, ...]] = attrgetter(*self.attributes)
+        self.values: Callable[[RecordT], tuple[Any, ...]] = attrgetter(*self.attributes)
         codecs = [_CODECS[kind] for kind, _ in self.fields]
         self._words = struct.Struct(">" + "".join(codec.word for codec in codecs)).pack
         self._hashed = [codec.hashed for codec in codecs]
@@ -217,7 +218,7 @@ class SignedType(Generic[RecordT]):
         """
         values = [
             value if hashed is None else hashed(value)
-            for hashed, value in zip(self._hashed, self._values(record), strict=True)
+            for hashed, value in zip(self._hashed, self.values(record), strict=True)
         ]
         try:
             return keccak(self._type_hash + self._words(*values))
@@ -238,7 +239,7 @@ class SignedType(Generic[RecordT]):
 
     def pack(self, record: RecordT, signature: bytes) -> bytes:
         """Return the msgpack map of *record* and *signature*, fields in declared order."""
-        values = self._values(record)
+        values = self.values(record)
         wire = {
             name: value if packed is None else packed(value)
             for (name, packed), value in zip(self._packed, values, strict=True)
@@ -273,7 +274,7 @@ class SignedType(Generic[RecordT]):
 
     def to_json(self, record: RecordT, signature: bytes) -> dict[str, Any]:
         """Return the record with its signature for a JSON file: byte strings as 0x text, addresses checksummed."""
-        values = dict(zip((name for _, name in self.fields), self._values(record), strict=True))
+        values = dict(zip((name for _, name in self.fields), self.values(record), strict=True))
         values["signature"] = signature
         return {name: _json_value(value) for name, value in values.items()}
 

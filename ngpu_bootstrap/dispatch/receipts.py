@@ -107,14 +107,15 @@ class ReceiptDesk:
         self._metrics = metrics
         self._now_ms = now_ms
         self._lines: dict[Address, _Line] = {}
-        self._running: dict[AttemptKey, trio.Event] = {}
+        # an event only for those whose receipt came early, and is waited with
+        self._running: dict[AttemptKey, trio.Event | None] = {}
         self._awaited: OrderedDict[AttemptKey, Awaited] = OrderedDict()
 
     # -- told by the dispatcher
 
     def attempt_began(self, order: TaskOrder) -> None:
         """Note that an attempt runs here: an early offer of its receipt waits until it ended."""
-        self._running[order.task_id, order.attempt] = trio.Event()
+        self._running[order.task_id, order.attempt] = None
 
     def attempt_ended(self, order: TaskOrder, awaited: Awaited | None) -> None:
         """Note that an attempt ended here; with *awaited* its receipt is still to come, and will be judged by that."""
@@ -202,8 +203,8 @@ class ReceiptDesk:
     async def _file(self, order: TaskOrder, receipt: SignedReceipt) -> Ack | None:
         """Judge and store an offered receipt; return what to answer, None for nothing now."""
         key = (order.task_id, order.attempt)
-        running = self._running.get(key)
-        if running is not None:
+        if key in self._running:
+            running = self._running[key] = self._running[key] or trio.Event()
             with trio.move_on_after(RUNNING_PATIENCE_S) as patience:
                 await running.wait()
             if patience.cancelled_caught:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import lru_cache
+from operator import attrgetter
 from typing import Any
 
 import sqlalchemy as sa
@@ -200,7 +202,7 @@ class Operations:
     def file_receipt(self, receipt: NewReceipt) -> Step:
         """The step that files *receipt* itself."""
         s = self.statements.insert_receipt
-        return s, s.bind({name: getattr(receipt, name) for name in s.names})
+        return s, _receipt_values(s.names)(receipt)
 
     def judge(self, receipt: NewReceipt) -> Step:
         """The step that shows the verdict on *receipt* with its task, if it is the last attempt's."""
@@ -492,6 +494,11 @@ def _task_values(task: NewTask) -> dict[str, Any]:
         "deadline_at_ms": task.deadline_at_ms,
         "affinity": task.affinity,
     }
+
+
+@lru_cache(maxsize=4)
+def _receipt_values(names: tuple[str, ...]) -> Callable[[NewReceipt], tuple[Any, ...]]:
+    return attrgetter(*names)
 
 
 def _refused(_connection: sa.Connection, error: BaseException | None) -> StoreError:

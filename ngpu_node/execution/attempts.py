@@ -168,7 +168,7 @@ class Attempts:
             attempt=attempt.key[2],
             workspace=attempt.signed.order.workspace,
             bootstrap=attempt.signed.order.bootstrap,
-            outcome=outcome,
+            outcome=outcome.value,
             status=attempt.status,
             request_bytes=attempt.request.count,
             response_bytes=attempt.response.count,
