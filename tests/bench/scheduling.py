@@ -2,6 +2,7 @@
 
     python -m tests.bench.scheduling run --nodes 1000 --load 0.8 --out FILE      one load, every policy
     python -m tests.bench.scheduling report FILE... [--plot FILE.svg]            table and plot of such files
+    python -m tests.bench.scheduling decide                                      how long one decision takes
 
 What is simulated: Poisson arrivals; service times of a heavy-tailed mix (60 % exponential of 0.5 s, 30 % of 3 s, 10 %
 bounded Pareto of 5 to 200 s); nodes with two slots each and round trips of 2 to 80 ms; 5 % of nodes dying an hour,
@@ -424,18 +425,7 @@ class Ours(Simulation):
     def node_back(self, node: Node) -> None:
         for view in range(self.bootstraps):
             now_ms = int(self.now_s * 1000)
-            session = NodeSession(
-                node=Address(f"0x{node.number:040x}"),
-                peer_id=f"peer{node.number}",
-                session=bytes(32),
-                software="ngpu-node/1.0.0",
-                gpus=(),
-                slots=2 * SLOTS if node.lies else SLOTS,
-                admitted=True,
-                connected_at_ms=now_ms,
-                heard_at_ms=now_ms,
-                requests=Client(_no_stream),
-            )
+            session = _session(node.number, 2 * SLOTS if node.lies else SLOTS, now_ms)
             session.assign({"7": (1,)})
             self._sessions[view, node.number] = session
             self._views[view].attach(session)
@@ -520,6 +510,21 @@ SIMULATIONS: dict[str, type[Simulation]] = {
 }
 
 
+def _session(number: int, slots: int, now_ms: int) -> NodeSession:
+    return NodeSession(
+        node=Address(f"0x{number:040x}"),
+        peer_id=f"peer{number}",
+        session=bytes(32),
+        software="ngpu-node/1.0.0",
+        gpus=(),
+        slots=slots,
+        admitted=True,
+        connected_at_ms=now_ms,
+        heard_at_ms=now_ms,
+        requests=Client(_no_stream),
+    )
+
+
 async def _no_stream() -> Any:
     raise OSError("nothing is connected in a simulation")
 
@@ -553,6 +558,41 @@ def run_policies(setup: Setup, policies: Sequence[str] = POLICIES) -> list[Figur
     return [SIMULATIONS[policy](setup).run() for policy in policies]
 
 
+# -- how long a decision takes
+
+
+def decision_us(nodes: int, *, contended: bool = False, rounds: int = 7, decisions: int = 500) -> float:
+    """Return what one decision takes: a slot taken and given back among so many candidates, in microseconds.
+
+    The best of *rounds*, each the mean of *decisions*: what else runs on the machine only makes one slower.
+
+    Args:
+        contended: other bootstraps are often there first, so that more is looked at.
+    """
+    now_ms = 1_000_000
+    view = Nodes(now_ms=lambda: now_ms, queue_limit=1, draw=random.Random(3).random)
+    state = DeploymentState("7", 1, "ready", slots_free=SLOTS)
+    for number in range(nodes):
+        session = _session(number, SLOTS, now_ms)
+        session.assign({"7": (1,)})
+        view.attach(session)
+        view.heard(session, Heartbeat(at_ms=0, slots_free=SLOTS, deployments=(state,)))
+    held = [view.take(SPEC) for _ in range(nodes)]  # half of all slots are in use
+    if contended:
+        for slot in held[: min(nodes // 2, 64)]:
+            assert slot is not None
+            view.refused_full(slot)
+    best = math.inf
+    for _ in range(rounds):
+        began = time.perf_counter()
+        for _ in range(decisions):
+            slot = view.take(SPEC)
+            assert slot is not None
+            slot.release()
+        best = min(best, (time.perf_counter() - began) / decisions)
+    return best * 1e6
+
+
 # -- what a person runs
 
 
@@ -571,8 +611,14 @@ def main() -> int:
     report = commands.add_parser("report", help="table and plot of what was run")
     report.add_argument("files", nargs="+", type=Path)
     report.add_argument("--plot", type=Path, help="SVG or PNG")
+    commands.add_parser("decide", help="how long one decision takes, among 1 to 10,000 candidates")
     arguments = parser.parse_args()
     structlog.configure(processors=[_drop])
+    if arguments.command == "decide":
+        print("candidates  one bootstrap  several, contended")
+        for nodes in (1, 10, 100, 1_000, 10_000):
+            print(f"{nodes:10,}  {decision_us(nodes):10.1f} us  {decision_us(nodes, contended=True):15.1f} us")
+        return 0
     if arguments.command == "run":
         setup = Setup(arguments.nodes, arguments.load, arguments.seconds, arguments.warm_up, arguments.seed)
         figures = []

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import structlog
 
-from tests.bench.scheduling import Figures, Setup, mean_service_s, quantile, run_policies, table
+from tests.bench.scheduling import Figures, Setup, decision_us, mean_service_s, quantile, run_policies, table
 
 # Deaths and lies more frequent than in the full runs, so that some happen in the short time.
 SETUP = Setup(nodes=120, load=0.8, seconds=60.0, warm_up_s=30.0, seed=3, deaths_per_hour=2.0, liars=0.05)
@@ -43,6 +43,16 @@ def test_near_capacity_bootstraps_that_share_nodes_lose_nothing_and_are_seldom_r
         (shared,) = run_policies(replace(SETUP, load=0.95), ["ours x3"])
     assert shared.lost == 0
     assert shared.refused < 0.3 * shared.tasks
+
+
+@pytest.mark.parametrize(
+    ("nodes", "contended", "limit_us"), [(1_000, False, 100.0), (1_000, True, 100.0), (10_000, False, 500.0)]
+)
+def test_a_decision_takes_microseconds_however_many_candidates_there_are(
+    nodes: int, contended: bool, limit_us: float
+) -> None:
+    with structlog.testing.capture_logs():
+        assert decision_us(nodes, contended=contended) < limit_us
 
 
 def test_the_same_seed_gives_the_same_figures() -> None:
