@@ -308,6 +308,28 @@ class ChallengesSection(Section):
         return self
 
 
+class RechecksSection(Section):
+    """Tasks run again on other nodes, of workspaces that say they are deterministic (docs/trust.md)."""
+
+    enabled: bool = Field(True, description="Whether such tasks are run again at all. No client pays for it.")
+    often: float = Field(0.2, ge=0, le=1, description="Share of a new node's tasks that is run again.")
+    rare: float = Field(0.02, ge=0, le=1, description="Share of a trusted node's.")
+    disputed: float = Field(0.5, ge=0, le=1, description="Share of a node's that was disputed of late.")
+    queue: int = Field(256, ge=1, le=65_536, description="Tasks that may wait to be run again; others are passed over.")
+    queue_bytes: int = Field(64 * MIB, ge=0, description="Bytes their requests may take together.")
+    body_bytes: int = Field(1 * MIB, ge=0, description="Largest request that is kept for it.")
+    wait_s: float = Field(600.0, gt=0, description="Seconds such a task waits for a node that may judge.")
+    outvoted_s: float = Field(
+        86_400.0, gt=0, description="Seconds a node that two others contradicted gets no tasks of that workspace."
+    )
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> Self:
+        if not self.rare <= self.often:
+            raise ValueError("rechecks.rare must not be more than rechecks.often")
+        return self
+
+
 class BootstrapSettings(DaemonSettings):
     """Everything `ngpu-bootstrap run` can be told."""
 
@@ -375,6 +397,7 @@ class BootstrapSettings(DaemonSettings):
     challenges: ChallengesSection = Field(
         ChallengesSection(), description="Whether nodes must show that their GPUs are what they claim."
     )
+    rechecks: RechecksSection = Field(RechecksSection(), description="Tasks that are run again on other nodes.")
     compat: CompatSection = Field(CompatSection(), description="What clients written for other gateways may call.")
     limits: LimitsSection = Field(LimitsSection(), description="Bounds on what clients and nodes may take.")
     region: str = Field("", max_length=64, description="Where this bootstrap is, in a word; stands in its record.")

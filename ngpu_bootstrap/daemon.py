@@ -51,6 +51,7 @@ from ngpu_bootstrap.front.wire_times import parse_zone
 from ngpu_bootstrap.membership import Membership
 from ngpu_bootstrap.metrics import Metrics
 from ngpu_bootstrap.operator_keys import OperatorKeys, OperatorKeysError, Scope
+from ngpu_bootstrap.rechecks.desk import RecheckDesk
 from ngpu_bootstrap.registry.archives import ArchiveLimits, Archives
 from ngpu_bootstrap.registry.confided import Confided
 from ngpu_bootstrap.registry.control import ControlDesk, Greeting
@@ -289,6 +290,7 @@ class _Bootstrap:
             limits=DispatchLimits(attempts=limits.attempts, queue_wait_s=limits.queue_wait_s),
             watch=self.watch,
             now_ms=now_ms,
+            look_again=lambda call, attempt, ending: self.rechecks.answered(call, attempt, ending),
         )
         self.jobs = Jobs(
             dispatcher=self.dispatcher,
@@ -298,18 +300,34 @@ class _Bootstrap:
             now_ms=now_ms,
         )
         self.new_task_id = TaskIds(now_ms, parse_zone(settings.wire_timezone))
+        errands = Errands(self.dispatcher, self.nodes, new_task_id=self.new_task_id, now_ms=now_ms)
+        secret = trust_secret(directory.path)
         self.challenges = ChallengeDesk(
             settings.challenges,
             own=account.address,
-            secret=trust_secret(directory.path),
+            secret=secret,
             nodes=self.nodes,
             workspaces=self.workspaces,
             standings=self.standings,
             store=store,
-            errands=Errands(self.dispatcher, self.nodes, new_task_id=self.new_task_id, now_ms=now_ms),
+            errands=errands,
+            metrics=self.metrics,
             wallets=self._wallets,
             refresh=lambda: self.control.refresh(),
             lacking=self._lacking,
+            now_ms=now_ms,
+        )
+        self.rechecks = RecheckDesk(
+            settings.rechecks,
+            own=account.address,
+            secret=secret,
+            nodes=self.nodes,
+            standings=self.standings,
+            store=store,
+            errands=errands,
+            metrics=self.metrics,
+            wallets=self._wallets,
+            answer_bytes=limits.task_answer_bytes,
             now_ms=now_ms,
         )
         self.detached = DetachedTasks(
@@ -423,6 +441,8 @@ class _Bootstrap:
         gauge("ngpu_streams", "Open libp2p streams.", self._streams)
         gauge("ngpu_running_attempts", "Attempts running.", lambda: sum(one.total_in_flight for one in self.nodes))
         gauge("ngpu_async_tasks", "Asynchronous tasks not final.", lambda: len(self.detached))
+        gauge("ngpu_rechecks_waiting", "Tasks that wait to be run again.", lambda: len(self.rechecks))
+        gauge("ngpu_rechecks_passed_over", "Drawn and not run again.", lambda: self.rechecks.passed_over)
         gauge("ngpu_store_operations", "Writes committed since the start.", lambda: self.store.counts.operations)
         gauge("ngpu_store_batches", "Commits since the start.", lambda: self.store.counts.batches)
         gauge("ngpu_client_connections", "Clients' connections.", lambda: self.draining.connections)
@@ -542,6 +562,7 @@ class _Bootstrap:
         await self.standings.load()
         await self.deployments.load()
         await self.challenges.load()
+        await self.rechecks.load()
         async with trio.open_nursery() as nursery:
             await nursery.start(self.drain.run)
             await nursery.start(self.brc20.run)
@@ -565,6 +586,7 @@ class _Bootstrap:
                 nursery.start_soon(self.membership.run)
                 nursery.start_soon(self.webhooks.run)
                 await nursery.start(self.challenges.run)
+                nursery.start_soon(self.rechecks.run)
                 nursery.start_soon(self._keep_swept)
                 nursery.start_soon(run_watchdog, notifier)
                 with self._announced():

@@ -25,6 +25,8 @@ class Metrics(Collector):
         self._attempts: Counter[Labels] = Counter()
         self._verdicts: Counter[Labels] = Counter()
         self._refusals: Counter[Labels] = Counter()
+        self._rechecks: Counter[Labels] = Counter()
+        self._challenges: Counter[Labels] = Counter()
         self._task_seconds: dict[str, Seconds] = {}
         self._first_byte_seconds = Seconds(_BOUNDS)
         self.registry.register(self)
@@ -47,6 +49,14 @@ class Metrics(Collector):
         """Count a receipt."""
         self._verdicts[verdict, rule] += 1
 
+    def rechecked(self, outcome: str) -> None:
+        """Count a task that was run again."""
+        self._rechecks[outcome,] += 1
+
+    def challenged(self, finding: str) -> None:
+        """Count a challenge."""
+        self._challenges[finding,] += 1
+
     def refused(self, reason: str) -> None:
         """Count a call that was not served."""
         self._refusals[reason,] += 1
@@ -60,6 +70,8 @@ class Metrics(Collector):
         yield _counter("ngpu_tasks", "Tasks that ended.", ("api", "state"), self._tasks)
         yield _counter("ngpu_attempts", "Attempts that ended.", ("how",), self._attempts)
         yield _counter("ngpu_verdicts", "Receipts judged.", ("verdict", "rule"), self._verdicts)
+        yield _counter("ngpu_rechecks", "Tasks run again elsewhere.", ("outcome",), self._rechecks)
+        yield _counter("ngpu_challenges", "GPU challenges held.", ("finding",), self._challenges)
         yield _counter("ngpu_refusals", "Calls not served.", ("reason",), self._refusals)
         taken = HistogramMetricFamily("ngpu_task_seconds", "From acceptance to the end.", labels=["api"])
         for api, seconds in self._task_seconds.items():

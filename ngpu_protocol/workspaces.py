@@ -56,7 +56,7 @@ RESERVED_API_NAMES = frozenset(
 )
 """Names under ``/user/`` that the gateway answers itself."""
 
-PLACEMENT_FIELDS = frozenset({"name", "replicas", "area", "group", "end_at", "image_digest"})
+PLACEMENT_FIELDS = frozenset({"name", "replicas", "area", "group", "end_at", "image_digest", "deterministic"})
 """Fields whose change leaves what runs as it is. `image_digest` is among them: it is filled in for a revision."""
 
 _NAME_IN_PATH = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
@@ -284,6 +284,12 @@ class WorkspaceSpec(BaseModel):
     end_at: EndTime | None = Field(
         default=None,
         description="when it stops for good, as a date-time or UTC milliseconds; none: never",
+    )
+
+    deterministic: Annotated[bool, Field(strict=True)] = Field(
+        default=False,
+        description="the same request gets the same answer, byte for byte, on every node with the same GPU models, and "
+        "changes nothing else: some tasks are run again on another node, at no cost to the client, and compared",
     )
 
     @model_validator(mode="after")

@@ -22,11 +22,16 @@ import docker
 import psycopg
 import pytest
 from docker.errors import DockerException
+from hypothesis import HealthCheck, settings
 from requests.exceptions import RequestException
 
 REQUIRE_ALL = os.environ.get("NGPU_REQUIRE_ALL", "") not in ("", "0")
 TEST_TIMEOUT_S = float(os.environ.get("NGPU_TEST_TIMEOUT_S", "120"))
 MIN_NODE = 22
+
+# How long inputs take to be made says how busy the machine is, and nothing about what is tested.
+settings.register_profile("ngpu", suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("ngpu")
 
 
 # -- what this machine has: each returns why not, or None --------------------------------------------------------------

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+import sqlalchemy as sa
 import structlog
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
@@ -21,6 +22,7 @@ from ngpu_bootstrap.api.challenges import add_challenge_calls
 from ngpu_bootstrap.api.documented_calls import complete
 from ngpu_bootstrap.api.live import EVENT_STREAM, LOG_LINES_MAX, Live
 from ngpu_bootstrap.api.nodes import NodeParts, add_node_calls
+from ngpu_bootstrap.api.rechecks import RechecksView, recheck_view
 from ngpu_bootstrap.api.task_calls import TaskControl, add_task_calls
 from ngpu_bootstrap.brc20.desk import Brc20Desk
 from ngpu_bootstrap.brc20.policies import Brc20Policy
@@ -34,7 +36,9 @@ from ngpu_bootstrap.registry.nodes import Nodes
 from ngpu_bootstrap.registry.placements import Placements
 from ngpu_bootstrap.registry.standings import Standings
 from ngpu_bootstrap.registry.workspaces import NewWorkspace, Workspace, Workspaces
+from ngpu_bootstrap.store import recheck_rows
 from ngpu_bootstrap.store.errors import StoreError, UnknownTask
+from ngpu_bootstrap.store.recheck_rows import RecheckRow
 from ngpu_bootstrap.store.records import TaskRecord
 from ngpu_bootstrap.store.store import Store
 from ngpu_daemon.metrics import CONTENT_TYPE, exposition, software_version
@@ -60,6 +64,8 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         404: "no such thing",
     }.items()
 }
+
+RECHECKS_SHOWN = 100
 
 FindTask = Callable[[str, Token | None], Awaitable[TaskRecord]]
 
@@ -277,6 +283,21 @@ def build_app(parts: Parts, *, is_operators_own: bool = False) -> FastAPI:
         owner(token, workspace_id, Scope.WORKSPACES)
         await parts.brc20.set_policy(parts.workspaces.require(workspace_id).id, policy)
         return policy
+
+    @app.get("/api/v1/workspaces/{workspace_id}/rechecks", tags=["workspaces"], responses=_ERRORS)
+    async def get_rechecks(workspace_id: str, token: Annotated[Token | None, Depends(presented)]) -> RechecksView:
+        """Which of its tasks were run again on other nodes, and what came of it. Its own token or an operator key."""
+        owner(token, workspace_id, Scope.READ)
+        workspace = parts.workspaces.require(workspace_id)
+
+        def read(connection: sa.Connection) -> tuple[dict[str, int], list[RecheckRow]]:
+            counts = recheck_rows.counts(connection, workspace_id)
+            return counts, recheck_rows.of_workspace(connection, workspace_id, RECHECKS_SHOWN)
+
+        counts, rows = await parts.store.look_over(read)
+        return RechecksView(
+            deterministic=workspace.spec.deterministic, counts=counts, rechecks=[recheck_view(row) for row in rows]
+        )
 
     @app.get("/api/v1/tasks/{task_id}", tags=["tasks"], responses=_ERRORS)
     async def get_task(task_id: str, token: Annotated[Token | None, Depends(presented)]) -> models.TaskView:

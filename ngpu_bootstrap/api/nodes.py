@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field
 
 from ngpu_bootstrap.api import models
 from ngpu_bootstrap.api.challenges import ChallengeView, challenge_view
+from ngpu_bootstrap.api.rechecks import RecheckView, recheck_view
 from ngpu_bootstrap.challenges.desk import ChallengeDesk
 from ngpu_bootstrap.errors import Refusal
 from ngpu_bootstrap.registry.nodes import Nodes, NodeSession
@@ -21,8 +22,9 @@ from ngpu_bootstrap.registry.standings import Standings
 from ngpu_bootstrap.registry.workspaces import Workspaces
 from ngpu_bootstrap.scheduling.reasons import SILENCE_LIMIT_MS, Exclusion
 from ngpu_bootstrap.scheduling.standing import Standing
-from ngpu_bootstrap.store import challenge_rows
+from ngpu_bootstrap.store import challenge_rows, recheck_rows
 from ngpu_bootstrap.store.challenge_rows import ChallengeRow
+from ngpu_bootstrap.store.recheck_rows import RecheckRow
 from ngpu_bootstrap.store.store import Store
 from ngpu_protocol.errors import AddressError
 from ngpu_protocol.gpu_models import canonical_gpu_model, gpu_model_names
@@ -30,6 +32,7 @@ from ngpu_protocol.identity import parse_address
 
 PAGE_LIMIT = 1000
 CHALLENGES_SHOWN = 16
+LOST_SHOWN = 16
 
 State = Literal[
     "serving",
@@ -105,6 +108,9 @@ class NodeDetailView(BaseModel):
     why: list[str] = Field(description="sentences for people")
     workspaces: list[NodeWorkspaceView]
     challenges: list[ChallengeView] = Field(description="the last ones, newest first")
+    rechecks_lost: list[RecheckView] = Field(
+        description="answers of its that two other nodes contradicted, newest first"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +164,7 @@ def add_node_calls(app: FastAPI, parts: NodeParts) -> None:
         challenges = await parts.store.look_up(
             lambda connection: challenge_rows.of_node(connection, node, CHALLENGES_SHOWN)
         )
+        lost = await parts.store.look_up(lambda connection: recheck_rows.lost_by(connection, node, LOST_SHOWN))
         now_ms = parts.now_ms()
         standing = parts.standings.of(node)
         return NodeDetailView(
@@ -167,9 +174,15 @@ def add_node_calls(app: FastAPI, parts: NodeParts) -> None:
             first_seen_ms=row.first_seen_ms if row is not None else now_ms,
             last_seen_ms=session.heard_at_ms if session is not None else row.last_seen_ms if row is not None else 0,
             standing=standing_view(standing, now_ms),
-            why=[*_sentences(session, now_ms), standing.explained(now_ms), *_challenged(challenges, now_ms)],
+            why=[
+                *_sentences(session, now_ms),
+                standing.explained(now_ms),
+                *_challenged(challenges, now_ms),
+                *_lost(lost, now_ms),
+            ],
             workspaces=list(_with_workspaces(parts, session)) if session is not None else [],
             challenges=[challenge_view(row) for row in challenges],
+            rechecks_lost=[recheck_view(row) for row in lost],
         )
 
 
@@ -278,6 +291,14 @@ def _challenged(rows: Sequence[ChallengeRow], now_ms: int) -> Iterable[str]:
             ago_h = (now_ms - row.at_ms) / 3600_000
             said = f"{row.finding.replace('_', ' ')}{': ' + row.detail if row.detail else ''}"
             yield f"its {row.model} was challenged {ago_h:.1f} h ago: {said}"
+
+
+def _lost(rows: Sequence[RecheckRow], now_ms: int) -> Iterable[str]:
+    """Yield a sentence about the last answer that was contradicted."""
+    if rows:
+        ago_h = (now_ms - rows[0].at_ms) / 3600_000
+        which = f"task {rows[0].task_id} of workspace {rows[0].workspace}"
+        yield f"two nodes contradicted its answer to {which} {ago_h:.1f} h ago"
 
 
 def _sentences(session: NodeSession | None, now_ms: int) -> list[str]:

@@ -26,6 +26,7 @@ from ngpu_bootstrap.challenges.conversation import Claim, Reply, Told, challenge
 from ngpu_bootstrap.config import ChallengesSection
 from ngpu_bootstrap.dispatch.errands import Errands
 from ngpu_bootstrap.errors import Refusal
+from ngpu_bootstrap.metrics import Metrics
 from ngpu_bootstrap.registry.nodes import Nodes, NodeSession
 from ngpu_bootstrap.registry.standings import Standings
 from ngpu_bootstrap.registry.workspaces import Workspace, Workspaces
@@ -123,6 +124,7 @@ class ChallengeDesk:
         standings: Standings,
         store: Store,
         errands: Errands,
+        metrics: Metrics,
         wallets: Callable[[], Awaitable[Mapping[Address, str]]],
         refresh: Callable[[], None],
         lacking: Callable[[Workspace], str],
@@ -137,6 +139,7 @@ class ChallengeDesk:
         self._standings = standings
         self._store = store
         self._errands = errands
+        self._metrics = metrics
         self._read_wallets = wallets
         self._refresh = refresh
         self._lacking = lacking
@@ -475,6 +478,7 @@ class ChallengeDesk:
             task_id=told.task_id,
         )
         await self._store.chore(lambda connection: challenge_rows.add(connection, row))
+        self._metrics.challenged(finding.value)
         of_node[claim.gpu] = before.after(finding, now_ms)
         if follows.good:
             self._standings.spoken_for(claim.node, follows.good)

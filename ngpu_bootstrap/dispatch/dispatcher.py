@@ -111,6 +111,7 @@ class Dispatcher:
 
     Args:
         watch: told of every change of a task.
+        look_again: told of every task of a deterministic workspace that ended; must be short and not raise.
         now_ms: the wall clock.
     """
 
@@ -128,7 +129,9 @@ class Dispatcher:
         limits: DispatchLimits,
         watch: TaskWatch,
         now_ms: Callable[[], int],
+        look_again: Callable[[Call, Attempt, Ending], None] = lambda call, attempt, ending: None,
     ) -> None:
+        self._look_again = look_again
         self.under_way: dict[str, Attempt] = {}
         self._watch = watch
         self._account = account
@@ -214,6 +217,8 @@ class Dispatcher:
                     await self._end_part(ending, attempt, judged)
                 else:
                     await self._end(call, ending, attempt, judged, sink=sink)
+                    if call.spec.deterministic and given is None:
+                        self._look_again(call, attempt, ending)
                 return Result(ending, attempt, judged)
             if attempt.reason != Reason.NO_FREE_SLOT:
                 tried.add(slot.session)
@@ -229,6 +234,8 @@ class Dispatcher:
             await self._end_part(ending, attempt, judged)
         else:
             await self._end(call, ending, attempt, judged, sink=sink)
+            if call.spec.deterministic:
+                self._look_again(call, attempt, ending)
         return Result(ending, attempt, judged)
 
     async def give_up(self, call: Call, ending: Ending, attempt: Attempt | None) -> None:

@@ -80,8 +80,13 @@ class Errands:
         timeout_s: float,
         answer_bytes: int,
         port: int | None = None,
+        caller: str = "",
     ) -> Errand:
         """Have *session* run one call of *spec* and return how it went. No other node gets it.
+
+        Args:
+            port: None for the workspace's first.
+            caller: who is said to have asked; empty: the workspace itself, which then finds it among its tasks.
 
         Raises:
             StoreError: it could not be committed; nothing was sent.
@@ -102,6 +107,7 @@ class Errands:
             accepted_at_ms=now_ms,
             deadline_ms=now_ms + int(timeout_s * 1000),
             wrapped=True,
+            caller=caller,
         )
         sink = Collector(answer_bytes)
         result = await self._dispatcher.carry(call, sink, given=slot)

@@ -16,7 +16,7 @@ import math
 import random as random_module
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import structlog
 import trio
@@ -249,6 +249,7 @@ class Nodes:
         self._numbers = itertools.count(1)
         self._turns = itertools.count(1)
         self._why: dict[str, tuple[int, dict[str, int]]] = {}
+        self._outvoted: dict[tuple[Address, str], int] = {}
         self._hold_promised = False
         self._running = 0
         self._idle: trio.Event | None = None
@@ -322,6 +323,29 @@ class Nodes:
         if self._sessions.get(session.node) is session:
             self._refresh(session)
             self._serve(session.load)
+
+    def outvote(self, node: Address, workspace: str, until_ms: int) -> None:
+        """Keep a workspace's tasks from a node until then: two others contradicted an answer from there."""
+        now_ms = self._now_ms()
+        self._outvoted = {key: at_ms for key, at_ms in self._outvoted.items() if at_ms > now_ms}
+        self._outvoted[node, workspace] = max(until_ms, self._outvoted.get((node, workspace), 0))
+        session = self._sessions.get(node)
+        if session is not None:
+            self._refresh(session)
+
+    def outvoted_until_ms(self, node: Address, workspace: str) -> int:
+        """Return until when a workspace's tasks are kept from a node for that; 0 when they are not."""
+        until_ms = self._outvoted.get((node, workspace), 0)
+        return until_ms if until_ms > self._now_ms() else 0
+
+    def ready(self, workspace: str, *, free: bool) -> list[NodeSession]:
+        """Return the nodes that may take a task of *workspace*; with *free* those that have a slot for it now."""
+        pool = self._pools.get(workspace)
+        if pool is None:
+            return []
+        now_ms = self._now_ms()
+        entries = [entry for entry in pool.entries.values() if entry.reason is None]
+        return [entry.load.host for entry in entries if not free or entry.free(now_ms) > 0]
 
     # -- slots
 
@@ -728,6 +752,8 @@ class Nodes:
         is_new = pool.workspace not in session.load.entries
         if is_new and facts is NOTHING:
             return  # most nodes have nothing to do with most workspaces
+        if self._outvoted and self.outvoted_until_ms(session.node, pool.workspace):
+            facts = replace(facts, outvoted=True)
         entry = pool.enter(session.load)
         entry.facts = facts
         if heard or is_new:

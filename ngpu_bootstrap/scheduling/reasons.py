@@ -40,6 +40,8 @@ class Exclusion(enum.StrEnum):
     """The workspace is not deployed there."""
     WRONG_REVISION = "wrong_revision"
     """Another revision runs there than those that may serve."""
+    OUTVOTED = "outvoted"
+    """Two other nodes contradicted its answer to a task of the workspace, of late."""
     UNHEALTHY = "unhealthy"
     """The deployment, or a GPU it holds, is not healthy."""
     NOT_READY = "not_ready"
@@ -90,6 +92,7 @@ class DeploymentFacts:
         state: a `DeploymentPhase`, or a later version's word.
         rank: place of its GPUs in the workspace's order of preference, None when they are none of those.
         gpus_healthy: whether every GPU it holds is still offered.
+        outvoted: whether two other nodes contradicted an answer of the workspace from there, of late.
         may_serve: whether its revision takes the workspace's tasks there; two do while one replaces the other.
     """
 
@@ -98,6 +101,7 @@ class DeploymentFacts:
     rank: int | None = 0
     gpus_healthy: bool = True
     may_serve: bool = True
+    outvoted: bool = False
 
 
 NOTHING = DeploymentFacts(None)
@@ -125,6 +129,8 @@ def deployment_exclusion(facts: DeploymentFacts) -> Exclusion | None:
         return Exclusion.NOT_DEPLOYED
     if not facts.may_serve:
         return Exclusion.WRONG_REVISION
+    if facts.outvoted:
+        return Exclusion.OUTVOTED
     if facts.state == DeploymentPhase.UNHEALTHY or not facts.gpus_healthy:
         return Exclusion.UNHEALTHY
     if facts.state != DeploymentPhase.READY:

@@ -516,6 +516,34 @@ sticky_keys = sa.Table(
     sa.Index("ix_sticky_keys_workspace", "workspace", "used_at_ms"),
 )
 
+# tasks that were run again elsewhere, and what came of it
+rechecks = sa.Table(
+    "rechecks",
+    metadata,
+    sa.Column("number", _COUNT, primary_key=True, autoincrement=True),
+    sa.Column("bootstrap", sa.Text, nullable=False),
+    sa.Column("workspace", sa.Text, nullable=False),
+    sa.Column("revision", sa.Integer, nullable=False),
+    sa.Column("task_id", sa.Text, nullable=False),
+    sa.Column("at_ms", _MS, nullable=False),
+    _text("outcome"),
+    _text("first_node"),
+    _text("second_node"),
+    _text("third_node"),
+    _text("second_task"),
+    _text("third_task"),
+    _text("loser"),
+    sa.Index("ix_rechecks_workspace", "workspace", "number"),
+    # few lose: the others cost this index nothing
+    sa.Index(
+        "ix_rechecks_loser",
+        "loser",
+        "number",
+        sqlite_where=sa.text("loser <> ''"),
+        postgresql_where=sa.text("loser <> ''"),
+    ),
+)
+
 # what became of GPU challenges: the last few of each node
 challenges = sa.Table(
     "challenges",
