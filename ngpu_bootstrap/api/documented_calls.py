@@ -262,6 +262,17 @@ def documented_paths() -> dict[str, Any]:
     }
 
 
+_RECEIPT = {
+    "hash": "0x" + "5f" * 32,
+    "sequence": 7,
+    "verdict": "verified",
+    "rule": "",
+    "outcome": "complete",
+    "meter": "nvml-process",
+    "duration_ms": 812,
+    "reserved_gpu_ms": 812,
+    "busy_gpu_ms": 640,
+}
 _TASK_INFO = {
     "id": 2687,
     "userkey": f"{WORKSPACE}.1",
@@ -288,17 +299,7 @@ _TASK_INFO = {
     "reason": "",
     "brc20": {"ticker": "AINN", "at_ms": 1795170268000},
     "verdict": "verified",
-    "receipt": {
-        "hash": "0x" + "5f" * 32,
-        "sequence": 7,
-        "verdict": "verified",
-        "rule": "",
-        "outcome": "complete",
-        "meter": "nvml-process",
-        "duration_ms": 812,
-        "reserved_gpu_ms": 812,
-        "busy_gpu_ms": 640,
-    },
+    "receipt": _RECEIPT,
     "attempts": [
         {
             "attempt": 1,
@@ -309,6 +310,7 @@ _TASK_INFO = {
             "outcome": "complete",
             "reason": "",
             "status": 200,
+            "receipt": _RECEIPT,
         }
     ],
 }
@@ -357,7 +359,7 @@ _MEANING = {
     "state_name": "the state in a word",
     "brc20": "what was found out about the address; null where nothing was asked",
     "verdict": "of the last attempt's receipt: verified, skew or disputed; empty before it is there",
-    "receipt": "the last receipt in short; null before it is there",
+    "receipt": "in short, the last one or that of an attempt; null before it is there",
     "attempts": "each run of the task on a node, first one first",
 }
 

@@ -1,6 +1,6 @@
 """A bootstrap that dies at one named point after another while clients go on, and the account of what that cost.
 
-    python -m tests.support.crash_rounds [--rounds 3] [--store URL] [--point NAME ...]
+    python -m tests.support.crash_rounds [--rounds 3] [--minutes M] [--clients 4] [--store URL] [--point NAME ...]
 
 A network of real processes: one bootstrap, one node, a workspace in this process. The bootstrap is started with one
 point of `ngpu_bootstrap.kill_points` armed, dies there under load, and is started again with the next. Clients submit
@@ -15,11 +15,13 @@ under idempotency keys and try again until they are answered, as clients do. At 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import tempfile
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -70,8 +72,9 @@ class Account:
 
 
 class _Rounds:
-    def __init__(self) -> None:
+    def __init__(self, clients: int) -> None:
         self.account = Account()
+        self._clients = clients
         self._done = False
         self._number = 0
 
@@ -88,17 +91,17 @@ class _Rounds:
         account.answered.add(body)
         await exchange.respond(200, [(b"content-type", b"text/plain")], body)
 
-    async def run(self, folder: Path, points: Sequence[str], lines: tuple[str, ...]) -> Account:
+    async def run(self, folder: Path, points: Iterable[str], lines: tuple[str, ...]) -> Account:
         async with network(
             folder,
             self.workspace,
-            spec={"concurrency": 2},
+            spec={"concurrency": max(2, self._clients // 2)},
             bootstrap_lines=lines,
             node_module="tests.support.eager_node",
         ) as net:
             await net.bootstrap.kill()
             async with trio.open_nursery() as nursery:
-                for _ in range(CLIENTS):
+                for _ in range(self._clients):
                     nursery.start_soon(self._client, net)
                 for point in points:
                     await self._die_at(net, point)
@@ -187,26 +190,41 @@ class _Rounds:
                 self.account.lost.append(f"{task_id}: {document}")
 
 
-async def crash_rounds(folder: Path, points: Sequence[str] = POINTS, *, store: str = "") -> Account:
+async def crash_rounds(
+    folder: Path, points: Iterable[str] = POINTS, *, store: str = "", clients: int = CLIENTS
+) -> Account:
     """Let a bootstrap die at *points*, one after the other, and return what that cost.
 
     Args:
         store: URL of a PostgreSQL database; SQLite without one.
+        clients: how many submit at once.
     """
     lines = (f"store = {json.dumps(store)}",) if store else ()
-    return await _Rounds().run(folder, points, lines)
+    return await _Rounds(clients).run(folder, points, lines)
+
+
+def rounds_of(points: Sequence[str], rounds: int, minutes: float) -> Iterator[str]:
+    """Yield every point in turn, *rounds* times; with *minutes* as often as that takes, each whole round begun."""
+    ends_s = time.monotonic() + minutes * 60
+    for number in itertools.count():
+        if time.monotonic() >= ends_s if minutes else number >= rounds:
+            return
+        print(f"round {number + 1}", file=sys.stderr, flush=True)
+        yield from points
 
 
 def main() -> int:
     """Run rounds until told to stop, print the account of each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="how often every point is died at")
+    parser.add_argument("--minutes", type=float, default=0.0, help="begin rounds for this long, instead of --rounds")
+    parser.add_argument("--clients", type=int, default=CLIENTS, help="how many submit at once")
     parser.add_argument("--store", default="", help="PostgreSQL URL of an empty database (default: SQLite)")
     parser.add_argument("--point", action="append", choices=POINTS, help="only this point; repeat for more")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        points = tuple(arguments.point or POINTS) * arguments.rounds
-        account = trio.run(lambda: crash_rounds(Path(folder), points, store=arguments.store))
+        points = rounds_of(tuple(arguments.point or POINTS), arguments.rounds, arguments.minutes)
+        account = trio.run(lambda: crash_rounds(Path(folder), points, store=arguments.store, clients=arguments.clients))
     print(json.dumps(account.summary(), indent=1))
     return 0 if account.is_clean else 1
 
