@@ -14,6 +14,7 @@ the wire it is a later version's and ignored (`WorkspaceSpec.from_wire`).
 
 from __future__ import annotations
 
+import json
 import re
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
@@ -58,6 +59,16 @@ RESERVED_API_NAMES = frozenset(
 
 PLACEMENT_FIELDS = frozenset({"name", "replicas", "area", "group", "end_at", "image_digest", "deterministic"})
 """Fields whose change leaves what runs as it is. `image_digest` is among them: it is filled in for a revision."""
+
+MAX_SCHEMA_CHARS = 32 * 1024
+# What takes time in proportion to schema and body: no regular expressions, references and alternatives.
+_SCHEMA_KEYWORDS = frozenset(
+    {
+        "type", "enum", "const", "properties", "required", "items", "additionalProperties", "minimum", "maximum",
+        "exclusiveMinimum", "exclusiveMaximum", "minLength", "maxLength", "minItems", "maxItems", "minProperties",
+        "maxProperties", "title", "description", "default", "examples", "format",
+    }
+)  # fmt: skip
 
 _NAME_IN_PATH = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -143,6 +154,34 @@ def _time_ms(value: object) -> object:
     return value
 
 
+def _check_keywords(schema: object) -> None:
+    if isinstance(schema, bool):
+        return
+    if not isinstance(schema, dict):
+        raise ValueError("holds something that is no schema")
+    if unknown := sorted(set(schema) - _SCHEMA_KEYWORDS):
+        raise ValueError(f"must not use {unknown[0]!r}: it is checked where all clients are served, by what is fast")
+    for inner in (*dict(schema.get("properties", {})).values(), schema.get("items", True)):
+        _check_keywords(inner)
+    _check_keywords(schema.get("additionalProperties", True))
+
+
+def _body_schema(schema: dict[str, Any]) -> dict[str, Any]:
+    import jsonschema  # here, since few have one, and every command would wait for it
+
+    text = json.dumps(schema)
+    schema = json.loads(text)  # as JSON has it: what comes over the wire has tuples for arrays
+    if len(text) > MAX_SCHEMA_CHARS:
+        raise ValueError(f"must have at most {MAX_SCHEMA_CHARS} characters as JSON")
+    _check_keywords(schema)
+    try:
+        jsonschema.Draft202012Validator.check_schema(schema)
+    except jsonschema.SchemaError as error:
+        where = "/".join(str(part) for part in error.absolute_path)
+        raise ValueError(f"is no JSON schema at /{where}: {error.message[:200]}") from None
+    return schema
+
+
 Port = Annotated[int, Field(strict=True, ge=1, le=65535)]
 Path = Annotated[str, Field(max_length=2048), AfterValidator(_path)]
 Argument = Annotated[str, Field(max_length=65536), AfterValidator(_no_nul)]
@@ -177,12 +216,18 @@ class Api(BaseModel):
         "answer is then the job's result",
     )
 
+    body_schema: Annotated[dict[str, Any], AfterValidator(_body_schema)] | None = Field(
+        default=None,
+        description="JSON schema (draft 2020-12) of the body: a call that does not fit is told what is wrong at once",
+    )
+
     @model_serializer(mode="wrap")
     def _without_nothing(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave the job out where there is none: most have none, and nodes of before do not know the key."""
+        """Leave out what is not given: most have neither, and nodes of before do not know the keys."""
         document: dict[str, Any] = handler(self)
-        if self.job is None:
-            document.pop("job", None)
+        for name in ("job", "body_schema"):
+            if document.get(name) is None:
+                document.pop(name, None)
         return document
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ngpu_bootstrap.compat.cloud import BASE, Cloud, CloudRequest
-from ngpu_bootstrap.compat.user_calls import SAD_TALKER, UserCalls, sad_talker
+from ngpu_bootstrap.compat.user_calls import SAD_TALKER, VIDEO_RE_TALKER, UserCalls, sad_talker
 from ngpu_bootstrap.front.answers import Answer
 from ngpu_bootstrap.front.extension import ReadBody, UserCall
 from ngpu_protocol.http1 import Headers
@@ -32,7 +32,7 @@ class NgpuCloud:
         return await self.cloud.answer(CloudRequest(method, path, query, headers, client), read_body, self._body_bytes)
 
     def poll(self, name: str, answer: Answer) -> Answer:
-        return sad_talker(answer) if name == SAD_TALKER else answer
+        return sad_talker(answer) if name in (SAD_TALKER, VIDEO_RE_TALKER) else answer
 
     async def port_of(self, workspace: str, port: str) -> str:
         return await self.cloud.port_of(workspace, port)

@@ -28,6 +28,7 @@ from ngpu_protocol.identity import parse_address
 from ngpu_protocol.node_bindings import MAX_ORG_NAME_CHARS, NodeBinding
 
 SAD_TALKER = "sadTalker"
+VIDEO_RE_TALKER = "videoReTalker"
 STILL_RUNNING = 101
 MAX_ASKED = 1000
 # What every node's work comes to is summed over every receipt: not again for each who asks.

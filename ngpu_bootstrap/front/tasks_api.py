@@ -7,8 +7,9 @@ committed, and polled for.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from ngpu_bootstrap.brc20.desk import Brc20Desk
 from ngpu_bootstrap.config import LimitsSection
@@ -28,6 +29,7 @@ from ngpu_bootstrap.front.paths import Target, parameter_target, parse_parameter
 from ngpu_bootstrap.front.reads_api import ReadsApi, Wire, task_id_in
 from ngpu_bootstrap.front.task_options import task_options
 from ngpu_bootstrap.profiles.jobs import Job
+from ngpu_bootstrap.profiles.reading import check_body
 from ngpu_bootstrap.registry.deployments import DeploymentTable
 from ngpu_bootstrap.registry.nodes import Nodes
 from ngpu_bootstrap.registry.workspaces import Workspace, Workspaces
@@ -77,6 +79,7 @@ class _Asked:
     where: Target
     detach: bool
     job: JobTerms | None = None
+    body_schema: Mapping[str, Any] | None = None
 
 
 class TasksApi:
@@ -176,6 +179,8 @@ class TasksApi:
     ) -> Answer:
         body = await read_body(self._limits.task_body_bytes)
         unwrapped = unwrap(body, header(request.headers, b"content-type"))
+        if asked.body_schema is not None:
+            check_body(asked.body_schema, unwrapped.body)
         btc_address = unwrapped.btc_address or address_header(request.headers)
         first: str | None = None  # the task that was asked for under the same key before
         try:
@@ -352,7 +357,7 @@ def _named(workspace: Workspace, name: str, query: str | None) -> _Asked:
     path, separator, own_query = api.path.partition("?")
     parts = [part for part in ((own_query if separator else None), query) if part]
     where = workspace_target(api.port, path, "&".join(parts) if parts else None)
-    return _Asked(name, api.method, where, detach=api.mode == "async", job=api.job)
+    return _Asked(name, api.method, where, detach=api.mode == "async", job=api.job, body_schema=api.body_schema)
 
 
 def address_header(headers: Headers) -> str:

@@ -10,7 +10,7 @@ Pure: pieces come in, pieces go out; where they are kept meanwhile is `front.spo
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -254,6 +254,19 @@ class BodyReader:
         for place in self._wanted.places:
             if place.where == "form" and values.get(place.name or ""):
                 facts.values[place] = values[place.name or ""]
+
+
+def check_body(schema: Mapping[str, Any], body: bytes) -> None:
+    """Return if *body* is JSON that fits *schema*, which was checked when it was declared.
+
+    Raises:
+        BadRequest: what would be right.
+    """
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        raise BadRequest("malformed_json", "the body is not valid JSON; send a JSON object") from None
+    check_schema(Draft202012Validator(schema), document)
 
 
 def check_schema(schema: Draft202012Validator, document: Any) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from ngpu_protocol.errors import MalformedError
-from ngpu_protocol.workspaces import RESERVED_API_NAMES, WorkspaceSpec, describe_errors
+from ngpu_protocol.workspaces import RESERVED_API_NAMES, Api, WorkspaceSpec, describe_errors
 
 MINIMAL: dict[str, Any] = {"id": "1001", "name": "paint", "image": "registry:5000/paint:1", "ports": [8080]}
 FULL: dict[str, Any] = {
@@ -280,3 +280,36 @@ def test_any_value_in_any_field_is_taken_or_malformed(field: str, value: Any) ->
     except MalformedError:
         return
     assert WorkspaceSpec.from_wire(spec.to_wire()) == spec
+
+
+def _with_schema(schema: dict[str, Any]) -> WorkspaceSpec:
+    api = {"name": "a", "path": "/a", "port": 80, "body_schema": schema}
+    return WorkspaceSpec(id="1", name="w", image="x", ports=[80], apis=[Api.model_validate(api)])
+
+
+def test_an_api_may_say_what_its_body_is() -> None:
+    schema = {"type": "object", "required": ["text"], "properties": {"text": {"type": "string", "maxLength": 5}}}
+    spec = _with_schema(schema)
+    assert WorkspaceSpec.from_wire(spec.to_wire()) == spec
+    assert (
+        "body_schema"
+        not in WorkspaceSpec(
+            id="1", name="w", image="x", ports=[80], apis=[Api(name="a", path="/a", port=80)]
+        ).to_wire()["apis"][0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        ({"type": "strin"}, "is no JSON schema"),
+        ({"properties": {"a": {"pattern": "(a+)+$"}}}, "must not use 'pattern'"),
+        ({"items": {"$ref": "https://example.org/x"}}, "must not use '\\$ref'"),
+        ({"anyOf": [{}]}, "must not use 'anyOf'"),
+        ({"properties": {"a": 5}}, "no schema"),
+        ({"description": "x" * 40_000}, "at most"),
+    ],
+)
+def test_what_would_be_slow_to_check_is_no_schema_here(schema: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        _with_schema(schema)
