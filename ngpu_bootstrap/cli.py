@@ -230,23 +230,29 @@ def workspace_add(
 
 
 @workspace_app.command("list")
-def workspace_list(config: ConfigOption = None, data_dir: DataDirOption = None, as_json: JsonOption = False) -> None:
-    """Show every workspace."""
+def workspace_list(
+    group: Annotated[str | None, typer.Option(help="Only those of this group.")] = None,
+    config: ConfigOption = None,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show every workspace, or those of one group."""
 
     def main() -> None:
-        found = management(config, data_dir).all()
+        found = [one for one in management(config, data_dir).all() if group is None or one.spec.group == group]
         if as_json:
             typer.echo(json.dumps({"workspaces": [one.model_dump(mode="json") for one in found]}))
             return
         if not found:
             typer.echo("There is no workspace yet: `ngpu-bootstrap workspace add --help` says how to make one.")
             return
-        table = Table("id", "name", "runs", "ports", "APIs", "ready on", box=None)
+        table = Table("id", "name", "group", "runs", "ports", "APIs", "ready on", box=None)
         for one in found:
             ready = sum(deployment.state == "ready" for deployment in one.deployments)
             table.add_row(
                 one.spec.id,
                 one.spec.name,
+                one.spec.group,
                 one.spec.image or one.spec.image_url or f"service {one.spec.service}",
                 ", ".join(map(str, one.spec.ports)),
                 ", ".join(api.name for api in one.spec.apis),

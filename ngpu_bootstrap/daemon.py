@@ -262,6 +262,7 @@ class _Bootstrap:
             now_ms=now_ms,
         )
         approved = settings.admission.approved if settings.admission.mode == "approved" else None
+        self.nodes.on_the_way = self._on_the_way
         self.control = ControlDesk(
             greeting=Greeting(
                 network=settings.network,
@@ -703,8 +704,11 @@ class _Bootstrap:
         self.archives.look()
 
     def _is_coming(self, workspace_id: str) -> bool:
+        return bool(self._on_the_way(workspace_id))
+
+    def _on_the_way(self, workspace_id: str) -> str:
         workspace = self.workspaces.get(workspace_id)
-        return workspace is not None and bool(self.deployments.on_the_way(workspace))
+        return self.deployments.on_the_way(workspace) if workspace is not None else ""
 
     async def _drain(self) -> None:
         """Let running requests end within the grace period, and commit their ends."""

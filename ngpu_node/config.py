@@ -187,6 +187,11 @@ class ContainerSettings(Section):
     log_bytes: Annotated[int, Field(ge=64 * 1024)] = Field(
         default=10 * MIB, description="Size at which a workspace's log begins anew; the one before is kept too."
     )
+    volume_bytes: Bytes = Field(
+        default=100 * GIB,
+        description="What the volumes of one workspace may take together. They are measured every minute; a workspace\n"
+        "that has more stops.",
+    )
     start_timeout_s: Seconds = Field(
         default=3600, description="Most a workspace may take until it answers HTTP, whatever it asks for itself."
     )

@@ -45,6 +45,10 @@ class DeploymentImpossible(NodeError):
     """This node cannot run what was asked for (GPUs, network, an option of the engine); the message names the lack."""
 
 
+class VolumeFull(DeploymentImpossible):
+    """A workspace's volumes hold more than they may; a revision with other volumes begins with empty ones."""
+
+
 class EgressUnguarded(DeploymentImpossible):
     """A workspace that may reach the outside could reach the owner's network too; no longer once the rules are set."""
 

@@ -325,7 +325,9 @@ class WorkspaceSpec(BaseModel):
         default=None, description="nodes to run an image on; none: every suitable one"
     )
     area: Label = Field(default="", description="runs only on nodes that say they are in this area; empty: anywhere")
-    group: Label = Field(default="", description="workspaces of one group, for their owner")
+    group: Label = Field(
+        default="", description="workspaces of one group are listed together; nothing else follows from it"
+    )
     end_at: EndTime | None = Field(
         default=None,
         description="when it stops for good, as a date-time or UTC milliseconds; none: never",

@@ -198,9 +198,12 @@ def build_app(parts: Parts, *, is_operators_own: bool = False) -> FastAPI:
         return models.CreatedWorkspaceView(workspace=shown(workspace), token=reveal(token))
 
     @app.get("/api/v1/workspaces", tags=["workspaces"], dependencies=may_read, responses=_ERRORS)
-    async def list_workspaces() -> models.WorkspaceListView:
-        """Every workspace, with where it is deployed."""
-        return models.WorkspaceListView(workspaces=[shown(workspace) for workspace in parts.workspaces])
+    async def list_workspaces(
+        group: Annotated[str | None, Query(max_length=64, description="only those of this group")] = None,
+    ) -> models.WorkspaceListView:
+        """Every workspace, or those of one group, with where each is deployed."""
+        found = [one for one in parts.workspaces if group is None or one.wanted.group == group]
+        return models.WorkspaceListView(workspaces=[shown(workspace) for workspace in found])
 
     @app.get("/api/v1/workspaces/{workspace_id}", tags=["workspaces"], responses=_ERRORS)
     async def get_workspace(workspace: Annotated[Workspace, Depends(owned)]) -> models.WorkspaceView:

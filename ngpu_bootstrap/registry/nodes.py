@@ -250,6 +250,8 @@ class Nodes:
         self._turns = itertools.count(1)
         self._why: dict[str, tuple[int, dict[str, int]]] = {}
         self._outvoted: dict[tuple[Address, str], int] = {}
+        #: what a workspace that no node serves waits for, in words; empty where it waits for nothing
+        self.on_the_way: Callable[[str], str] = lambda workspace: ""
         self._hold_promised = False
         self._running = 0
         self._idle: trio.Event | None = None
@@ -858,6 +860,9 @@ class Nodes:
             for reason in self.exclusions(spec).values():
                 counts[reason.value] = counts.get(reason.value, 0) + 1
             self._why[spec.id] = (now_ms, counts)
+        if waits_for := self.on_the_way(spec.id):
+            text = f"no node serves workspace {spec.id} yet: {waits_for}; call again, or make it a task, which waits"
+            return NotServed(503, "no_node", text, retry_after_s=2)
         why = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items())) or "no node is connected"
         return NotServed(503, "no_node", f"no node serves workspace {spec.id} now ({why})", retry_after_s=2)
 

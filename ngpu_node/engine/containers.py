@@ -43,6 +43,7 @@ from ngpu_node.engine.lifecycle import (
     Ended,
     EngineBack,
     Event,
+    Impossible,
     Life,
     NoRoom,
     Policy,
@@ -53,7 +54,15 @@ from ngpu_node.engine.networks import Networks
 from ngpu_node.engine.outlook import BreakOff, Finding, Log, Machine
 from ngpu_node.engine.room import Grant, Lack, Limits, Need, Room
 from ngpu_node.engine.run import Run
-from ngpu_node.errors import DeploymentImpossible, EngineFailed, EngineUnavailable, GpusNotGiven, StateUnavailable
+from ngpu_node.engine.volumes import Scales, verdict
+from ngpu_node.errors import (
+    DeploymentImpossible,
+    EngineFailed,
+    EngineUnavailable,
+    GpusNotGiven,
+    StateUnavailable,
+    VolumeFull,
+)
 from ngpu_node.gpus.choice import UsableGpu
 from ngpu_node.gpus.containers import COMMAND as GPU_COMMAND
 from ngpu_node.gpus.containers import Outside, could_tell, look_outside, lost_inside, lost_outside, nodes_in
@@ -77,6 +86,8 @@ LAST_LOG_LINES = 200
 LAST_LOG_BYTES = 64 * 1024
 LOG_BYTES = 1024 * 1024
 EARLY_ENDS = 256
+#: How often it is thought of weighing volumes; how often it is done says `volumes`.
+WEIGH_INTERVAL_S = 5.0
 
 #: Goes into the mark of what a container was made from: to be raised when the options of `confinement` change.
 PLAN_VERSION = 2
@@ -132,6 +143,8 @@ class Containers:
         self._runs: dict[Deployment, Run] = {}
         self._starting: set[str] = set()
         self._early: deque[str] = deque(maxlen=EARLY_ENDS)
+        #: deployments whose volumes held too much at the last look, and how much
+        self._full: dict[str, str] = {}
 
     async def prepare(self) -> None:
         """Decide how containers are reached, and take up the books of the last run.
@@ -156,6 +169,7 @@ class Containers:
         async with trio.open_nursery() as nursery:
             await nursery.start(self._images.run)
             nursery.start_soon(self._networks.watch)
+            nursery.start_soon(self._keep_weighing)
             nursery.start_soon(self._follow, nursery)
             nursery.start_soon(self._keep_sweeping)
 
@@ -241,6 +255,30 @@ class Containers:
                 run.post(Ended(text, is_fault=False, word="egress_unguarded"))
         self.deployments.announce()
 
+    async def _keep_weighing(self) -> None:
+        """Stop whoever's volumes take more of the owner's disk than they may."""
+        scales = Scales(self._engine, is_short=self._images.disk.is_short)
+        while True:
+            await trio.sleep(WEIGH_INTERVAL_S)
+            keeping = [d for d, run in self._runs.items() if d.spec.volumes and run.container is not None]
+            if not keeping or not scales.is_due or self.problem:
+                continue
+            try:
+                is_short = await scales.look()
+            except (EngineUnavailable, EngineFailed) as error:
+                log.info("volumes_not_measured", reason=str(error))
+                continue
+            except Exception:
+                log.exception("weighing_crashed")  # a fault of ours, said loudly
+                continue
+            for deployment in keeping:
+                own = [self._volume_name(deployment, volume.name) for volume in deployment.spec.volumes]
+                found = verdict(scales.now, scales.before, own, limit=self._settings.volume_bytes, is_short=is_short)
+                self._full[deployment.key] = found.reason if found and found.word == "volume_full" else ""
+                run = self._runs.get(deployment)
+                if found is not None and run is not None and run.container is not None:
+                    run.post(Impossible(found.reason, found.word))
+
     def _post_to_all(self, event: Event) -> None:
         for run in list(self._runs.values()):
             run.post(event)
@@ -295,8 +333,10 @@ class Containers:
         for name, labels in (await self._engine.volumes()).items():
             service, workspace = labels.get(LABEL_SERVICE, ""), labels.get(LABEL_WORKSPACE, "")
             # looked at each time: while the engine is asked, a wish may come for a workspace whose data is here
-            if self.deployments.revisions(service, workspace) or self._may_be_wanted(service, labels):
-                continue
+            here = self.deployments.revisions(service, workspace)
+            named = {volume.name for deployment in here.values() for volume in deployment.spec.volumes}
+            if (here and labels.get(LABEL_VOLUME, "") in named) or self._may_be_wanted(service, labels):
+                continue  # what no revision names any more goes too
             try:
                 await self._engine.remove_volume(name)
             except EngineFailed as error:
@@ -314,6 +354,7 @@ class Containers:
             await run.run()
         finally:
             del self._runs[deployment]
+            self._full.pop(deployment.key, None)
             self._images.release(deployment.key, forget=bool(deployment.unwanted))
 
     def told(self, deployment: Deployment) -> None:
@@ -527,6 +568,8 @@ class Containers:
         if missing := [name for name in spec.secret_env if name not in secrets.env]:
             raise DeploymentImpossible(f"the bootstrap sent no value of the secret variable {missing[0]}")
         owner = {LABEL_NODE: self._node, LABEL_SERVICE: deployment.service, LABEL_WORKSPACE: spec.id}
+        if full := self._full.get(deployment.key):
+            raise VolumeFull(full)
         volumes = {}
         for volume in spec.volumes:
             volumes[volume.path] = self._volume_name(deployment, volume.name)

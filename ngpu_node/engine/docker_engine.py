@@ -282,6 +282,27 @@ class DockerEngine:
 
         return await self._look(ours)
 
+    async def volume_places(self) -> dict[str, str]:
+        """Return where each volume this node made lies on the engine's machine, by name."""
+
+        def ours() -> dict[str, str]:
+            answer = self._client.api.volumes(filters={"label": f"{LABEL_NODE}={self._node}"})
+            return {str(one["Name"]): str(one["Mountpoint"]) for one in answer.get("Volumes") or []}
+
+        return await self._look(ours)
+
+    async def volume_sizes(self) -> dict[str, int]:
+        """Return what each volume this node made takes, as the engine counts; costs it seconds where there is much."""
+
+        def ours() -> dict[str, int]:
+            found = {}
+            for one in self._client.api.df().get("Volumes") or []:
+                if (one.get("Labels") or {}).get(LABEL_NODE) == self._node:
+                    found[str(one["Name"])] = max(0, int((one.get("UsageData") or {}).get("Size") or 0))
+            return found
+
+        return await self._look(ours)
+
     async def ensure_volume(self, name: str, labels: Mapping[str, str], *, image: str) -> None:
         """Have a volume of this node that the workspace's user can write to.
 

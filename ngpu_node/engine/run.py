@@ -53,6 +53,7 @@ from ngpu_node.errors import (
     EngineUnavailable,
     GpusNotGiven,
     StateUnavailable,
+    VolumeFull,
 )
 from ngpu_node.images.images import LocalImage
 from ngpu_node.images.problems import ImageProblem
@@ -219,6 +220,8 @@ class Run:
             return ImageRefused(str(error), error.again_s, error.reason)
         except GpusNotGiven as error:
             return Impossible(str(error), "gpus_not_given", until_engine_back=True)
+        except VolumeFull as error:
+            return Impossible(str(error), "volume_full")
         except EgressUnguarded as error:
             return Impossible(str(error), "egress_unguarded", until_engine_back=True)
         except DeploymentImpossible as error:

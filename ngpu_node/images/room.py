@@ -87,6 +87,10 @@ class DiskRoom:
             return None
         return max(0, free - self._settings.disk_reserve_bytes - self._promised())
 
+    def is_short(self) -> bool:
+        """Whether the owner's reserve is touched."""
+        return self._short_of(0) > 0
+
     def _promised(self) -> int:
         return sum(guest.promised for guest in self._guests())
 

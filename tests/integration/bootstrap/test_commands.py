@@ -36,6 +36,12 @@ def test_a_workspace_is_added_listed_and_removed(tmp_path: Path) -> None:
     assert made["token"] not in json.dumps(listed)
     shown = command(tmp_path, "workspace", "list")
     assert "demo/chat" in shown.stdout
+    other = said(command(tmp_path, *ADD, "--json"))
+    command(tmp_path, "workspace", "update", other["id"], "--set", "group=autumn")
+    for group, ids in (("autumn", [other["id"]]), ("", [made["id"]]), ("winter", [])):
+        listed = said(command(tmp_path, "workspace", "list", "--group", group, "--json"))["workspaces"]
+        assert [one["spec"]["id"] for one in listed] == ids
+    command(tmp_path, "workspace", "remove", other["id"])
     assert said(command(tmp_path, "workspace", "remove", made["id"], "--json")) == {"removed": made["id"]}
     assert said(command(tmp_path, "workspace", "list", "--json")) == {"workspaces": []}
     assert "no workspace yet" in command(tmp_path, "workspace", "list").stdout

@@ -365,6 +365,12 @@ def test_a_task_that_waits_for_a_pull_says_so_and_is_done_after_it(tmp_path: Pat
         assert "the workspace's image is being pulled: 42 %, about 7 s left" in polled["msg"]
         view = await task_when(bootstrap, submitted["taskID"], lambda view: True)
         assert "42 %" in view["waits_for"]
+        # a call that is waited for cannot wait so long; it is told what for
+        refused = await bootstrap.call("POST", "/proxy/8080/train", b"{}")
+        assert refused.status == 503
+        document = json.loads(refused.body)
+        assert document["reason"] == "no_node"
+        assert "yet: the workspace's image is being pulled: 42 %, about 7 s left; call again" in document["message"]
         scripted.deploy = ready
         await scripted.redeploy()
         view = await task_when(bootstrap, submitted["taskID"], lambda view: view["state_name"] == "finished")

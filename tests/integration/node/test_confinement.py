@@ -7,6 +7,7 @@ machine, a neighbour's container, an outside world in a network namespace of its
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -21,6 +22,7 @@ import docker
 import pytest
 import trio
 
+from ngpu_node.engine import containers, volumes
 from ngpu_node.engine.docker_engine import DockerEngine
 from ngpu_protocol.control import DeploymentPhase
 from ngpu_protocol.identity import Account
@@ -186,6 +188,45 @@ def test_volumes_are_kept_over_restarts_and_revisions_belong_to_one_workspace_an
             finally:
                 foreign.remove()
                 client.close()
+
+    trio.run(main)
+
+
+@pytest.mark.parametrize("looks", ["here", "by the engine"])
+def test_a_workspace_whose_volumes_hold_too_much_stops_and_begins_afresh_with_another_volume(
+    account: Account, image: str, monkeypatch: pytest.MonkeyPatch, looks: str
+) -> None:
+    monkeypatch.setattr(containers, "WEIGH_INTERVAL_S", 0.1)
+    monkeypatch.setattr(volumes, "LOOK_INTERVAL_S", 0.2)
+    if looks == "by the engine":  # as for a daemon that is not root, or on another machine
+        monkeypatch.setattr(volumes, "size_of", lambda folder, deadline_s: os.listdir("/nowhere"))
+    elif os.geteuid() != 0:
+        pytest.skip("the engine's folder is root's")
+
+    async def main() -> None:
+        async with a_place(account, volume_bytes=6 * MIB) as place:
+            cache = [{"name": "cache", "path": "/cache"}, {"name": "more", "path": "/more"}]
+            place.wish(spec(image, volumes=cache), spec(image, id="8", volumes=cache))
+            await eventually(lambda: all(d.is_ready for d in place.deployments), timeout_s=15)
+            full = place.deployments.revisions("acme", "7")[1]
+            assert await attack(place, "/fill?/cache/weights") == "filled"
+            await trio.sleep(1)
+            assert full.is_ready, "4 MB of 6"
+            assert await attack(place, "/fill?/more/weights") == "filled"
+            await eventually(lambda: full.phase is DeploymentPhase.FAILED, timeout_s=15)
+            assert full.reason == "volume_full"
+            assert re.match(r"its volumes hold 8\.\d+ MB, more than the 6\.29 MB this node.s owner allows", full.detail)
+            await eventually(lambda: len(place.containers._runs) == 2)
+            assert [one.name.split("-")[-2] for one in await place.engine.containers()] == ["8"]
+            neighbour = place.deployments.revisions("acme", "8")[1]
+            assert neighbour.is_ready
+            other = [{"name": "fresh", "path": "/cache"}]
+            place.wish(spec(image, revision=2, volumes=other), spec(image, id="8", volumes=cache))
+            await eventually(lambda: list(place.deployments.revisions("acme", "7")) == [2], timeout_s=15)
+            assert await attack(place, "/list?/cache") == ""
+            await place.containers.sweep()
+            kept = sorted(name.partition("-")[2].split("-", 2)[2] for name in await place.engine.volumes())
+            assert kept == ["7-fresh", "8-cache", "8-more"]
 
     trio.run(main)
 

@@ -15,7 +15,7 @@ from trio.testing import trio_test
 from ngpu_node.changes import Changes
 from ngpu_node.config import ContainerSettings
 from ngpu_node.deployments import Deployment, Deployments
-from ngpu_node.engine.confinement import LABEL_NODE, LABEL_SERVICE, LABEL_SPECIFICATION, LABEL_WORKSPACE
+from ngpu_node.engine.confinement import LABEL_NODE, LABEL_SERVICE, LABEL_SPECIFICATION, LABEL_VOLUME, LABEL_WORKSPACE
 from ngpu_node.engine.containers import Containers
 from ngpu_node.engine.docker_engine import ContainerState, DockerEngine, Listed, Network
 from ngpu_node.engine.firewall import Firewall, FirewallUnavailable
@@ -27,7 +27,7 @@ from ngpu_node.errors import DeploymentImpossible, EngineFailed, EngineUnavailab
 from ngpu_node.images.download import Download
 from ngpu_node.images.images import Images, ImageWish, LocalImage
 from ngpu_node.trust import Trust, TrustedBootstrap
-from ngpu_protocol.workspaces import WorkspaceSpec
+from ngpu_protocol.workspaces import Volume, WorkspaceSpec
 from tests.unit.node.builders import BOOTSTRAP, NODE
 
 TRUST = Trust([TrustedBootstrap(BOOTSTRAP.address, ("/ip4/127.0.0.1/tcp/1",), "acme")])
@@ -112,14 +112,17 @@ class Wanted(Deployments):
 @trio_test
 async def test_a_volume_whose_workspace_is_wished_for_while_the_engine_is_asked_stays() -> None:
     engine, table = ScriptedEngine(), Wanted()
-    engine.shelves = {name: {LABEL_SERVICE: "acme", LABEL_WORKSPACE: name} for name in ("7", "8")}
+    engine.shelves = {
+        f"{workspace}-{name}": {LABEL_SERVICE: "acme", LABEL_WORKSPACE: workspace, LABEL_VOLUME: name}
+        for workspace, name in (("7", "cache"), ("8", "cache"), ("7", "old"))
+    }
 
     async def wish() -> None:
-        table.want(SPEC)
+        table.want(SPEC.model_copy(update={"volumes": [Volume(name="cache", path="/cache")]}))
 
     engine.meanwhile = wish
     await containers(engine, table).sweep()
-    assert engine.removed == ["8"]
+    assert engine.removed == ["8-cache", "7-old"], "what no revision names any more goes too"
 
 
 @trio_test

@@ -10,6 +10,7 @@
  *   /write?/a/file, /read?/a/file   what comes of it
  *   /list?/a/folder       the names in it
  *   /env?NAME   an environment variable
+ *   /fill?/a/file   writes 4 MB more to a file
  *   /say?N      writes N lines of 100 bytes to its log
  *   /shm        the size of /dev/shm
  *   /fork       how many processes a fork bomb gets, and what stops it
@@ -128,6 +129,18 @@ static void grow(void) {
     }
 }
 
+static const char *fill(const char *path) {
+    static char block[1 << 20];
+    int file = open(path, O_CREAT | O_WRONLY | O_APPEND, 0644);
+    if (file < 0) return strerror(errno);
+    memset(block, 'x', sizeof block);
+    for (int number = 0; number < 4; number++)
+        if (write(file, block, sizeof block) != sizeof block) return "not filled";
+    fsync(file);
+    close(file);
+    return "filled";
+}
+
 static const char *say(int lines) {
     char line[101];
     for (int number = 0; number < lines; number++) {
@@ -214,6 +227,7 @@ int main(int count, char **arguments) {
         if (query && !strncmp(path, " /write", 7)) found = attempt(query);
         if (query && !strncmp(path, " /read", 6)) found = contents(query);
         if (query && !strncmp(path, " /list", 6)) found = names(query);
+        if (query && !strncmp(path, " /fill", 6)) found = fill(query);
         if (query && !strncmp(path, " /say", 5)) found = say(atoi(query));
         if (query && !strncmp(path, " /env", 5)) found = getenv(query) ? getenv(query) : "";
         if (found) answer(client, found, strlen(found));
