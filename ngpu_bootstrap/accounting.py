@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 from rich.console import Console
@@ -31,7 +32,7 @@ from ngpu_daemon.accounts import (
     Span,
     account_document,
     draw_account,
-    entry_of_wire,
+    entries_of,
     parse_prices,
     parse_span,
     session_of_order,
@@ -111,9 +112,9 @@ class Books:
         """Yield the receipts of *node* in *span*, by sequence number; all that are on file are acknowledged."""
         r, a = tables.receipts, tables.attempts
         lists = self.price_lists(node)
-        columns = [r.c.raw, r.c.hash, r.c.verdict, r.c.task_id, r.c.acknowledgement]
+        columns: list[Any] = [r.c.raw, r.c.hash, r.c.verdict, r.c.task_id, r.c.acknowledgement]
         # the order says which list a receipt falls under: it is with its attempt, or, that gone, with the receipt
-        columns += [a.c.session, r.c.signed_order] if lists else []
+        columns += [a.c.session, r.c.signed_order] if lists else [sa.null()]
         query = sa.select(*columns)
         if lists:
             attempt = (a.c.task_id == r.c.task_id) & (a.c.attempt == r.c.attempt)
@@ -124,11 +125,27 @@ class Books:
             r.c.ended_at_ms >= span.from_ms,
             r.c.ended_at_ms < span.to_ms,
         ).order_by(r.c.sequence)
-        result = self._connection.execution_options(yield_per=_FETCH).execute(query)
-        for rows in result.partitions():
-            for raw, hash, verdict, task_id, acknowledgement, *order in rows:
-                prices = lists.of(_session(*order)) if lists else None
-                yield entry_of_wire(bytes(raw), bytes(hash), verdict, task_id, bytes(acknowledgement), prices)
+        rows = self._rows(query)
+        if lists:
+            yield from entries_of(((*row, _session(session, order)) for *row, session, order in rows), lists)
+        else:
+            yield from entries_of(rows, lists)
+
+    def _rows(self, query: sa.Select[Any]) -> Iterator[Any]:
+        """Yield the rows of *query* as the driver gives them: SQLAlchemy's cost more than what is done with them."""
+        compiled = query.compile(dialect=self._connection.dialect)
+        names = compiled.positiontup
+        values = compiled.params if names is None else tuple(compiled.params[name] for name in names)
+        driver = self._connection.connection
+        # a named cursor: the server keeps what was not fetched yet
+        named = {"name": "books"} if self._connection.dialect.name == "postgresql" else {}
+        cursor = driver.cursor(**named)
+        cursor.execute(str(compiled), values)
+        try:
+            while rows := cursor.fetchmany(_FETCH):
+                yield from rows
+        finally:
+            cursor.close()
 
     def account(self, node: Address, span: Span) -> Account:
         """Return the account of *node*."""

@@ -26,7 +26,8 @@ from ngpu_protocol.acknowledgements import VerdictKind
 from ngpu_protocol.errors import MalformedError
 from ngpu_protocol.identity import Address
 from ngpu_protocol.prices import PRICE_LIST_TYPE, PriceError, Prices, SignedPriceList, amount_text, cost, total
-from ngpu_protocol.statements import Statement, StatementLine, billed_gpu_ms, draw_up, skewed_gpu_ms
+from ngpu_protocol.receipts import Meter
+from ngpu_protocol.statements import PAID, Statement, StatementLine, draw_up, skewed_gpu_ms
 
 #: The end of time of the documents' lists, and of ours.
 END_OF_TIME_MS: Final = 4_070_908_800_000  # 2099-01-01
@@ -96,21 +97,29 @@ class Entry(NamedTuple):
     prices: Prices | None = None
 
 
-def entry_of_wire(
-    raw: bytes, hash: bytes, verdict: str, task_id: str, acknowledgement: bytes, prices: Prices | None = None
-) -> Entry:
-    """Return the entry of a receipt as it was stored by this side itself: its fields are not checked again.
+#: A receipt as this side stored it: its msgpack map, hash, verdict, task, acknowledgement, and the order's session.
+StoredReceipt = tuple[bytes, bytes, str, str, bytes, bytes | None]
 
-    A twentieth of the time of decoding it as a stranger's, which matters for a million. Of the acknowledgement only
-    that of a receipt with the verdict `skew` is looked into.
+
+def entries_of(rows: Iterable[StoredReceipt], lists: PriceLists) -> Iterator[Entry]:
+    """Yield the entries of receipts as they were stored by this side itself: their fields are not checked again.
+
+    A twentieth of the time of decoding them as a stranger's. A million of them are a usual month, so what costs here
+    is spelled out: names are local, and tuples are made without their constructors. Of the acknowledgement only that
+    of a receipt with the verdict `skew` is looked into.
     """
-    wire: dict[str, Any] = msgpack.unpackb(raw, use_list=False)
-    reserved, busy, gpus = wire["reservedGpuMs"], wire["busyGpuMs"], wire["gpus"]
-    billed = billed_gpu_ms(verdict, wire["meter"], reserved, busy)
-    if verdict == _SKEW:
-        billed = skewed_gpu_ms(billed, len(gpus), msgpack.unpackb(acknowledgement)["reason"])
-    line = StatementLine(hash, wire["sequence"], verdict, reserved, busy, billed)
-    return Entry(line, gpus, task_id, wire["endedAtMs"], prices)
+    unpack, new, paid, none, of = msgpack.unpackb, tuple.__new__, PAID, Meter.NONE.value, lists.of
+    for raw, hash, verdict, task_id, acknowledgement, session in rows:
+        wire: dict[str, Any] = unpack(raw, use_list=False)
+        reserved, busy, gpus = wire["reservedGpuMs"], wire["busyGpuMs"], wire["gpus"]
+        billed = 0
+        if verdict in paid:
+            billed = reserved if wire["meter"] == none else busy
+            if verdict == _SKEW:
+                billed = skewed_gpu_ms(billed, len(gpus), unpack(acknowledgement)["reason"])
+        line = new(StatementLine, (hash, wire["sequence"], verdict, reserved, busy, billed))
+        prices = None if session is None else of(session)
+        yield new(Entry, (line, gpus, task_id, wire["endedAtMs"], prices))
 
 
 def parse_prices(texts: Iterable[str]) -> Prices | None:

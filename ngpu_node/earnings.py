@@ -24,7 +24,7 @@ from ngpu_daemon.accounts import (
     Span,
     account_document,
     draw_account,
-    entry_of_wire,
+    entries_of,
     parse_prices,
     parse_span,
     session_of_order,
@@ -103,9 +103,10 @@ class Books:
             " AND acknowledgement IS NOT NULL ORDER BY sequence",
             (bootstrap, span.from_ms, span.to_ms),
         )
-        for raw, hash, verdict, task_id, acknowledgement, signed_order in rows:
-            prices = lists.of(session_of_order(signed_order)) if lists else None
-            yield entry_of_wire(raw, hash, verdict, task_id, acknowledgement, prices)
+        if lists:
+            yield from entries_of(((*row[:5], session_of_order(row[5])) for row in rows), lists)
+        else:
+            yield from entries_of(rows, lists)
 
     def account(self, node: Address, bootstrap: Address, span: Span, at_ms: int) -> Account:
         """Return this node's account with *bootstrap*."""

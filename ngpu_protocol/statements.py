@@ -46,7 +46,8 @@ LINE_BYTES: Final = _LINE.size
 
 VERDICT_CODES: Final = {VerdictKind.VERIFIED.value: 1, VerdictKind.SKEW.value: 2, VerdictKind.DISPUTED.value: 3}
 """The verdict's byte in a line; 0 is a later version's word, and not paid."""
-_PAID: Final = frozenset({VerdictKind.VERIFIED.value, VerdictKind.SKEW.value})
+PAID: Final = frozenset({VerdictKind.VERIFIED.value, VerdictKind.SKEW.value})
+"""The verdicts that are paid."""
 
 
 class StatementLine(NamedTuple):
@@ -82,7 +83,7 @@ class StatementLine(NamedTuple):
 
 def billed_gpu_ms(verdict: str, meter: str, reserved_gpu_ms: int, busy_gpu_ms: int) -> int:
     """Return the GPU time of one receipt that is paid, in milliseconds."""
-    if verdict not in _PAID:
+    if verdict not in PAID:
         return 0
     return reserved_gpu_ms if meter == Meter.NONE else busy_gpu_ms
 
@@ -164,7 +165,7 @@ def draw_up(
     for hash, sequence, verdict, line_reserved, line_busy, line_billed in lines:
         packed = pack(hash, sequence, codes.get(verdict, 0), line_reserved, line_busy, line_billed)
         add(sha256(merkle.LEAF + packed).digest())
-        if verdict in _PAID:
+        if verdict in PAID:
             paid += 1
             reserved += line_reserved
             busy += line_busy
@@ -402,7 +403,7 @@ def _check_lines(statement: Statement, lines: Sequence[StatementLine]) -> list[R
 
 
 def _most(line: StatementLine) -> int:
-    return max(line.reserved_gpu_ms, line.busy_gpu_ms) if line.verdict in _PAID else 0
+    return max(line.reserved_gpu_ms, line.busy_gpu_ms) if line.verdict in PAID else 0
 
 
 def _check_inclusion(file: StatementFile, inclusion: Inclusion) -> list[RuleResult]:

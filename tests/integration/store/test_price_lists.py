@@ -27,6 +27,7 @@ from ngpu_protocol.prices import Prices, sign_price_list
 from ngpu_protocol.receipts import Meter
 from ngpu_protocol.statements import same_account
 from tests.unit.protocol.samples import BOOTSTRAP, CHAIN_ID, NODE, SENT_AT_MS, a_receipt, an_order
+from tests.unit.store.builders import database_of
 
 SPAN = Span(0, END_OF_TIME_MS)
 ONE, TWO = a_receipt().gpus
@@ -108,7 +109,7 @@ def shown(account: Account) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kept", ["orders with their attempts", "orders with their receipts"])
-def test_both_sides_come_to_the_same_amounts_over_changed_prices(tmp_path: Path, kept: str) -> None:
+def test_both_sides_come_to_the_same_amounts_over_changed_prices(directory: Path, tmp_path: Path, kept: str) -> None:
     sessions = [secrets.token_bytes(32) for _ in LISTS]
     lists = [
         prices and sign_price_list(prices, session, NODE, CHAIN_ID)
@@ -119,7 +120,7 @@ def test_both_sides_come_to_the_same_amounts_over_changed_prices(tmp_path: Path,
         async with (
             a_ledger(tmp_path) as ledger,
             open_store(
-                tmp_path / "bootstrap.db", network="local", bootstrap=BOOTSTRAP.address, bodies=tmp_path / "bodies"
+                database_of(directory), network="local", bootstrap=BOOTSTRAP.address, bodies=tmp_path / "bodies"
             ) as store,
         ):
             ledger.remember_gpus(MODELS)
@@ -148,7 +149,9 @@ def test_both_sides_come_to_the_same_amounts_over_changed_prices(tmp_path: Path,
                 assert await store.remove_old(before_ms=SENT_AT_MS + 15, bodies_bytes=None, limit=100) == 15
 
     trio.run(main)
-    settings = BootstrapSettings(data_dir=tmp_path, network="local")
+    database = database_of(directory)
+    url = database if isinstance(database, str) else ""
+    settings = BootstrapSettings(data_dir=tmp_path, network="local", store=url)
     with BootstrapBooks.open(settings, BOOTSTRAP.address) as books:
         theirs = books.account(NODE.address, SPAN)
         their_csv = io.StringIO()

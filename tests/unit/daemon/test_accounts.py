@@ -24,7 +24,7 @@ from ngpu_daemon.accounts import (
     Span,
     account_document,
     draw_account,
-    entry_of_wire,
+    entries_of,
     parse_prices,
     parse_span,
     show_account,
@@ -33,7 +33,7 @@ from ngpu_daemon.accounts import (
 from ngpu_protocol.acknowledgements import sign_acknowledgement
 from ngpu_protocol.prices import Prices, sign_price_list
 from ngpu_protocol.receipts import sign_receipt
-from ngpu_protocol.statements import line_of
+from ngpu_protocol.statements import StatementLine, line_of
 from tests.unit.protocol.samples import BOOTSTRAP, CHAIN_ID, NODE, SENT_AT_MS, a_receipt, an_acknowledgement
 
 GPU_A, GPU_B = a_receipt().gpus
@@ -46,7 +46,11 @@ def an_entry(
     receipt = a_receipt(sequence=sequence, **changes)
     signed = sign_receipt(receipt, NODE, CHAIN_ID)
     ack = sign_acknowledgement(an_acknowledgement(receipt, verdict=verdict, reason=reason), BOOTSTRAP, CHAIN_ID)
-    return entry_of_wire(signed.wire, receipt.digest(CHAIN_ID), verdict, f"task {sequence}", ack.wire, prices)
+    session = bytes(32)
+    lists = PriceLists([sign_price_list(prices, session, NODE, CHAIN_ID).wire] if prices is not None else [])
+    row = (signed.wire, receipt.digest(CHAIN_ID), verdict, f"task {sequence}", ack.wire, session)
+    (entry,) = entries_of([row], lists)
+    return entry
 
 
 def an_account(*entries: Entry, models: dict[bytes, str] | None = None, owed: int | None = 2) -> Account:
@@ -65,6 +69,8 @@ def test_entry_of_our_own_bytes_is_what_decoding_a_strangers_gives() -> None:
     receipt = a_receipt()
     entry = an_entry(receipt.sequence)
     assert entry.line == line_of(receipt, "verified", CHAIN_ID)
+    assert type(entry) is Entry
+    assert type(entry.line) is StatementLine
     assert (entry.gpus, entry.ended_at_ms) == (receipt.gpus, receipt.ended_at_ms)
 
 
