@@ -140,6 +140,7 @@ class Call:
         priority: among waiting tasks of its workspace, higher first.
         webhook: URL that is told of the end; empty for none.
         affinity: the client's key for calls that belong on one node (`Ngpu-Affinity`); empty without one.
+        tell_place: tells the client, who waits, how many calls wait before its own; None where it did not ask.
         caller: the workspace whose token asked for it, where that is another than the one it runs on; else empty.
         gpu_types: GPU models preferred for this call, the best first; empty for the workspace's own order.
         only: the one node it may go to; None for any.
@@ -161,6 +162,7 @@ class Call:
     idempotency_key: str | None = None
     upgrade: bool = False
     affinity: bytes = b""
+    tell_place: Callable[[int], Awaitable[None]] | None = field(default=None, repr=False, compare=False)
     btc_address: str = ""
     user_ip: str = ""
     request_url: str = ""

@@ -15,7 +15,8 @@ What may run again is `tasks.retry`'s to say, which node `scheduling`'s, what an
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 import outcome
 import structlog
@@ -40,6 +41,7 @@ from ngpu_bootstrap.tasks.retry import may_retry, pause_s
 from ngpu_bootstrap.tasks.states import TaskState
 from ngpu_protocol.acknowledgements import VerdictKind
 from ngpu_protocol.frozen import dataclass
+from ngpu_protocol.http1 import HttpError
 from ngpu_protocol.identity import Account
 from ngpu_protocol.networks import Network
 from ngpu_protocol.orders import SignedOrder, TaskOrder, sign_order
@@ -63,6 +65,10 @@ STOP_AGAIN_S = 0.5
 # What lasts longer than this is shown as running, once its node says so.
 RUNNING_AFTER_S = 1.0
 RUNNING_ASKED_AT_ONCE = 16
+
+# How often a waiting client that asked for it hears its place in the queue, if that has changed.
+PLACE_TOLD_S = 1.0
+FIRST_PLACE_TOLD_S = 0.05
 
 _NO_RECEIPT_FOLLOWS = frozenset({How.REFUSED, How.NOT_SENT})
 
@@ -337,15 +343,49 @@ class Dispatcher:
             timeout_s = min(timeout_s, self._limits.queue_wait_s)
         elif tried:
             timeout_s = min(timeout_s, OTHERS_FIRST_S * 2 ** min(number, 8))
-        return await self._nodes.acquire(
-            call.spec,
-            tried=tried,
-            timeout_s=max(0.0, timeout_s),
-            promised=promised,
-            affinity=call.affinity,
-            task_id=call.task_id,
-            priority=call.priority,
-        )
+        async with self._telling_place(call):
+            return await self._nodes.acquire(
+                call.spec,
+                tried=tried,
+                timeout_s=max(0.0, timeout_s),
+                promised=promised,
+                affinity=call.affinity,
+                task_id=call.task_id,
+                priority=call.priority,
+            )
+
+    @asynccontextmanager
+    async def _telling_place(self, call: Call) -> AsyncIterator[None]:
+        """Tell the client of *call* its place in the queue, where it asked for it; nothing is on its way afterwards."""
+        if call.tell_place is None or self._recorders is None:
+            yield
+            return
+        scope, ended = trio.CancelScope(), trio.Event()
+        self._recorders.start_soon(self._tell_place, call, call.tell_place, scope, ended)
+        try:
+            yield
+        finally:
+            scope.cancel()
+            with trio.CancelScope(shield=True):
+                await ended.wait()
+
+    async def _tell_place(
+        self, call: Call, tell: Callable[[int], Awaitable[None]], scope: trio.CancelScope, ended: trio.Event
+    ) -> None:
+        told: int | None = None
+        try:
+            with scope:
+                while True:
+                    place = self._nodes.place_of(call.spec.id, call.task_id)
+                    if place is not None and place != told:
+                        await tell(place)
+                        told = place
+                    # soon after it began to wait; then no oftener than anybody reads
+                    await trio.sleep(PLACE_TOLD_S if told is not None else FIRST_PLACE_TOLD_S)
+        except HttpError as error:  # its connection's own task sees to the client that left
+            log.debug("place_not_told", task_id=call.task_id, reason=str(error))
+        finally:
+            ended.set()
 
     async def _attempt(
         self,

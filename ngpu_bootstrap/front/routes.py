@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import structlog
 
@@ -28,6 +29,7 @@ from ngpu_bootstrap.front.extension import Extension
 from ngpu_bootstrap.front.guards import FailedTries, TokenLimits
 from ngpu_bootstrap.front.paths import proxied_target, split_target, unslipped
 from ngpu_bootstrap.front.proxy import ProxySink
+from ngpu_bootstrap.front.queue_news import place_teller
 from ngpu_bootstrap.front.reads_api import Wire
 from ngpu_bootstrap.front.tasks_api import TasksApi, UserRequest, address_header
 from ngpu_bootstrap.metrics import Metrics
@@ -223,6 +225,7 @@ class Front:
             idempotency_key=idempotency_key(exchange),
             upgrade=upgrade,
             affinity=affinity_key(request.headers),
+            tell_place=place_teller(exchange, task_id),
             user_ip=client_address(exchange.remote.host, request.headers, self._trusted),
             request_url=path if presented.query is None else f"{path}?{presented.query}",
             token_label=token.label,
@@ -286,6 +289,7 @@ class Front:
             token=presented.token,
             idempotency_key=idempotency_key(exchange),
             user_ip=client_address(exchange.remote.host, request.headers, self._trusted),
+            place_teller=partial(place_teller, exchange),
         )
         limits, label = self._token_limits, ""
         if limits is not None and presented.token is not None and not presented.token.is_operator_key:

@@ -26,6 +26,7 @@ from ngpu_bootstrap.front.bodies import MAX_ADDRESS, unwrap
 from ngpu_bootstrap.front.callers import affinity_key, passed_on_wrapped
 from ngpu_bootstrap.front.extension import Extension, ReadBody, UserCall
 from ngpu_bootstrap.front.paths import Target, parameter_target, parse_parameters, workspace_target
+from ngpu_bootstrap.front.queue_news import TellPlace
 from ngpu_bootstrap.front.reads_api import ReadsApi, Wire, task_id_in
 from ngpu_bootstrap.front.task_options import task_options
 from ngpu_bootstrap.profiles.jobs import Job
@@ -64,6 +65,7 @@ class UserRequest:
     token: Token | None
     idempotency_key: str | None
     user_ip: str
+    place_teller: Callable[[str], TellPlace | None] = lambda task_id: None
 
     @property
     def url(self) -> str:
@@ -219,6 +221,7 @@ class TasksApi:
             idempotency_key=request.idempotency_key,
             btc_address=btc_address,
             affinity=affinity_key(request.headers),
+            tell_place=None if promised else request.place_teller(task_id),
             user_ip=request.user_ip,
             request_url=request.url,
             token_label=token.label,

@@ -422,9 +422,12 @@ class Nodes:
         waiter = self.join(
             spec, take_turn, tried=tried, promised=promised, affinity=affinity, task_id=task_id, priority=priority
         )
+        place: int | None = None
         try:
             with trio.move_on_after(timeout_s):
                 await ready.wait()
+            if not granted:
+                place = self.place_of(spec.id, task_id)
         except BaseException:
             for slot in granted:  # cancelled between being given a slot and waking up
                 slot.release()
@@ -441,7 +444,7 @@ class Nodes:
             "no_free_slot",
             f"no slot of workspace {spec.id} became free within {timeout_s:g} s; come again later",
             retry_after_s=self._retry_after_s(pool),
-            headers=self._queue_headers(pool),
+            headers=self._queue_headers(pool, place),
         )
 
     def serves(self, spec: WorkspaceSpec, node: Address) -> bool:
@@ -848,8 +851,9 @@ class Nodes:
         slots = max(1, pool.slots(self._now_ms()))
         return min(RETRY_AFTER_LIMIT_S, max(1, math.ceil(pool.typical_s * (len(pool.line) + 1) / slots)))
 
-    def _queue_headers(self, pool: Pool) -> dict[str, str]:
-        return {"Ngpu-Queue-Length": str(len(pool.line))}
+    def _queue_headers(self, pool: Pool, place: int | None = None) -> dict[str, str]:
+        headers = {"Ngpu-Queue-Length": str(len(pool.line))}
+        return headers if place is None else headers | {"Ngpu-Queue-Position": str(place)}
 
     def _no_node(self, spec: WorkspaceSpec) -> NotServed:
         """Return the refusal that says why no node can run *spec*; the nodes are looked at once a second at most."""

@@ -26,7 +26,10 @@ SMALL = {
     "ports": [8080, 9000],
     "concurrency": 1,
     "request_timeout_s": 20,
-    "apis": [{"name": "train", "mode": "async", "port": 9000, "path": "/train"}],
+    "apis": [
+        {"name": "train", "mode": "async", "port": 9000, "path": "/train"},
+        {"name": "ask", "mode": "sync", "port": 8080, "path": "/ask"},
+    ],
 }
 
 
@@ -214,6 +217,81 @@ def test_the_place_in_the_queue_is_in_the_task_the_poll_and_a_header(tmp_path: P
     limits = {"queued_calls": 0}
     node = ScriptedNode(new_account(), script=slow)
     whole(tmp_path, test, nodes=[node], workspace=SMALL, limits=limits)
+
+
+def test_a_client_that_waits_on_its_connection_hears_its_place_if_it_asks(tmp_path: Path) -> None:
+    released = trio.Event()
+
+    async def slow(asked: Asked) -> None:
+        await asked.read()
+        await released.wait()
+        await asked.answer(200, b"done")
+
+    async def test(bootstrap: Bootstrap, nodes: list[ScriptedNode]) -> None:
+        async def asks(target: str, *fields: str) -> tuple[trio.SocketStream, Callable[[bytes], Awaitable[bytes]]]:
+            stream = await trio.open_tcp_stream("127.0.0.1", bootstrap.port)
+            head = [f"POST {target} HTTP/1.1", "Host: x", f"Authorization: Bearer {bootstrap.token}", *fields]
+            await stream.send_all(
+                "\r\n".join([*head, "Content-Length: 13", "Connection: close", "", '{"data": "x"}']).encode()
+            )
+            read = b""
+
+            async def until(mark: bytes) -> bytes:
+                nonlocal read
+                while mark not in read:
+                    more = await stream.receive_some()
+                    assert more, read
+                    read += more
+                return read
+
+            return stream, until
+
+        with trio.fail_after(20):
+            streams = [await asks("/proxy/8080/")]
+            while not nodes[0].orders:  # noqa: ASYNC110  a scripted node has no event
+                await trio.sleep(0.02)
+            for target, fields in (
+                ("/proxy/8080/", ["Ngpu-Queue-Updates: yes"]),
+                ("/user/ask", ["Ngpu-Queue-Updates: yes"]),
+                ("/proxy/8080/", []),
+            ):
+                streams.append(await asks(target, *fields))
+                await trio.sleep(0.1)
+            told = await streams[1][1](b"\r\n\r\n")
+            assert told.startswith(b"HTTP/1.1 102 Processing\r\n"), told
+            assert b"ngpu-queue-position: 0\r\n" in told.lower()
+            assert b"ngpu-task-id: " in told.lower()
+            told = await streams[2][1](b"\r\n\r\n")
+            assert told.startswith(b"HTTP/1.1 102 Processing\r\n"), told
+            assert b"ngpu-queue-position: 1\r\n" in told.lower()
+            released.set()
+            whole = [await until(b"done") for _, until in streams]
+            assert [text.count(b"HTTP/1.1 200 OK\r\n") for text in whole] == [1, 1, 1, 1]
+            assert [text.count(b"HTTP/1.1 102 ") > 0 for text in whole] == [False, True, True, False]
+            for stream, _ in streams:
+                await stream.aclose()
+
+    whole(tmp_path, test, nodes=[ScriptedNode(new_account(), script=slow)], workspace=SMALL)
+
+
+def test_a_wait_that_was_too_long_says_how_many_were_before(tmp_path: Path) -> None:
+    async def stuck(asked: Asked) -> None:
+        await asked.read()
+        await trio.sleep_forever()
+
+    async def test(bootstrap: Bootstrap, nodes: list[ScriptedNode]) -> None:
+        async with trio.open_nursery() as nursery:
+            for _ in range(2):
+                nursery.start_soon(bootstrap.call, "GET", "/proxy/8080/")
+                await trio.sleep(0.2)
+            refused = await bootstrap.call("GET", "/proxy/8080/")
+            nursery.cancel_scope.cancel()
+        assert refused.status == 429
+        assert refused.header(b"ngpu-queue-position") in (b"0", b"1")  # the one before it leaves at about the same time
+        assert int(refused.header(b"retry-after") or b"0") >= 1
+
+    limits = {"queue_wait_s": 0.5}
+    whole(tmp_path, test, nodes=[ScriptedNode(new_account(), script=stuck)], workspace=SMALL, limits=limits)
 
 
 def test_calls_with_one_key_stay_on_one_node_while_it_is_there(tmp_path: Path) -> None:
