@@ -56,6 +56,8 @@ NODE_FAULTS = frozenset(
         "egress_unguarded",
     }
 )
+#: A node's registry has another image under the reference than the revision is pinned to, and not that one.
+PIN_CONFLICT = "image_pin_conflict"
 _NODE_FAULT_PREFIXES = ("gpu", "engine")
 
 _COMING = (DeploymentPhase.QUEUED, DeploymentPhase.PULLING, DeploymentPhase.STARTING)
@@ -112,6 +114,9 @@ class DeploymentTable:
         self._elsewhere: frozenset[Address] = frozenset()
         self._mark: tuple[Any, ...] = ()
         self._loaded_at_ms = 0
+        #: by workspace and revision: the nodes that said they have its image, and those its registry told otherwise
+        self._have_pin: dict[tuple[str, int], set[Address]] = {}
+        self._disputed: dict[tuple[str, int], set[Address]] = {}
         self._failed_on: dict[tuple[str, int], dict[Address, tuple[str, int]]] = {}
         self._short: Mapping[str, Shortage] = {}
         self.desired: Mapping[Address, Sequence[WorkspaceSpec]] = {}
@@ -292,10 +297,27 @@ class DeploymentTable:
                 ):
                     continue
                 spec = workspace.of_revision(state.revision)
+                has_it = self._have_pin.setdefault((spec.id, spec.revision), set())
+                has_it.add(node)
                 if spec.revision == state.revision and spec.is_image and spec.image_digest is None:
                     digest = f"sha256:{state.image_digest.hex()}"
                     log.info("image_pinned", workspace=spec.id, revision=spec.revision, node=node, digest=digest)
                     await self._workspaces.pin(spec.id, spec.revision, digest=digest)
+
+    def _dispute(self, node: Address, state: DeploymentState) -> None:
+        """Tell the operator, once for each node, that a revision's pin is not what its registry says."""
+        key = (state.workspace, state.revision)
+        disputed = self._disputed.setdefault(key, set())
+        if node not in disputed:
+            disputed.add(node)
+            log.warning(
+                "image_pin_disputed",
+                workspace=state.workspace,
+                revision=state.revision,
+                node=node,
+                have_it=sorted(self._have_pin.get(key, ())),
+                detail=state.detail,
+            )
 
     def _notice(self, sessions: Mapping[Address, NodeSession], now_ms: int) -> None:
         """Note since when nodes that have something are away or draining, and where workspaces failed."""
@@ -306,9 +328,16 @@ class DeploymentTable:
         self._away_since = {node: self._away_since.get(node, now_ms) for node in away}
         for node, session in sessions.items():
             for state in session.reports:
+                if state.state == DeploymentPhase.FAILED and state.reason == PIN_CONFLICT:
+                    self._dispute(node, state)
                 if state.state == DeploymentPhase.FAILED and _is_nodes_fault(state.reason):
                     failed = self._failed_on.setdefault((state.workspace, state.revision), {})
                     failed[node] = (state.reason, now_ms + FAILED_ON_MS)
+        for kept in (self._have_pin, self._disputed):
+            for key in list(kept):
+                workspace = self._workspaces.get(key[0])
+                if workspace is None or key[1] not in (workspace.spec.revision, workspace.wanted.revision):
+                    del kept[key]
         for key in list(self._failed_on):
             workspace = self._workspaces.get(key[0])
             if workspace is None or workspace.wanted.revision != key[1]:

@@ -34,9 +34,11 @@ from ngpu_node.images.manifests import Platform, RemoteImage
 from ngpu_node.images.problems import (
     BadArchive,
     BadImage,
+    ImageMissing,
     ImageProblem,
     NoPin,
     OutOfSpace,
+    PinConflict,
     PullBroke,
     RegistryNotAllowed,
     Stalled,
@@ -352,12 +354,33 @@ class Images:
         elif remembered is not None and not remembered.borrowed:
             reference = reference.pinned(bytes.fromhex(remembered.digest))
         tell(Progress(note=f"asking the registry for {reference}"))
-        digest, remote = await self._describe(reference, wish.credentials)
+        try:
+            digest, remote = await self._describe(reference, wish.credentials)
+        except ImageMissing as missing:
+            raise await self._why_missing(wish, missing) from missing
         pinned = reference.pinned(digest)
         proven = await self._take_local(wish, proven=pinned)
         if proven is not None:
             return proven
         return await self._join(wish, str(pinned), lambda fetch: self._pull(fetch, pinned, remote, wish), tell)
+
+    async def _why_missing(self, wish: ImageWish, missing: ImageMissing) -> ImageProblem:
+        """Return what is wrong with a wish whose image the registry has not: its pin, where it has another image.
+
+        The first node that has a reference's image pins it for the others. One that lies, or a registry that dropped
+        what a tag named before, shows here.
+        """
+        if wish.digest is None or wish.reference is None or wish.reference.digest is not None:
+            return missing
+        try:
+            found, _ = await self._describe(wish.reference, wish.credentials)
+        except ImageProblem:
+            return missing
+        return PinConflict(
+            f"this revision is pinned to sha256:{wish.digest.hex()}, which the registry has not; {wish.reference} "
+            f"is sha256:{found.hex()} there. Whoever has it first pins it: have it pinned anew (--repin), or give the "
+            "digest in the reference"
+        )
 
     async def _describe(
         self, reference: ImageReference, credentials: RegistryCredentials | None

@@ -46,6 +46,12 @@ class ImageMissing(ImageProblem):
     reason = "image_missing"
 
 
+class PinConflict(ImageProblem):
+    """The revision is pinned to a digest that its registry does not have, where it has another under the reference."""
+
+    reason = "image_pin_conflict"
+
+
 class WrongPlatform(ImageProblem):
     """The image exists, but not for this machine's processor or system."""
 

@@ -581,3 +581,38 @@ def test_a_query_that_was_never_given_is_refused(tmp_path: Path, files: str) -> 
             await bootstrap.admin("POST", "/api/v1/workspaces", asked)
 
     run(tmp_path, test)
+
+
+def test_a_pin_that_is_not_what_the_registry_says_is_seen_and_can_be_made_anew(tmp_path: Path) -> None:
+    bogus, true = b"\xbb" * 32, b"\x7e" * 32
+
+    def liar(spec: WorkspaceSpec) -> control.DeploymentState:
+        return control.DeploymentState(spec.id, spec.revision, "ready", slots_free=1, image_digest=bogus)
+
+    def honest(spec: WorkspaceSpec) -> control.DeploymentState:
+        if spec.image_digest == f"sha256:{bogus.hex()}":
+            return control.DeploymentState(
+                spec.id, spec.revision, "failed", detail="pinned to what is not there", reason="image_pin_conflict"
+            )
+        if spec.image_digest is None:
+            return control.DeploymentState(spec.id, spec.revision, "pulling")
+        return control.DeploymentState(spec.id, spec.revision, "ready", slots_free=1, image_digest=true)
+
+    first, second = node(deploy=liar), node(deploy=honest)
+
+    async def test(bootstrap: Bootstrap, nodes: list[ScriptedNode]) -> None:
+        def disputes(view: dict[str, Any]) -> bool:
+            return any(one["reason"] == "image_pin_conflict" for one in view["deployments"])
+
+        view = await deployments_when(bootstrap, disputes)
+        assert {one["state"] for one in view["deployments"]} == {"ready", "failed"}
+        assert second.told[0].image_digest == f"sha256:{bogus.hex()}"
+        first.deploy = second.deploy = lambda spec: control.DeploymentState(
+            spec.id, spec.revision, "ready", slots_free=1, image_digest=true
+        )
+        await update(bootstrap, {}, repin=True)
+        await second.until(lambda: second.told[0].image_digest == f"sha256:{true.hex()}")
+        view = await deployments_when(bootstrap, lambda view: view["ready"] == 2)
+        assert not disputes(view)
+
+    run(tmp_path, test, first, second, workspace={**IMAGE, "replicas": 2})

@@ -18,6 +18,7 @@ from ngpu_node.images.problems import (
     CorruptLayer,
     ImageMissing,
     ImageProblem,
+    PinConflict,
     RegistryDown,
     RegistryNotAllowed,
     Stalled,
@@ -139,6 +140,29 @@ def test_a_pinned_wish_gets_that_image_whatever_the_tag_says_now(registry: FakeR
             assert (await images.ensure(a_wish(reference))).id == new.config
 
     trio.run(main)
+
+
+def test_a_pin_the_registry_does_not_have_is_told_from_an_image_that_is_missing(
+    registry: FakeRegistry, engine: Engine
+) -> None:
+    made = make_image([1000], "pinned by a liar")
+    reference = registry.push(made, fresh("lied"), "1")
+    bogus = bytes(range(32))
+
+    async def main() -> None:
+        async with a_node_of_images(registry) as images:
+            with pytest.raises(PinConflict) as raised:
+                await images.ensure(a_wish(reference, digest=bogus))
+            assert f"pinned to sha256:{bogus.hex()}, which the registry has not" in str(raised.value)
+            assert f"{reference} is {made.digest} there" in str(raised.value)
+            assert (raised.value.reason, raised.value.retry) == ("image_pin_conflict", False)
+            # where the reference says it itself, and where there is nothing at all, it is just missing
+            for missing in (f"{registry.host}/{fresh('none')}:1", f"{reference}@sha256:{bogus.hex()}"):
+                with pytest.raises(ImageMissing):
+                    await images.ensure(a_wish(missing, digest=bogus))
+
+    trio.run(main)
+    assert made.config not in engine.ids()
 
 
 def test_a_holder_keeps_the_image_its_tag_meant_also_over_a_restart_without_a_registry(
