@@ -409,7 +409,7 @@ class NodeSettings(DaemonSettings):
     engine: Literal["auto", "docker", "none"] = Field(
         default="auto",
         description="Container engine for workspaces that are images (DOCKER_HOST is respected). auto: docker where\n"
-        "it answers; docker: do not start without it; none: serve registered model servers only.",
+        "it answers, now or later; docker: do not start without it; none: serve registered model servers only.",
     )
     serve: list[Annotated[str, AfterValidator(_span)]] = Field(
         default=[],

@@ -1,9 +1,9 @@
-"""Which engine this node has, decided once at start."""
+"""Which engine this node has: decided at start, or when one first answers (`late`)."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Collection, Hashable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -27,9 +27,9 @@ log = structlog.get_logger(__name__)
 FINISH_S = 10.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class EngineStatus:
-    """The engine, for the owner: `docker` or `none`, its version, and why there is none."""
+    """The engine, for the owner, as it is now: `docker` or `none`, its version, and why there is none."""
 
     name: str
     version: str = ""
@@ -128,21 +128,58 @@ async def open_backend(
         problem = 'this node runs no images: its owner set engine = "none"'
         yield NoEngine(deployments, problem), EngineStatus("none", problem=problem)
         return
+
+    def open_engine() -> AbstractAsyncContextManager[EngineBackend]:
+        return _open_engine(
+            settings,
+            status,
+            account=account,
+            deployments=deployments,
+            books=books,
+            gpus=gpus,
+            reason_against=reason_against,
+        )
+
+    status = EngineStatus("none")
+    async with AsyncExitStack() as stack:
+        backend: EngineBackend
+        try:
+            backend = await stack.enter_async_context(open_engine())
+        except EngineUnavailable as error:
+            if settings.engine == "docker":
+                raise NodeConfigurationError(f'engine = "docker": {error}') from error
+            log.info("no_engine", reason=str(error))
+            from ngpu_node.engine.late import LateEngine
+
+            status.problem = str(error)
+            backend = LateEngine(deployments, status, open_engine, stack)
+        yield backend, status
+
+
+@asynccontextmanager
+async def _open_engine(
+    settings: NodeSettings,
+    status: EngineStatus,
+    *,
+    account: Account,
+    deployments: Deployments,
+    books: Books | None,
+    gpus: Callable[[], Sequence[UsableGpu]],
+    reason_against: Callable[[str], str],
+) -> AsyncIterator[EngineBackend]:
+    """Yield the engine's backend and fill in *status*. Entered and left by different tasks: it holds no scope open.
+
+    Raises:
+        EngineUnavailable: no engine answers.
+        NodeConfigurationError: one does, and cannot do what is wanted of it.
+    """
     # The docker SDK and what it brings are 15 MB that a node without an engine need not carry.
     from ngpu_node.engine.containers import Containers
     from ngpu_node.engine.docker_engine import DockerEngine
     from ngpu_node.engine.lifecycle import Policy
     from ngpu_node.images.images import Images
 
-    try:
-        engine = await DockerEngine.connect(account.address)
-    except EngineUnavailable as error:
-        if settings.engine == "docker":
-            raise NodeConfigurationError(f'engine = "docker": {error}') from error
-        log.info("no_engine", reason=str(error))
-        problem = f"this node runs no images: {error}; restart ngpu-node once one runs"
-        yield NoEngine(deployments, problem), EngineStatus("none", problem=str(error))
-        return
+    engine = await DockerEngine.connect(account.address)
     images = None
     try:
         try:
@@ -166,8 +203,9 @@ async def open_backend(
             await containers.prepare()
         except (EngineUnavailable, EngineFailed, DeploymentImpossible) as error:
             raise NodeConfigurationError(f"engine: {error}") from error
+        status.name, status.version = "docker", containers.facts.version
         try:
-            yield containers, EngineStatus("docker", containers.facts.version)
+            yield containers
         finally:
             with trio.move_on_after(FINISH_S, shield=True):
                 await containers.finish()

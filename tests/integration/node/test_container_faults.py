@@ -19,7 +19,7 @@ from docker.models.containers import Container
 
 from ngpu_daemon.datadir import DataDirectory
 from ngpu_daemon.keystore import Kdf, write_keystore
-from ngpu_node.engine import docker_engine
+from ngpu_node.engine import docker_engine, late
 from ngpu_node.engine.confinement import LABEL_NODE
 from ngpu_node.engine.docker_engine import DockerEngine
 from ngpu_protocol.control import DeploymentPhase
@@ -225,6 +225,42 @@ def test_an_engine_killed_during_a_start_is_waited_for_and_nothing_is_left_twice
                 await trio.to_thread.run_sync(engine.start)
                 await until(bootstrap, "ready", "ready", "ready")
                 assert sorted(one["State"] for one in ours(account)) == ["running"] * 3
+            assert ours(account) == []
+
+    try:
+        trio.run(main)
+    finally:
+        engine.ensure()
+
+
+@pytest.mark.timeout_s(180)
+def test_an_engine_that_was_not_there_at_the_start_is_taken_up_when_it_comes(
+    tmp_path: Path, account: Account, image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(late, "LOOK_INTERVAL_S", 0.3)
+    engine = own_engine()
+
+    async def main() -> None:
+        async with a_bootstrap() as bootstrap:
+            await trio.to_thread.run_sync(engine.kill)
+            async with a_node(settings(tmp_path, bootstrap, engine="auto"), account):
+                await bootstrap.wish(spec(image), spec(image, id="8"))
+                await until(bootstrap, "failed", "failed")
+                assert {one.reason for one in bootstrap.heartbeats[-1].deployments} == {"no_engine"}
+                host = bootstrap.heartbeats[-1].host
+                assert host is not None
+                assert not host.engine
+                # one that nobody wants any more is not waited with
+                await bootstrap.wish(spec(image))
+                await until(bootstrap, "failed")
+                await trio.to_thread.run_sync(engine.start)
+                await until(bootstrap, "ready")
+                host = bootstrap.heartbeats[-1].host
+                assert host is not None
+                assert host.engine
+                answer = await bootstrap.send(bootstrap.order(), b"late", node=account)
+                assert answer.body == b"late"
+                assert len(ours(account)) == 1
             assert ours(account) == []
 
     try:
