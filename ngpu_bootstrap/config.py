@@ -315,12 +315,13 @@ class RechecksSection(Section):
     often: float = Field(0.2, ge=0, le=1, description="Share of a new node's tasks that is run again.")
     rare: float = Field(0.02, ge=0, le=1, description="Share of a trusted node's.")
     disputed: float = Field(0.5, ge=0, le=1, description="Share of a node's that was disputed of late.")
+    least_a_day: float = Field(4.0, ge=0, description="About so many of each node's, where it has as many.")
     queue: int = Field(256, ge=1, le=65_536, description="Tasks that may wait to be run again; others are passed over.")
     queue_bytes: int = Field(64 * MIB, ge=0, description="Bytes their requests may take together.")
     body_bytes: int = Field(1 * MIB, ge=0, description="Largest request that is kept for it.")
     wait_s: float = Field(600.0, gt=0, description="Seconds such a task waits for a node that may judge.")
     outvoted_s: float = Field(
-        86_400.0, gt=0, description="Seconds a node that two others contradicted gets no tasks of that workspace."
+        172_800.0, gt=0, description="Seconds a node that two others contradicted gets no tasks of that workspace."
     )
 
     @model_validator(mode="after")

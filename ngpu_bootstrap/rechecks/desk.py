@@ -45,6 +45,7 @@ RULE = "recheck"
 WORKERS = 2
 WAIT_LOOK_S = 0.5
 RELOAD_S = 60.0
+REMEMBERED_NODES = 50_000
 # Runs on so many nodes at most when those that are asked do not answer.
 TRIES = 3
 # Three different answers so often: the workspace is not deterministic, and is looked at no more in this revision.
@@ -91,7 +92,7 @@ class RecheckDesk:
     ) -> None:
         self.passed_over = 0
         self._settings = settings
-        self._rates = Rates(settings.often, settings.rare, settings.disputed)
+        self._rates = Rates(settings.often, settings.rare, settings.disputed, settings.least_a_day)
         self._own = own
         self._secret = secret
         self._nodes = nodes
@@ -107,6 +108,7 @@ class RecheckDesk:
         self._bytes = 0
         self._filled = trio.Event()
         self._suspected: dict[Address, int] = {}
+        self._last_ms: dict[Address, int] = {}
         self._unfit: Counter[tuple[str, int]] = Counter()
 
     def __len__(self) -> int:
@@ -121,7 +123,11 @@ class RecheckDesk:
             return
         now_ms = self._now_ms()
         suspected = self._suspected.get(node, 0) > now_ms
-        share = rate(self._standings.of(node), self._rates, now_ms, suspected=suspected)
+        gap_ms = now_ms - self._last_ms.pop(node, now_ms)
+        self._last_ms[node] = now_ms
+        if len(self._last_ms) > REMEMBERED_NODES:
+            del self._last_ms[next(iter(self._last_ms))]
+        share = rate(self._standings.of(node), self._rates, now_ms, gap_ms=gap_ms, suspected=suspected)
         if not is_drawn(self._secret, call.task_id, share):
             return
         if self._unfit[call.spec.id, attempt.signed.order.revision] >= NOT_DETERMINISTIC_AT:

@@ -36,6 +36,16 @@ def test_a_dispute_is_looked_at_ever_less_as_days_go_by() -> None:
     assert shares[7] == pytest.approx(rate(TRUSTED, RATES, NOW_MS), rel=0.01)
 
 
+def test_of_a_node_with_few_tasks_about_so_many_a_day_are_run_again() -> None:
+    rates = Rates(often=0.2, rare=0.02, disputed=0.5, least_a_day=4.0)
+    for a_day in (2, 8, 20, 50):
+        gaps = [DAY_MS * part // (50 * a_day) for part in (10, 90)] * 500  # uneven ones, a day's on the average
+        shares = [rate(TRUSTED, rates, NOW_MS, gap_ms=gap_ms) for gap_ms in gaps]
+        assert sum(shares) / len(shares) * a_day == pytest.approx(min(4.0, a_day), rel=0.35)
+    assert rate(TRUSTED, rates, NOW_MS, gap_ms=DAY_MS // 1000) == rate(TRUSTED, RATES, NOW_MS)
+    assert rate(TRUSTED, rates, NOW_MS, gap_ms=30 * DAY_MS) == 1.0
+
+
 @given(st.floats(0, 300), st.floats(0, 50), st.booleans())
 def test_no_rate_is_beyond_its_bounds(good: float, bad: float, suspected: bool) -> None:
     share = rate(Standing(good=good, bad=bad, at_ms=NOW_MS), RATES, NOW_MS, suspected=suspected)
