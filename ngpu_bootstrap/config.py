@@ -167,7 +167,7 @@ class ProfilesSection(Section):
     """Families of calls that other systems' clients make, declared in TOML."""
 
     enabled: tuple[str, ...] = Field(
-        ("openai", "aimodel"),
+        ("openai", "aimodel", "akashgen"),
         description="Profiles in use, shipped ones and those of files; the first that declares a call answers it.",
     )
     files: tuple[Path, ...] = Field((), description="Files with profiles of your own.")
@@ -189,6 +189,8 @@ class ModelsSection(Section):
     )
     projects: tuple[str, ...] = Field((), description="Projects whose models are shared. Empty: all.")
     shared_models: int = Field(1000, ge=1, description="Models shared at most.")
+    concurrency: int = Field(64, ge=1, le=4096, description="Calls at once of one shared model on one node.")
+    timeout_s: float = Field(600.0, gt=0, le=86_400, description="Seconds one call of a shared model may take.")
     public_url: str = Field(
         "", description="URL of this bootstrap as its clients know it, for URLs in answers. Empty: as they call it."
     )
@@ -212,6 +214,9 @@ class LimitsSection(Section):
     queue_wait_s: float = Field(30.0, ge=0, description="Seconds a call may wait for a slot before it gets 429.")
     async_tasks: int = Field(10_000, ge=1, description="Asynchronous tasks of one workspace that may be unfinished.")
     attempts: int = Field(5, ge=1, le=32, description="Orders signed for one task at most, refused ones included.")
+    spool_bytes: int = Field(
+        4096 * MIB, ge=1 * MIB, description="Disk that long bodies may take while a model is looked for in them."
+    )
     token_calls_per_s: float = Field(0.0, ge=0, description="Calls a second of one token; 0 sets no limit.")
     token_burst: int = Field(50, ge=1, description="Calls one token may make at once after a pause.")
     token_calls_at_once: int = Field(0, ge=0, description="Calls of one token running at once; 0 sets no limit.")
@@ -409,10 +414,13 @@ class BootstrapSettings(DaemonSettings):
 
     @model_validator(mode="after")
     def _listener_is_safe(self) -> Self:
-        host, _ = parse_host_port(self.http_listen)
-        if not is_loopback(host) and self.tls.certificate is None and not self.behind_proxy:
+        own = {f"profiles.listen.{name}": listen for name, listen in self.profiles.listen.items()}
+        for key, listen in {"http_listen": self.http_listen, **own}.items():
+            host, _ = parse_host_port(listen)
+            if is_loopback(host) or self.tls.certificate is not None or self.behind_proxy:
+                continue
             raise ValueError(
-                f"http_listen {self.http_listen} can be reached from outside and would carry tokens in the clear: "
+                f"{key} {listen} can be reached from outside and would carry tokens in the clear: "
                 "set tls.certificate and tls.key, or behind_proxy = true, or listen on 127.0.0.1"
             )
         return self

@@ -14,7 +14,7 @@ import json
 import os
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,12 +45,17 @@ from ngpu_bootstrap.dispatch.watch import TaskWatch
 from ngpu_bootstrap.errors import NotServed
 from ngpu_bootstrap.front.answers import broken_request
 from ngpu_bootstrap.front.callers import parse_networks
+from ngpu_bootstrap.front.job_calls import JobCalls
+from ngpu_bootstrap.front.profiled import Parts as ProfiledParts
+from ngpu_bootstrap.front.profiled import Profiled
 from ngpu_bootstrap.front.reads_api import Wire
 from ngpu_bootstrap.front.routes import Front, TaskIds
+from ngpu_bootstrap.front.spool import Spool
 from ngpu_bootstrap.front.wire_times import parse_zone
 from ngpu_bootstrap.membership import Membership
 from ngpu_bootstrap.metrics import Metrics
 from ngpu_bootstrap.operator_keys import OperatorKeys, OperatorKeysError, Scope
+from ngpu_bootstrap.profiles.catalogue import load_catalogue
 from ngpu_bootstrap.rechecks.desk import RecheckDesk
 from ngpu_bootstrap.registry.archives import ArchiveLimits, Archives
 from ngpu_bootstrap.registry.confided import Confided
@@ -58,6 +63,7 @@ from ngpu_bootstrap.registry.control import ControlDesk, Greeting
 from ngpu_bootstrap.registry.deployments import DeploymentTable
 from ngpu_bootstrap.registry.nodes import Nodes, NodeSession
 from ngpu_bootstrap.registry.placements import Placements
+from ngpu_bootstrap.registry.shared_models import Models
 from ngpu_bootstrap.registry.standings import Standings
 from ngpu_bootstrap.registry.workspaces import Workspace, Workspaces
 from ngpu_bootstrap.retention import keep_swept
@@ -82,7 +88,7 @@ from ngpu_daemon.outbound import GuardedTransport, public_only
 from ngpu_protocol.control import CONTROL_PROTOCOL, RECEIPTS_PROTOCOL
 from ngpu_protocol.errors import AddressError
 from ngpu_protocol.gpu_models import canonical_gpu_model
-from ngpu_protocol.http1 import AsgiHandler, BoundAddress, Client, Draining, Limits, serve_tcp
+from ngpu_protocol.http1 import AsgiHandler, BoundAddress, Client, Draining, Handler, Limits, serve_tcp
 from ngpu_protocol.identity import Account, Address, address_of_peer_id
 from ngpu_protocol.networks import network_named
 from ngpu_protocol.node_records import NodeRecord, Role
@@ -359,6 +365,17 @@ class _Bootstrap:
             met=self._met_siblings,
         )
         self.brc20 = Brc20Desk(checker, store, now_ms=now_ms)
+        self.catalogue = load_catalogue(settings.profiles)
+        self.models = Models(
+            self.workspaces,
+            self.nodes,
+            share=settings.models.share == "registered",
+            projects=settings.models.projects,
+            limit=settings.models.shared_models,
+            concurrency=settings.models.concurrency,
+            timeout_s=settings.models.timeout_s,
+        )
+        self.control.noticed = self.models.notice
         self.compat: NgpuCloud | None = None
         self.front = self._front()
         self._show_gauges()
@@ -411,9 +428,45 @@ class _Bootstrap:
             self.compat = self._compat(front)
             front.tasks_api.extension = self.compat
         scheme = "https" if self.tls is not None else "http"
+        if len(self.catalogue):
+            front.profiled = self._profiled(front, scheme)
         front.application = AsgiHandler(build_app(parts), scheme=scheme)
         self.admin = AsgiHandler(build_app(parts, is_operators_own=True))
         return front
+
+    def _profiled(self, front: Front, scheme: str) -> Profiled:
+        settings = self.settings
+        parts = ProfiledParts(
+            workspaces=self.workspaces,
+            models=self.models,
+            nodes=self.nodes,
+            dispatcher=self.dispatcher,
+            jobs=JobCalls(
+                detached=self.detached,
+                jobs=self.jobs,
+                nodes=self.nodes,
+                store=self.store,
+                watch=self.watch,
+                now_ms=now_ms,
+            ),
+            brc20=self.brc20,
+            account=self.account,
+            network=settings.network,
+            signers=lambda: {self.account.address, *self.receipts.siblings},
+            spool=Spool(self.directory.path / "spool", limit_bytes=settings.limits.spool_bytes),
+            new_task_id=front.new_task_id,
+            now_ms=now_ms,
+        )
+        return Profiled(
+            self.catalogue,
+            parts,
+            settings=settings.profiles,
+            models=settings.models,
+            limits=settings.limits,
+            scheme=scheme,
+            trusted=parse_networks(settings.trusted_proxies),
+            token_limits=front.token_limits,
+        )
 
     def _compat(self, front: Front) -> NgpuCloud:
         settings = self.settings
@@ -574,6 +627,7 @@ class _Bootstrap:
             nursery.start_soon(self.standings.run)
             nursery.start_soon(self.placements.run)
             nursery.start_soon(self.control.run)
+            nursery.start_soon(self.models.run)
             nursery.start_soon(self.archives.run)
             async with self._host() as host:
                 self.host = host
@@ -581,7 +635,11 @@ class _Bootstrap:
                 await self.membership.join()
                 taken_up = await self.detached.recover(self._spec_of)
                 addresses = await nursery.start(self._serve_clients)
-                self.where = self._describe(host, addresses)
+                own: dict[str, list[BoundAddress]] = {}
+                for profile, listen in self.settings.profiles.listen.items():
+                    handler = functools.partial(self.front.handle_of, profile)
+                    own[profile] = await nursery.start(self._serve, handler, listen)
+                self.where = self._describe(host, addresses, own)
                 await nursery.start(self.discovery.run)
                 await nursery.start(serve_admin_socket, self.directory, self.admin)
                 nursery.start_soon(self.membership.run)
@@ -618,7 +676,10 @@ class _Bootstrap:
             raise StartError(str(error)) from error
 
     async def _serve_clients(self, *, task_status: trio.TaskStatus[list[BoundAddress]]) -> None:
-        host, port = parse_host_port(self.settings.http_listen)
+        await self._serve(self.front.handle, self.settings.http_listen, task_status=task_status)
+
+    async def _serve(self, handler: Handler, listen: str, *, task_status: trio.TaskStatus[list[BoundAddress]]) -> None:
+        host, port = parse_host_port(listen)
         limits = Limits(
             max_head_bytes=CLIENT_HEAD_BYTES,
             max_target_bytes=16 * 1024,
@@ -627,7 +688,7 @@ class _Bootstrap:
         )
         try:
             await serve_tcp(
-                self.front.handle,
+                handler,
                 host=host,
                 port=port,
                 limits=limits,
@@ -637,10 +698,13 @@ class _Bootstrap:
                 task_status=task_status,
             )
         except OSError as error:
-            raise StartError(f"cannot listen on {self.settings.http_listen}: {error.strerror or error}") from error
+            raise StartError(f"cannot listen on {listen}: {error.strerror or error}") from error
 
-    def _describe(self, host: Host, addresses: list[BoundAddress]) -> dict[str, Any]:
+    def _describe(
+        self, host: Host, addresses: list[BoundAddress], own: Mapping[str, list[BoundAddress]]
+    ) -> dict[str, Any]:
         scheme = "https" if self.tls is not None else "http"
+        profiles = {name: [f"{scheme}://{address}" for address in bound] for name, bound in own.items()}
         return {
             "address": self.account.address,
             "peer_id": self.account.peer_id,
@@ -648,6 +712,7 @@ class _Bootstrap:
             "http": [f"{scheme}://{address}" for address in addresses],
             "multiaddrs": host.addresses,
             "pid": os.getpid(),
+            **({"profiles": profiles} if profiles else {}),
         }
 
     @contextmanager
@@ -700,6 +765,7 @@ class _Bootstrap:
         return workspace.spec if workspace is not None else None
 
     def _workspaces_changed(self) -> None:
+        self.models.refresh()
         self.control.refresh()
         self.archives.look()
 

@@ -284,6 +284,25 @@ class GpuSettings(Section):
     )
 
 
+class ModelSettings(Section):
+    """Model servers on this machine."""
+
+    output_folders: list[Path] = Field(
+        default=[],
+        description="Folders of files that models' answers name by their path: bootstraps this node trusts may fetch "
+        "what lies below them. None: no such file leaves.",
+        examples=[["/home/AI_project/ImageGenerationAI/photos"]],
+    )
+
+    @field_validator("output_folders")
+    @classmethod
+    def _narrow(cls, folders: list[Path]) -> list[Path]:
+        for folder in folders:
+            if not folder.is_absolute() or len(folder.resolve().parts) < 3:
+                raise ValueError(f"{folder} must be absolute, and not / or a folder directly below it")
+        return folders
+
+
 class GatewaySettings(Section):
     """Where calls of programs on this machine go that other nodes are to run."""
 
@@ -425,6 +444,7 @@ class NodeSettings(DaemonSettings):
         default="auto", description="auto, json or console; auto is JSON except on a terminal."
     )
     limits: Limits = Field(default=Limits(), description="What a task may cost this machine.")
+    models: ModelSettings = Field(default=ModelSettings(), description="Model servers on this machine.")
     gpus: GpuSettings = Field(default=GpuSettings(), description="Which of this machine's GPUs are offered.")
     prices: PriceSettings = Field(default=PriceSettings(), description="What a second of each GPU model costs.")
     containers: ContainerSettings = Field(

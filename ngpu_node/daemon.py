@@ -54,6 +54,7 @@ from ngpu_node.ledger import Ledger, Totals
 from ngpu_node.links import Link, LinkParts
 from ngpu_node.metrics import NodeMetrics
 from ngpu_node.model_api import ModelApi
+from ngpu_node.output_files import OutputFiles
 from ngpu_node.owner import Owner
 from ngpu_node.owner_api import OwnerApi
 from ngpu_node.peer_calls import PeerCalls
@@ -186,7 +187,7 @@ class Node:
             busy=self._gpus,
         )
         logs = ContainerLogs(lambda deployment, lines, follow: backend.log_of(deployment, lines, follow=follow))
-        executor = Executor(attempts, spool, self._metrics, logs)
+        executor = Executor(attempts, spool, self._metrics, logs, OutputFiles(settings.models.output_folders))
         backend.break_off = attempts.break_off
         self._deployments.gone = self._gpus.forget
         owner = Owner(kept, self._deployments, state, self._changes, hours=settings.serve)

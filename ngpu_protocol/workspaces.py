@@ -57,8 +57,9 @@ RESERVED_API_NAMES = frozenset(
 )
 """Names under ``/user/`` that the gateway answers itself."""
 
-PLACEMENT_FIELDS = frozenset({"name", "replicas", "area", "group", "end_at", "image_digest", "deterministic"})
-"""Fields whose change leaves what runs as it is. `image_digest` is among them: it is filled in for a revision."""
+PLACEMENT_FIELDS = frozenset({"name", "replicas", "area", "group", "end_at", "image_digest", "deterministic", "models"})
+"""Fields whose change leaves what runs as it is. `image_digest` is among them: it is filled in for a revision; and
+`models`, which is for whoever looks for them."""
 
 MAX_SCHEMA_CHARS = 32 * 1024
 # What takes time in proportion to schema and body: no regular expressions, references and alternatives.
@@ -244,6 +245,19 @@ class Volume(BaseModel):
     )
 
 
+class ServedModel(BaseModel):
+    """A model that the workspace answers for: bodies that name it may be sent to it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_printable)] = Field(
+        description="as requests name it"
+    )
+    project: Annotated[str, Field(max_length=256), AfterValidator(_printable)] = Field(
+        default="", description="the family it belongs to"
+    )
+
+
 class WorkspaceSpec(BaseModel):
     """One revision of a workspace. Frozen; a change is a new revision."""
 
@@ -327,6 +341,9 @@ class WorkspaceSpec(BaseModel):
     area: Label = Field(default="", description="runs only on nodes that say they are in this area; empty: anywhere")
     group: Label = Field(
         default="", description="workspaces of one group are listed together; nothing else follows from it"
+    )
+    models: list[ServedModel] = Field(
+        default_factory=list, max_length=256, description="models it answers for, found by name in a request's body"
     )
     end_at: EndTime | None = Field(
         default=None,

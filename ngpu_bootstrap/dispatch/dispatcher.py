@@ -335,6 +335,10 @@ class Dispatcher:
             return await self._nodes.acquire_on(call.spec, call.only, timeout_s=timeout_s, task_id=call.task_id)
         if wait_s := pause_s(full):
             await trio.sleep(max(0.0, min(wait_s, (call.deadline_ms - self._now_ms()) / 1000)))
+        if call.gpu_types and not call.affinity:
+            slot = self._nodes.take_preferred(call.spec, call.gpu_types, tried, promised=promised)
+            if slot is not None:
+                return slot
         slot = self._nodes.take(call.spec, tried, promised=promised, affinity=call.affinity)
         if slot is not None:
             return slot

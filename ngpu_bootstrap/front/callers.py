@@ -33,7 +33,7 @@ def client_address(peer: str, headers: Headers, trusted: Sequence[Network]) -> s
     while the one that reported it is a trusted proxy.
     """
     address = peer.partition("%")[0]
-    if not trusted or not _within(address, trusted):
+    if not trusted or not is_within(address, trusted):
         return address
     chain: list[str] = []
     for name, value in headers:
@@ -43,7 +43,7 @@ def client_address(peer: str, headers: Headers, trusted: Sequence[Network]) -> s
         if not _is_address(reported):
             break
         address = reported
-        if not _within(address, trusted):
+        if not is_within(address, trusted):
             break
     return address
 
@@ -79,7 +79,8 @@ def affinity_key(headers: Headers) -> bytes:
     return value
 
 
-def _within(address: str, networks: Sequence[Network]) -> bool:
+def is_within(address: str, networks: Sequence[Network]) -> bool:
+    """Return whether *address* is an IP address in one of *networks*."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:

@@ -1,7 +1,8 @@
 """What a request is, and what its client gets when it cannot be served.
 
 Owns the first decision about every request of clients: the transparent form (`/proxy/`), the documented one
-(`/user/`), or the application for everything else; and the one place where refusals become answers. The two forms are
+(`/user/`), the declared one (`profiled`), or the application for everything else; and the one place where refusals
+become answers. The forms are
 handled on the HTTP server itself, since a full web framework on the way would cost more than everything else together.
 """
 
@@ -28,11 +29,13 @@ from ngpu_bootstrap.front.callers import Network, affinity_key, client_address, 
 from ngpu_bootstrap.front.extension import Extension
 from ngpu_bootstrap.front.guards import FailedTries, TokenLimits
 from ngpu_bootstrap.front.paths import proxied_target, split_target, unslipped
+from ngpu_bootstrap.front.profiled import Profiled, Shape, shape_of
 from ngpu_bootstrap.front.proxy import ProxySink
 from ngpu_bootstrap.front.queue_news import place_teller
 from ngpu_bootstrap.front.reads_api import Wire
 from ngpu_bootstrap.front.tasks_api import TasksApi, UserRequest, address_header
 from ngpu_bootstrap.metrics import Metrics
+from ngpu_bootstrap.profiles.links import FILES_PREFIX
 from ngpu_bootstrap.registry.deployments import DeploymentTable
 from ngpu_bootstrap.registry.nodes import Nodes
 from ngpu_bootstrap.registry.workspaces import Workspaces
@@ -79,6 +82,7 @@ class Front:
     Attributes:
         application: serves what neither form is.
         tasks_api: the documented form.
+        profiled: the declared form; None where no profile is in use.
 
     Args:
         trusted: proxies whose word on the client's address is believed.
@@ -110,15 +114,16 @@ class Front:
         self._dispatcher = dispatcher
         self._metrics = metrics
         self.application: Handler = _nothing
+        self.profiled: Profiled | None = None
         self._limits = limits
-        self._new_task_id = new_task_id
+        self.new_task_id = new_task_id
         self._now_ms = new_task_id.now_ms
         self._trusted = trusted
         self._brc20_desk = brc20
         self._brc20_api = Brc20Api(brc20.checker, per_minute=checks_per_minute)
         self.failed_tries = FailedTries()
         # None where the operator sets no limit: then it costs a call nothing
-        self._token_limits = (
+        self.token_limits = (
             TokenLimits(per_s=limits.token_calls_per_s, burst=limits.token_burst, at_once=limits.token_calls_at_once)
             if limits.token_calls_per_s or limits.token_calls_at_once
             else None
@@ -143,32 +148,61 @@ class Front:
 
     async def handle(self, exchange: Exchange) -> None:
         """Serve one request."""
-        documented = False
+        shape: Shape = _plain
         try:
             path, query = split_target(exchange.request.target)
             if path.startswith("/proxy/"):
                 await self._proxy(exchange, path, query)
             elif path.startswith("/brc20/"):
-                documented = True
+                shape = _documented
                 await self._brc20(exchange, path, query)
             elif self.extension is not None and path.startswith(self.extension.prefix):
-                documented = True
+                shape = _documented
                 await self._extended(exchange, self.extension, path, query)
             elif path.startswith("/user/"):
-                documented = True
+                shape = _documented
                 await self._user(exchange, path, query)
+            elif self.profiled is None:
+                await self._pass_to_application(exchange)
+            elif (found := self.profiled.match(exchange.request.method, path)) is not None:
+                shape = shape_of(found)
+                await self.profiled.answer(exchange, found, path, query)
+            elif path.startswith(FILES_PREFIX):
+                await self.profiled.file(exchange, path, query)
             else:
                 await self._pass_to_application(exchange)
-        except Refusal as refusal:
-            await self._refuse(exchange, refusal, documented=documented)
-        except ClientFault as fault:
-            await self._refuse(exchange, _refusal_of(fault.error), documented=documented)
-        except RemoteError as error:
-            await self._refuse(exchange, _refusal_of(error), documented=documented)
-        except StoreError as error:
+        except (Refusal, ClientFault, RemoteError, StoreError) as error:
+            await self._answer_error(exchange, error, shape)
+
+    async def handle_of(self, profile: str, exchange: Exchange) -> None:
+        """Serve one request of a profile's own listener, which answers nothing else."""
+        shape: Shape = _plain
+        try:
+            assert self.profiled is not None
+            path, query = split_target(exchange.request.target)
+            found = self.profiled.match(exchange.request.method, path, profile)
+            if found is None:
+                shape = self.profiled.shape_of_profile(profile)
+                raise Refusal(404, "not_found", "nothing is served at this path")
+            shape = shape_of(found)
+            await self.profiled.answer(exchange, found, path, query)
+        except (Refusal, ClientFault, RemoteError, StoreError) as error:
+            await self._answer_error(exchange, error, shape)
+
+    async def _answer_error(self, exchange: Exchange, error: Exception, shape: Shape) -> None:
+        if isinstance(error, StoreError):
             log.error("store_failed", reason=str(error))
-            failed = NotServed(503, "store_unavailable", "the task cannot be stored now; come again", retry_after_s=5)
-            await self._refuse(exchange, failed, documented=documented)
+            refusal: Refusal = NotServed(
+                503, "store_unavailable", "the task cannot be stored now; come again", retry_after_s=5
+            )
+        elif isinstance(error, ClientFault):
+            refusal = _refusal_of(error.error)
+        elif isinstance(error, RemoteError):
+            refusal = _refusal_of(error)
+        else:
+            assert isinstance(error, Refusal)
+            refusal = error
+        await self._refuse(exchange, refusal, shape)
 
     async def _pass_to_application(self, exchange: Exchange) -> None:
         limit = self._limits.api_body_bytes
@@ -184,7 +218,7 @@ class Front:
         address = client_address(peer, list(headers), self._trusted)
         return self.failed_tries.answer(address, refusal, time.monotonic())
 
-    async def _refuse(self, exchange: Exchange, refusal: Refusal, *, documented: bool) -> None:
+    async def _refuse(self, exchange: Exchange, refusal: Refusal, shape: Shape) -> None:
         refusal = self.answer_failed_try(exchange.remote.host, exchange.request.headers, refusal)
         self._metrics.refused(refusal.reason)
         log.info(
@@ -197,7 +231,7 @@ class Front:
         if exchange.head_sent:
             await exchange.abort()
             return
-        await respond(exchange, refusal_answer(refusal, documented=documented))
+        await respond(exchange, shape(refusal))
 
     async def _proxy(self, exchange: Exchange, path: str, query: str | None) -> None:
         request = exchange.request
@@ -210,7 +244,7 @@ class Front:
         upgrade = wants_upgrade(request.headers)
         body = await self._body(exchange)
         now_ms = self._now_ms()
-        task_id = self._new_task_id()
+        task_id = self.new_task_id()
         call = Call(
             task_id=task_id,
             spec=spec,
@@ -230,7 +264,7 @@ class Front:
             request_url=path if presented.query is None else f"{path}?{presented.query}",
             token_label=token.label,
         )
-        limits = self._token_limits
+        limits = self.token_limits
         if limits is not None:
             limits.enter(token.label, time.monotonic())
         try:
@@ -291,7 +325,7 @@ class Front:
             user_ip=client_address(exchange.remote.host, request.headers, self._trusted),
             place_teller=partial(place_teller, exchange),
         )
-        limits, label = self._token_limits, ""
+        limits, label = self.token_limits, ""
         if limits is not None and presented.token is not None and not presented.token.is_operator_key:
             label = self._workspaces.authenticate(presented.token)[1].label
             limits.enter(label, time.monotonic())
@@ -301,6 +335,14 @@ class Front:
             if limits is not None and label:
                 limits.leave(label)
         await respond(exchange, answer)
+
+
+def _plain(refusal: Refusal) -> Answer:
+    return refusal_answer(refusal, documented=False)
+
+
+def _documented(refusal: Refusal) -> Answer:
+    return refusal_answer(refusal, documented=True)
 
 
 async def _nothing(exchange: Exchange) -> None:

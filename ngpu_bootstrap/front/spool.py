@@ -97,12 +97,16 @@ class SpooledBody:
         if len(self._pending) >= IN_MEMORY_BYTES:
             await self._flush()
 
-    async def body(self) -> Body:
-        """Return the whole, once it was written."""
+    async def body(self, *, whole: bool = False) -> Body:
+        """Return all of it, once it was written.
+
+        Args:
+            whole: as one piece in memory, to be stored.
+        """
         if self._file is None:
             return WholeBody(bytes(self._pending))
         await self._flush()
-        return self
+        return WholeBody(b"".join([piece async for piece in self._pieces()])) if whole else self
 
     async def _flush(self) -> None:
         data, self._pending = bytes(self._pending), bytearray()

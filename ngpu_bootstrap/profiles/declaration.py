@@ -122,6 +122,16 @@ class FormBounds(Declared):
     once: tuple[str, ...] = ()
 
 
+class Links(Declared):
+    """Texts in a route's JSON answers that become signed URLs of this bootstrap: those that begin with *prefix*.
+
+    A route with `signed = true` answers them, from the workspace and the node whose answer named the file.
+    """
+
+    prefix: Annotated[str, StringConstraints(pattern=r"^/[!#-\[\]-~]{1,255}$")]
+    expires_s: Annotated[int, Field(ge=1, le=31_536_000)] = 86_400
+
+
 def _path_pattern(path: str) -> str:
     if not path.startswith("/") or "//" in path:
         raise ValueError("must begin with / and have no empty segment")
@@ -169,6 +179,9 @@ class Route(Declared):
             make. The body is read whole for it, so `max_body_bytes` is at most 16 MiB.
         form: what a multipart body may have.
         file_urls: paths of files in the JSON of an answer become URLs here (`"url": "/home/..."`).
+        links: texts of an answer that become signed URLs here.
+        signed: opened by such a URL, and by nothing else.
+        dialect: of this route's errors, where it is not the profile's.
         affinity: calls with one value here go to one node.
         envelope: for `wrapped`.
         answer: for `fixed`.
@@ -192,6 +205,9 @@ class Route(Declared):
     body_schema: dict[str, Any] | None = Field(None, alias="schema")
     form: FormBounds | None = None
     file_urls: bool = False
+    links: Links | None = None
+    signed: bool = False
+    dialect: Dialect | None = None
     affinity: tuple[Place, ...] = ()
     envelope: Envelope | None = None
     answer: FixedAnswer | None = None
@@ -206,8 +222,10 @@ class Route(Declared):
             raise ValueError('mode = "job" and a table [routes.job] go together')
         if self.envelope is not None and self.mode is not Mode.WRAPPED:
             raise ValueError('an envelope needs mode = "wrapped"')
-        if self.file_urls and self.mode is not Mode.TRANSPARENT:
-            raise ValueError('file_urls needs mode = "transparent"')
+        if (self.file_urls or self.links is not None or self.signed) and self.mode is not Mode.TRANSPARENT:
+            raise ValueError('file_urls, links and signed need mode = "transparent"')
+        if self.signed and self.method != "GET":
+            raise ValueError("a signed URL is fetched with GET")
         if not self.credential and self.mode not in (Mode.MODELS, Mode.FIXED):
             raise ValueError("credential = false is for calls answered here; open a profile with [profiles.public]")
         if self.target and not self.target.startswith("/"):
@@ -276,6 +294,10 @@ class Profile(Declared):
                 raise ValueError(f"routes: {route.method} {route.path} is declared twice")
             seen.add(key)
         return self
+
+    def dialect_of(self, route: Route | None) -> Dialect:
+        """Return how errors of *route* look; None: of a call that none of its routes is."""
+        return self.dialect if route is None or route.dialect is None else route.dialect
 
     def reads_body(self, route: Route) -> bool:
         """Return whether calls of *route* are looked into: their body is read before a node is chosen."""

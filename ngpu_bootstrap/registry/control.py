@@ -98,6 +98,9 @@ def judge_hello(hello: Hello, remote: Address, network: str) -> Refused | None:
 class ControlDesk:
     """Handles every node's control stream.
 
+    Attributes:
+        noticed: called whenever something changed that bears on what nodes should run.
+
     Args:
         open_requests: makes the pooled HTTP client over the connection of a peer.
         chain_head: the last receipt of a node that this bootstrap holds; None for none.
@@ -130,10 +133,12 @@ class ControlDesk:
         self._conversations: dict[NodeSession, _Conversation] = {}
         self._stale = trio.Event()
         self._joined = trio.Event()
+        self.noticed: Callable[[], None] = lambda: None
 
     def refresh(self) -> None:
         """Have what nodes should run worked out again: a workspace or a node has changed."""
         self._stale.set()
+        self.noticed()
 
     async def wait_joined(self) -> None:
         """Return when the next admitted node has greeted and reported."""

@@ -15,7 +15,7 @@ import itertools
 import math
 import random as random_module
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -145,6 +145,12 @@ class NodeSession:
             if state.workspace not in best or rank > best[state.workspace][0]:
                 best[state.workspace] = (rank, state)
         self.deployments = {workspace: state for workspace, (_, state) in best.items()}
+
+    def held_gpus(self, workspace: str) -> list[tuple[str, int]]:
+        """Return model and memory of the GPUs a workspace holds here, of all where it holds none of its own."""
+        state = self.deployments.get(workspace)
+        held = set(state.gpus) if state is not None else set()
+        return [(gpu.model, gpu.memory_bytes) for gpu in self.gpus if not held or gpu.id in held]
 
     def facts(self, workspace: str, terms: Terms) -> tuple[DeploymentFacts, int, int | None]:
         """Return what is known of a workspace here, and what the node says of its slots: how many are free, and how
@@ -383,6 +389,39 @@ class Nodes:
                 return None if choice is None else self._granted(choice, affinity)
         choice = pool.choose(now_ms, self._draw, self._current(tried) if tried else ())
         return None if choice is None else self._granted(choice, affinity)
+
+    def take_preferred(
+        self,
+        spec: WorkspaceSpec,
+        gpu_types: Sequence[str],
+        tried: Collection[NodeSession] = (),
+        *,
+        promised: bool = False,
+    ) -> Slot | None:
+        """Return a slot that is free now on the best of *gpu_types* that any node has free; None when none has.
+
+        For calls with an order of their own: unlike the workspace's order this has no index, so it looks at every
+        candidate.
+        """
+        pool = self._pool(spec)
+        if len(pool.line) and pool.line.head(promised=not self._hold_promised) is not None:
+            return None
+        if promised and self._hold_promised:
+            return None
+        now_ms = self._now_ms()
+        current = set(self._current(tried))
+        by_rank: dict[int, list[NodeSession]] = {}
+        hosts: list[NodeSession] = [entry.load.host for entry in pool]
+        for host in hosts:
+            rank = gpu_rank(gpu_types, host.held_gpus(spec.id)) if host not in current else None
+            if rank is not None:
+                by_rank.setdefault(rank, []).append(host)
+        for rank in sorted(by_rank):
+            wanted = set(by_rank[rank])
+            choice = pool.choose(now_ms, self._draw, [host for host in hosts if host not in wanted])
+            if choice is not None and choice.entry.load.host in wanted:
+                return self._granted(choice, b"")
+        return None
 
     async def acquire(
         self,

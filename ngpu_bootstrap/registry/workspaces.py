@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -269,6 +269,31 @@ class Workspaces:
             workspace = Workspace(spec, row.owner, row.tokens, row.created_at_ms)
             self._keep(workspace)
             return workspace, token
+
+    async def add_shared(self, new: NewWorkspace, ids: Sequence[str]) -> Workspace | None:
+        """Make a workspace without a token under the first of *ids* that never was one; return it.
+
+        Another bootstrap of this database may make the same at the same time: then it is theirs that is returned.
+        """
+        async with self._changing:
+            for workspace_id in ids:
+                if (known := self._by_id.get(workspace_id)) is not None:
+                    return known
+                spec = WorkspaceSpec(id=workspace_id, **new.fields())
+                now_ms = self._now_ms()
+                row = WorkspaceRow(workspace_id, spec.name, spec.revision, spec.to_wire(), (), now_ms, "", now_ms)
+                with contextlib.suppress(WorkspaceConflict):
+                    await self._store.add_workspace(row)
+                    workspace = Workspace(spec, "", (), now_ms)
+                    self._keep(workspace)
+                    return workspace
+                # it was made before: by a sibling, and lives, or it was removed
+                for row in await self._store.list_workspaces():
+                    if row.id == workspace_id:
+                        workspace = _workspace(row)
+                        self._keep(workspace)
+                        return workspace
+            return None
 
     async def rotate_token(self, workspace_id: str, overlap_s: float) -> tuple[Token, WorkspaceToken, int]:
         """Give the workspace a new token; return it, its record, and when the tokens before end (UTC milliseconds).

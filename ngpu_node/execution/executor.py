@@ -6,6 +6,7 @@ Routes on `/http/1.1`, all for trusted bootstraps only, but for the first:
     any          /ngpu/v1/workspaces/{id}/ports/{port}/…  run the order in the field Ngpu-Order
     GET, DELETE  /ngpu/v1/attempts/{task id}/{attempt}    the answer of a detached attempt; cancel an attempt
     GET          /ngpu/v1/workspaces/{id}/logs            what its container says (`container_logs`)
+    GET, HEAD    /ngpu/v1/files/{base64url of a path}     a file its owner's model servers wrote (`output_files`)
 
 An order is judged here, by `admission`; one that is admitted runs in `attached` or `detached`.
 """
@@ -25,6 +26,7 @@ from ngpu_node.execution.attempts import Attempts
 from ngpu_node.execution.detached import DetachedAttempts
 from ngpu_node.execution.spool import Spool
 from ngpu_node.metrics import NodeMetrics
+from ngpu_node.output_files import FILES, OutputFiles
 from ngpu_protocol.http1 import Exchange
 from ngpu_protocol.identity import Address
 from ngpu_protocol.orders import ORDER_HEADER
@@ -48,13 +50,19 @@ class Executor:
     """Answers the requests of other peers."""
 
     def __init__(
-        self, attempts: Attempts, spool: Spool, metrics: NodeMetrics, logs: ContainerLogs | None = None
+        self,
+        attempts: Attempts,
+        spool: Spool,
+        metrics: NodeMetrics,
+        logs: ContainerLogs | None = None,
+        files: OutputFiles | None = None,
     ) -> None:
         self._attempts = attempts
         self._state = attempts.state
         self._metrics = metrics
         self._detached = DetachedAttempts(attempts, spool)
         self._logs = logs
+        self._files = files
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Own the detached attempts, and forget orders whose time is over, until cancelled."""
@@ -78,6 +86,8 @@ class Executor:
             request.method == "GET" and self._logs is not None and (match := _LOGS.fullmatch(request.path)) is not None
         ):
             await self._log(exchange, match[1], self._logs)
+        elif request.path.startswith(FILES) and self._files is not None:
+            await self._file(exchange, self._files)
         elif request.path == WELL_KNOWN and request.method in ("GET", "HEAD"):
             await exchange.respond_json(200, MOUNTS)
         else:
@@ -119,6 +129,14 @@ class Executor:
             await self._refuse(exchange, Refusal(Reason.UNKNOWN_BOOTSTRAP, message))
             return
         await logs.answer(exchange, self._state.deployments.revisions(service, workspace).values(), workspace)
+
+    async def _file(self, exchange: Exchange, files: OutputFiles) -> None:
+        """Answer a bootstrap that fetches a file which a model's answer named."""
+        if self._state.trust.service_of(Address(exchange.remote.peer)) is None:
+            message = "only bootstraps this node's owner trusts may fetch files"
+            await self._refuse(exchange, Refusal(Reason.UNKNOWN_BOOTSTRAP, message))
+            return
+        await files.answer(exchange)
 
     async def _ask(self, exchange: Exchange) -> None:
         """Answer what a bootstrap asks about an attempt of its service."""

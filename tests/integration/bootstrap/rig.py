@@ -103,6 +103,8 @@ def settings_for(data_dir: Path, **changes: Any) -> BootstrapSettings:
         "http_listen": "127.0.0.1:0",
         "drain_s": 1.0,
     }
+    # what scripted nodes offer is for the test's own workspace; `tests/integration/profiles` shares models
+    values["models"] = {"share": "none"}
     return BootstrapSettings(**(values | changes))
 
 

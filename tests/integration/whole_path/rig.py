@@ -299,8 +299,8 @@ class SharedNetwork:
     Starting three processes costs more than everything most tests do.
     """
 
-    def __init__(self, tmp_path: Path, **arguments: Any) -> None:
-        self.workspace = Workspace()
+    def __init__(self, tmp_path: Path, *, workspace: Workspace | None = None, **arguments: Any) -> None:
+        self.workspace = workspace or Workspace()
         self._tmp_path = tmp_path
         self._arguments = arguments
         self._ready = threading.Event()

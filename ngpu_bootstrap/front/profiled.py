@@ -1,0 +1,653 @@
+"""The declared form: calls of other systems' clients, carried as the profile that knows them says.
+
+Owns the order of events of such a call, up to the dispatcher:
+
+    matched -> credential of head and query judged -> a place -> body read, its credential judged -> validated
+    -> workspace found -> carried, transparent, wrapped or as a job -> answered in the caller's dialect
+
+A credential in the head is judged before the body is asked for, so that nobody without one has a long body read where
+the profile lets it stand there. The task is recorded with the workspace that runs it and with its caller, whose limits
+count and whose it is from then on.
+
+How bodies are read is `profiles.reading`'s, which workspace answers for a model `registry.shared_models`'.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from urllib.parse import unquote
+
+import structlog
+
+from ngpu_bootstrap.brc20.desk import Brc20Desk
+from ngpu_bootstrap.config import LimitsSection, ModelsSection, ProfilesSection
+from ngpu_bootstrap.credentials import Token
+from ngpu_bootstrap.dispatch.calls import Body, Call, StreamedBody, WholeBody
+from ngpu_bootstrap.dispatch.collector import Collector
+from ngpu_bootstrap.dispatch.dispatcher import Dispatcher, Result
+from ngpu_bootstrap.errors import BadRequest, NotServed, Refusal, Unauthorized
+from ngpu_bootstrap.front.answers import Answer, json_answer
+from ngpu_bootstrap.front.callers import Network, affinity_key, client_address, is_within, passed_on
+from ngpu_bootstrap.front.guards import AddressBuckets, TokenLimits
+from ngpu_bootstrap.front.job_calls import JobCalls, JobEnded
+from ngpu_bootstrap.front.model_sinks import ModelSink, RewritingSink
+from ngpu_bootstrap.front.node_files import NodeFiles
+from ngpu_bootstrap.front.paths import parse_parameters, workspace_target
+from ngpu_bootstrap.front.places import Places
+from ngpu_bootstrap.front.spool import Spool, SpooledBody
+from ngpu_bootstrap.front.tasks_api import address_header
+from ngpu_bootstrap.profiles.catalogue import Catalogue, Matched, WrongMethod
+from ngpu_bootstrap.profiles.credentials import Emptied, missing, take_credentials, token_of
+from ngpu_bootstrap.profiles.declaration import Dialect, Mode, Profile, Route
+from ngpu_bootstrap.profiles.dialects import refusal_in
+from ngpu_bootstrap.profiles.job_declaration import AskedJob, SubmittedJob
+from ngpu_bootstrap.profiles.links import Link, link_url, read_link, with_file_urls, with_links
+from ngpu_bootstrap.profiles.places import Place
+from ngpu_bootstrap.profiles.reading import BodyFacts, BodyReader, Wanted, wanted_of
+from ngpu_bootstrap.registry.nodes import Nodes
+from ngpu_bootstrap.registry.shared_models import Model, Models
+from ngpu_bootstrap.registry.workspaces import Workspace, Workspaces
+from ngpu_bootstrap.tasks.states import TaskState
+from ngpu_protocol.errors import AddressError
+from ngpu_protocol.http1 import Exchange, Headers, header
+from ngpu_protocol.identity import Account, Address, address_of_peer_id, parse_address
+
+log = structlog.get_logger(__name__)
+
+NODE_HEADER = b"ngpu-node"
+WHOLE_BODY_BYTES = 64 * 1024
+_HOST = re.compile(r"[A-Za-z0-9.-]{1,253}(?::[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](?::[0-9]{1,5})?")
+_PARAMETER = re.compile(r"\{([a-z_][a-z0-9_]*)(?:\.\.\.)?\}")
+_CALL_OF_KIND = {
+    "text-to-text": "/v1/chat/completions",
+    "text-to-image": "/v1/images/generations",
+    "image-edit": "/v1/images/edits",
+}
+
+
+Shape = Callable[[Refusal], Answer]
+"""How a refusal looks to the caller at hand."""
+
+
+def shape_of(found: Matched | WrongMethod) -> Shape:
+    """Return how refusals of a call look."""
+    route = found.route if isinstance(found, Matched) else None
+    return partial(refusal_in, found.profile.dialect_of(route))
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who makes a call: a workspace, by one of its tokens, or the public by the one the operator bound."""
+
+    workspace: Workspace
+    label: str
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What calls are carried with."""
+
+    workspaces: Workspaces
+    models: Models
+    nodes: Nodes
+    dispatcher: Dispatcher
+    jobs: JobCalls
+    brc20: Brc20Desk
+    account: Account
+    network: str
+    signers: Callable[[], Collection[str]]
+    spool: Spool
+    new_task_id: Callable[[], str]
+    now_ms: Callable[[], int]
+
+
+@dataclass(slots=True)
+class _Asked:
+    """One call on its way through here."""
+
+    exchange: Exchange
+    profile: Profile
+    route: Route
+    parameters: Mapping[str, str]
+    path: str
+    emptied: Emptied
+    address: str
+    began_s: float
+    status: int = 0
+    caller: Caller | None = None
+    facts: BodyFacts = field(default_factory=BodyFacts)
+
+
+class Profiled:
+    """Answers the calls that profiles declare, and the links to files.
+
+    Args:
+        scheme: of the bootstrap's own listener.
+        token_limits: what one token may do; None sets no limit.
+    """
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        parts: Parts,
+        *,
+        settings: ProfilesSection,
+        models: ModelsSection,
+        limits: LimitsSection,
+        scheme: str,
+        trusted: Sequence[Network],
+        token_limits: TokenLimits | None,
+    ) -> None:
+        self.catalogue = catalogue
+        self._parts = parts
+        self._settings = settings
+        self._models = models
+        self._limits = limits
+        self._scheme = scheme
+        self._trusted = trusted
+        self._token_limits = token_limits
+        self._files = NodeFiles(parts.nodes, max_bytes=models.file_bytes)
+        self._wanted: dict[int, Wanted] = {}
+        self._places: dict[int, Places] = {}
+        self._public: dict[str, tuple[AddressBuckets, Places]] = {}
+        for profile in catalogue.profiles:
+            for route in profile.routes:
+                self._wanted[id(route)] = wanted_of(profile, route)
+                if route.at_once:
+                    self._places[id(route)] = Places(route.at_once, route.queue, route.queue_wait_s)
+        for name, public in settings.public.items():
+            per_minute = public.calls_per_minute
+            self._public[name] = (
+                AddressBuckets(burst=per_minute, per_s=per_minute / 60),
+                Places(public.at_once, 0, 0.0),
+            )
+
+    # -- what a call means
+
+    def match(self, method: str, path: str, only: str = "") -> Matched | WrongMethod | None:
+        """Return what answers a call; None: no profile is concerned."""
+        return self.catalogue.match(method, path, only=only)
+
+    def shape_of_profile(self, name: str) -> Shape:
+        """Return how refusals of calls that are none of a profile's look on its own listener."""
+        profile = self.catalogue.get(name)
+        return partial(refusal_in, Dialect.NGPU if profile is None else profile.dialect)
+
+    async def answer(self, exchange: Exchange, found: Matched | WrongMethod, path: str, query: str | None) -> None:
+        """Answer one call.
+
+        Raises:
+            Refusal, ClientFault, RemoteError, StoreError: it cannot be served, and nothing was answered yet.
+        """
+        if isinstance(found, WrongMethod):
+            allowed = ", ".join(sorted(set(found.allowed)))
+            raise Refusal(405, "method_not_allowed", f"this path takes {allowed}", headers={"Allow": allowed})
+        profile, route = found.profile, found.route
+        request = exchange.request
+        began_s = time.monotonic()
+        address = client_address(exchange.remote.host, request.headers, self._trusted)
+        emptied = take_credentials(profile.credentials, request.headers, query)
+        asked = _Asked(exchange, profile, route, found.parameters, path, emptied, address, began_s)
+        try:
+            await self._answer(asked)
+        except Refusal as refusal:
+            asked.status = refusal.status
+            raise
+        finally:
+            if profile.log:
+                log.info(
+                    "HTTP Request",
+                    ts=time.time(),
+                    msg="HTTP Request",
+                    method=request.method,
+                    path=path,
+                    status=asked.status,
+                    duration=f"{time.monotonic() - began_s:.3f}s",
+                    client_ip=address,
+                )
+
+    async def _answer(self, asked: _Asked) -> None:
+        route = asked.route
+        if route.mode is Mode.FIXED:
+            await self._fixed(asked)
+            return
+        if route.signed:
+            await self._signed(asked)
+            return
+        wanted = self._wanted[id(route)]
+        inside = bool(wanted.credentials)
+        token, _ = token_of(asked.profile.credentials, asked.emptied, {})
+        if token is not None or not inside:
+            asked.caller = self._caller(asked, token)
+        if route.mode is Mode.MODELS:
+            await self._list(asked)
+            return
+        places = self._places.get(id(route))
+        async with AsyncExitStack() as stack:
+            if places is not None:
+                await stack.enter_async_context(places.one())
+            body = await self._read(asked, wanted, stack)
+            if asked.caller is None:
+                token, _ = token_of(asked.profile.credentials, asked.emptied, asked.facts.credentials)
+                asked.caller = self._caller(asked, token)
+            await self._enter(asked, stack)
+            await self._carry(asked, body)
+
+    def _caller(self, asked: _Asked, token: Token | None) -> Caller:
+        if token is not None:
+            workspace, known = self._parts.workspaces.authenticate(token)
+            return Caller(workspace, known.label, asked.address)
+        public = self._settings.public.get(asked.profile.name)
+        if public is None:
+            raise missing(asked.profile.credentials)
+        workspace_or_none = self._parts.workspaces.get(public.workspace)
+        if workspace_or_none is None:
+            log.error("public_workspace_missing", profile=asked.profile.name, workspace=public.workspace)
+            raise Unauthorized("token_missing", "this call needs a workspace token")
+        wait_s = self._public[asked.profile.name][0].take(asked.address, time.monotonic())
+        if wait_s:
+            raise NotServed(
+                429,
+                "too_many_calls",
+                f"without a token at most {public.calls_per_minute} calls a minute are taken from one address",
+                retry_after_s=math.ceil(wait_s),
+            )
+        return Caller(workspace_or_none, "", asked.address)
+
+    async def _enter(self, asked: _Asked, stack: AsyncExitStack) -> None:
+        """Begin a call within its caller's limits; the stack ends it."""
+        caller = asked.caller
+        assert caller is not None
+        if not caller.label:
+            await stack.enter_async_context(self._public[asked.profile.name][1].one())
+        elif self._token_limits is not None:
+            self._token_limits.enter(caller.label, time.monotonic())
+            stack.callback(self._token_limits.leave, caller.label)
+        desk = self._parts.brc20
+        if desk.asks(caller.workspace.id):
+            await desk.admit(caller.workspace.id, address_header(asked.exchange.request.headers))
+
+    # -- the body
+
+    async def _read(self, asked: _Asked, wanted: Wanted, stack: AsyncExitStack) -> Body:
+        exchange, route = asked.exchange, asked.route
+        limit = min(route.body_limit, self._limits.request_body_bytes)
+        if route.mode in (Mode.WRAPPED, Mode.JOB):
+            limit = min(limit, self._limits.task_body_bytes)
+        request = exchange.request
+        exchange.max_body_bytes = limit
+        length = request.content_length
+        if length is not None and length > limit:
+            raise Refusal(413, "body_too_large", f"the body has {length} bytes, at most {limit} are taken")
+        has_body = length is not None or request.chunked
+        if not wanted.anything:
+            if not has_body:
+                return WholeBody()
+            if route.mode is not Mode.TRANSPARENT or (length is not None and length <= WHOLE_BODY_BYTES):
+                return WholeBody(await exchange.receive_all(limit))
+            return StreamedBody(exchange)
+        reader = BodyReader(wanted, header(request.headers, b"content-type"))
+        spooled = await stack.enter_async_context(SpooledBody(self._parts.spool))
+        if has_body:
+            while data := await exchange.receive():
+                await spooled.write(reader.feed(data))
+        await spooled.write(reader.end())
+        asked.facts = reader.facts
+        return await spooled.body(whole=route.mode is not Mode.TRANSPARENT)
+
+    # -- where it goes
+
+    def _workspace(self, asked: _Asked) -> Workspace:
+        caller = asked.caller
+        assert caller is not None
+        profile = asked.profile
+        if profile.workspace == "token":
+            return caller.workspace
+        if profile.workspace == "bound":
+            bound = self._settings.bind.get(profile.name, "")
+            workspace = self._parts.workspaces.get(bound)
+            if workspace is None:
+                raise NotServed(503, "profile_unbound", f"no workspace is bound to the profile {profile.name} here")
+            return workspace
+        if asked.facts.model is None:
+            raise BadRequest("model_missing", "the body names no model; send it as `model`")
+        return self._parts.models.find(caller.workspace, asked.facts.model, asked.facts.project)
+
+    def _call(self, asked: _Asked, workspace: Workspace, body: Body, *, only: Address | None = None) -> Call:
+        parts, route, caller = self._parts, asked.route, asked.caller
+        assert caller is not None
+        request = asked.exchange.request
+        spec = workspace.spec
+        port = route.port if route.port is not None else spec.ports[0]
+        if port not in spec.ports and spec.is_image:
+            raise Refusal(404, "port_undeclared", f"the workspace does not declare port {port}, which this call needs")
+        target = _filled(route.target_path, asked.parameters)
+        path, separator, own = target.partition("?")
+        query = "&".join(part for part in (own if separator else None, asked.emptied.query) if part) or None
+        where = workspace_target(port, path, query)
+        now_ms = parts.now_ms()
+        timeout_s = min(spec.request_timeout_s, route.timeout_s or spec.request_timeout_s)
+        return Call(
+            task_id=parts.new_task_id(),
+            spec=spec,
+            api=asked.profile.name,
+            method=route.target_method or request.method,
+            port=where.port,
+            target=where.target,
+            headers=self._headers(asked, body),
+            body=body,
+            accepted_at_ms=now_ms,
+            deadline_ms=now_ms + int((self._limits.queue_wait_s + timeout_s) * 1000),
+            idempotency_key=_idempotency_key(request.headers) if route.mode is Mode.TRANSPARENT else None,
+            affinity=self._affinity(asked),
+            user_ip=caller.address,
+            request_url=asked.path if asked.emptied.query is None else f"{asked.path}?{asked.emptied.query}",
+            token_label=caller.label,
+            caller=caller.workspace.id if caller.workspace.id != workspace.id else "",
+            gpu_types=route.gpu_types,
+            only=only if only is not None else self._named_node(asked, workspace),
+        )
+
+    def _headers(self, asked: _Asked, body: Body) -> Headers:
+        headers = passed_on(asked.emptied.headers, upgrade=False)
+        route = asked.route
+        rewrites = route.file_urls or route.links is not None or route.mode is not Mode.TRANSPARENT
+        if not isinstance(body, StreamedBody):
+            size = len(body.content) if isinstance(body, WholeBody) else body.sent()[1]
+            headers = [pair for pair in headers if pair[0] != b"content-length"]
+            if size or asked.exchange.request.method in ("POST", "PUT", "PATCH"):
+                headers.append((b"content-length", b"%d" % size))
+        if rewrites:  # what is read here must be readable
+            headers = [pair for pair in headers if pair[0] != b"accept-encoding"]
+        return headers
+
+    def _affinity(self, asked: _Asked) -> bytes:
+        """Return the key that holds calls together: the client's own header, else what the route declares."""
+        own = affinity_key(asked.exchange.request.headers)
+        if own or not asked.route.affinity:
+            return own
+        for place in asked.route.affinity:
+            value = value_at(place, asked.facts, asked.parameters, asked.emptied)
+            if value:
+                text = f"{asked.profile.name}\0{place}\0{value}"
+                return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:48].encode()
+        return b""
+
+    def _named_node(self, asked: _Asked, workspace: Workspace) -> Address | None:
+        value = header(asked.exchange.request.headers, NODE_HEADER)
+        if value is None:
+            return None
+        text = value.decode("latin-1").strip()
+        try:
+            node = parse_address(text) if text.startswith("0x") or len(text) == 40 else address_of_peer_id(text)
+        except AddressError:
+            raise BadRequest("bad_node", "Ngpu-Node must be a nodeAddr or a PeerId") from None
+        if not self._parts.nodes.serves(workspace.spec, node):
+            raise Refusal(404, "node_lacks_model", f"the node {node} does not serve this model now")
+        return node
+
+    # -- carrying it
+
+    async def _carry(self, asked: _Asked, body: Body) -> None:
+        route = asked.route
+        if isinstance(route.job, AskedJob):
+            await self._ask_job(asked, body)
+            return
+        call = self._call(asked, self._workspace(asked), body)
+        if route.mode is Mode.TRANSPARENT:
+            await self._pass_through(asked, call)
+        elif route.mode is Mode.WRAPPED:
+            await self._wrap(asked, call)
+        else:
+            await self._submit_job(asked, call)
+
+    async def _pass_through(self, asked: _Asked, call: Call) -> None:
+        exchange, route = asked.exchange, asked.route
+        words = partial(_words_of, asked.profile.dialect_of(route), call.task_id)
+        if route.file_urls or route.links is not None:
+            sink: ModelSink = RewritingSink(exchange, call.task_id, words, partial(self._rewritten, asked, call))
+        else:
+            sink = ModelSink(exchange, call.task_id, words)
+        result = await self._parts.dispatcher.carry(call, sink)
+        try:
+            await sink.finish(result)
+            asked.status = sink.status
+        except Refusal as refusal:
+            await self._refuse_task(asked, refusal, call.task_id)
+
+    async def _wrap(self, asked: _Asked, call: Call) -> None:
+        call = dataclasses.replace(call, wrapped=True)
+        sink = Collector(self._limits.task_answer_bytes)
+        result = await self._parts.dispatcher.carry(call, sink)
+        if result.ending.state is not TaskState.FINISHED:
+            await self._refuse_task(asked, result.ending.refusal(), call.task_id)
+            return
+        await self._respond(asked, self._enveloped(asked, sink.status, sink.body, sink.content_type), call.task_id)
+
+    def _enveloped(self, asked: _Asked, status: int, body: bytes, content_type: str) -> Answer:
+        envelope = asked.route.envelope
+        if envelope is not None and 200 <= status < 300:
+            try:
+                return json_answer(status, {**envelope.beside, envelope.member: json.loads(body)})
+            except (ValueError, RecursionError):
+                pass  # not JSON: it goes as it is
+        fields = [(b"content-type", content_type.encode("latin-1"))] if content_type else []
+        return Answer(status, [*fields, (b"content-length", b"%d" % len(body))], body)
+
+    async def _submit_job(self, asked: _Asked, call: Call) -> None:
+        declared, caller = asked.route.job, asked.caller
+        assert isinstance(declared, SubmittedJob)
+        assert caller is not None
+        name = f"{asked.profile.name}.{declared.name}"
+        try:
+            answer = await self._parts.jobs.submit(call, name, declared, caller.workspace.id)
+        except JobEnded as ended:
+            await self._refuse_task(asked, ended.refusal, ended.task_id)
+            return
+        await self._respond(
+            asked, self._enveloped(asked, answer.status, answer.body, answer.content_type), call.task_id
+        )
+
+    async def _ask_job(self, asked: _Asked, body: Body) -> None:
+        declared, caller = asked.route.job, asked.caller
+        assert isinstance(declared, AskedJob)
+        assert caller is not None
+        key = value_at(declared.key, asked.facts, asked.parameters, asked.emptied)
+        if not key:
+            raise BadRequest("job_missing", f"the call names no job: send its id as {declared.key}")
+        jobs = self._parts.jobs
+        row = await jobs.find(caller.workspace.id, f"{asked.profile.name}.{declared.of}", key)
+        workspace = self._parts.workspaces.require(row.workspace)
+        try:
+            kept = await jobs.answer_kept(row, workspace.spec)
+        except JobEnded as ended:
+            await self._refuse_task(asked, ended.refusal, ended.task_id)
+            return
+        if kept is not None:
+            await self._respond(asked, self._enveloped(asked, kept.status, kept.body, kept.content_type), row.task_id)
+            return
+        call = self._call(asked, workspace, body, only=Address(row.job.node))
+        await self._pass_through(asked, call)
+        await jobs.note(row, call.task_id)
+        if declared.ends and 200 <= asked.status < 300:
+            await jobs.end(row)
+
+    # -- answered here
+
+    async def _fixed(self, asked: _Asked) -> None:
+        answer = asked.route.answer
+        assert answer is not None
+        if answer.text is not None:
+            body = answer.text.encode()
+            fields = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(body))]
+            await self._respond(asked, Answer(answer.status, fields, body))
+            return
+        await self._respond(asked, json_answer(answer.status, answer.json_))
+
+    async def _list(self, asked: _Asked) -> None:
+        caller = asked.caller
+        assert caller is not None
+        models = self._parts.models
+        origin = self._origin(asked.exchange)
+        project = parse_parameters(asked.emptied.query, ("project",)).get("project") or None
+        name = next(iter(asked.parameters.values()), None)
+        if name is not None:
+            name = unquote(name)
+            listed = models.listed(caller.workspace, project)
+            of, _, rest = name.partition("/")
+            one = next((one for one in listed if one.name == name or (one.project == of and one.name == rest)), None)
+            if one is None:
+                raise Refusal(404, "model_unknown", f"no model {name[:128]!r} is served here now")
+            await self._respond(asked, json_answer(200, _model(one, origin)))
+            return
+        listed = models.listed(caller.workspace, project)
+        projects = sorted({one.project for one in listed})
+        document = {
+            "object": "list",
+            "project": project or (projects[0] if len(projects) == 1 else ""),
+            "data": [_model(one, origin) for one in listed],
+        }
+        await self._respond(asked, json_answer(200, document))
+
+    # -- files
+
+    async def file(self, exchange: Exchange, path: str, query: str | None) -> None:
+        """Answer a link to a file below a node's output folders.
+
+        Raises:
+            Refusal: it is no link, has expired, or its node has no such file.
+        """
+        if exchange.request.method not in ("GET", "HEAD"):
+            raise Refusal(405, "method_not_allowed", "this path takes GET", headers={"Allow": "GET, HEAD"})
+        link = self._link(path, query, origin_file=True)
+        await self._files.answer(exchange, link)
+
+    async def _signed(self, asked: _Asked) -> None:
+        """Answer a link to a workspace's own file: a call of its own workspace, on the node that has the file."""
+        link = self._link(asked.path, _query_of(asked), origin_file=False)
+        workspace = self._parts.workspaces.get(link.workspace)
+        if workspace is None:
+            raise Refusal(404, "file_unknown", "the workspace of this file is gone")
+        asked.caller = Caller(workspace, "", asked.address)
+        asked.emptied.headers[:] = [pair for pair in asked.emptied.headers if pair[0] != NODE_HEADER]
+        call = self._call(asked, workspace, WholeBody(), only=link.node)
+        await self._pass_through(asked, call)
+
+    def _link(self, path: str, query: str | None, *, origin_file: bool) -> Link:
+        parts = self._parts
+        return read_link(
+            path,
+            query,
+            network=parts.network,
+            signers=parts.signers(),
+            now_s=parts.now_ms() / 1000,
+            origin_file=origin_file,
+        )
+
+    def _rewritten(self, asked: _Asked, call: Call, body: bytes, result: Result) -> bytes:
+        attempt = result.attempt
+        if attempt is None:
+            return body
+        node, route = attempt.signed.order.node, asked.route
+        origin = self._origin(asked.exchange)
+        if route.file_urls:
+            body = with_file_urls(body, partial(self._url, origin, "", node, self._models.file_urls_s))
+        if route.links is not None:
+            prefix, expires_s = route.links.prefix, route.links.expires_s
+            body = with_links(body, prefix, partial(self._url, origin, call.spec.id, node, expires_s))
+        return body
+
+    def _url(self, origin: str, workspace: str, node: Address, lasts_s: float, path: str) -> str:
+        parts = self._parts
+        link = Link(workspace, node, path, math.ceil(parts.now_ms() / 1000 + lasts_s))
+        return link_url(origin, link, parts.account.sign(link.digest(parts.network)))
+
+    def _origin(self, exchange: Exchange) -> str:
+        """Return this bootstrap's URL as the client wrote it, without a path."""
+        if self._models.public_url:
+            return self._models.public_url.rstrip("/")
+        headers = exchange.request.headers
+        host = (header(headers, b"host") or b"").decode("latin-1")
+        if _HOST.fullmatch(host) is None:
+            return ""
+        scheme = self._scheme
+        forwarded = (header(headers, b"x-forwarded-proto") or b"").decode("latin-1").strip().lower()
+        if forwarded in ("http", "https") and is_within(exchange.remote.host.partition("%")[0], self._trusted):
+            scheme = forwarded
+        return f"{scheme}://{host}"
+
+    # -- answering
+
+    async def _respond(self, asked: _Asked, answer: Answer, task_id: str = "") -> None:
+        asked.status = answer.status
+        headers = [*answer.headers, (b"ngpu-task-id", task_id.encode())] if task_id else answer.headers
+        await asked.exchange.respond(answer.status, headers, answer.body)
+
+    async def _refuse_task(self, asked: _Asked, refusal: Refusal, task_id: str) -> None:
+        """Answer for a task that was accepted and could not be served."""
+        if asked.exchange.head_sent:
+            await asked.exchange.abort()
+            return
+        await self._respond(asked, refusal_in(asked.profile.dialect_of(asked.route), refusal, task_id=task_id))
+
+
+def value_at(place: Place, facts: BodyFacts, parameters: Mapping[str, str], emptied: Emptied) -> str:
+    """Return the text at a place of a request, empty where nothing stands there."""
+    name = place.name or ""
+    if place.where == "path":
+        return unquote(parameters.get(name, ""))
+    if place.where == "query":
+        return parse_parameters(emptied.query, (name,)).get(name, "")
+    if place.where == "header":
+        return (header(emptied.headers, name.lower().encode("ascii")) or b"").decode("latin-1").strip()
+    if place.where == "cookie":
+        for key, value in emptied.headers:
+            if key != b"cookie":
+                continue
+            for part in value.decode("latin-1").split(";"):
+                cookie, _, text = part.strip().partition("=")
+                if cookie == name:
+                    return text
+        return ""
+    return facts.values.get(place, "")
+
+
+def _filled(pattern: str, parameters: Mapping[str, str]) -> str:
+    return _PARAMETER.sub(lambda found: parameters.get(found[1], ""), pattern)
+
+
+def _idempotency_key(headers: Headers) -> str | None:
+    value = header(headers, b"idempotency-key")
+    return value.decode("latin-1") if value and len(value) <= 255 else None
+
+
+def _query_of(asked: _Asked) -> str | None:
+    return asked.emptied.query
+
+
+def _model(one: Model, origin: str) -> dict[str, object]:
+    call = _CALL_OF_KIND.get(one.kind, "/v1/chat/completions")
+    return {
+        "id": one.name,
+        "object": "model",
+        "created": one.since_ms // 1000,
+        "owned_by": one.project,
+        "project": one.project,
+        "model": one.name,
+        "type": one.kind,
+        "url": f"{origin}{call}",
+    }
+
+
+def _words_of(dialect: Dialect, task_id: str, refusal: Refusal) -> bytes:
+    return refusal_in(dialect, refusal, task_id=task_id).body
