@@ -12,7 +12,7 @@ from ngpu_bootstrap.store import job_rows
 from ngpu_bootstrap.store.job_rows import JobRow
 from ngpu_bootstrap.store.records import NewTask
 from ngpu_protocol.frozen import dataclass
-from ngpu_protocol.http1 import Exchange, Headers, RemoteError
+from ngpu_protocol.http1 import Exchange, Headers, RemoteError, trailers_end_to_end
 from ngpu_protocol.identity import Address
 from ngpu_protocol.workspaces import WorkspaceSpec
 
@@ -99,6 +99,11 @@ class StreamedBody:
     @property
     def can_be_sent(self) -> bool:
         return not self._touched
+
+    @property
+    def trailers(self) -> Headers:
+        """The request's trailers for the workspace, once the body was taken whole."""
+        return [pair for pair in trailers_end_to_end(self._exchange.trailers) if not pair[0].startswith(b"ngpu-")]
 
     async def prepare(self) -> AsyncIterable[bytes]:
         return self

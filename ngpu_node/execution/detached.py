@@ -45,8 +45,10 @@ class DetachedAttempts:
         try:
             with attempt.scope:
                 try:
-                    async for piece in ExchangeSource(exchange, attempt):
+                    source = ExchangeSource(exchange, attempt)
+                    async for piece in source:
                         await body.add(piece)
+                    body.trailers = source.trailers
                     body.complete()
                 except Ended as error:
                     ended = error

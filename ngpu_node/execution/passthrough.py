@@ -100,9 +100,13 @@ class Source(Protocol):
 
     Attributes:
         whole: the body, where it is short and here already; it is then not iterated over.
+        trailers: what follows the body, once that is complete.
     """
 
     whole: bytes | None
+
+    @property
+    def trailers(self) -> Headers: ...
 
     def __aiter__(self) -> AsyncIterator[bytes]: ...
 
@@ -159,6 +163,10 @@ class ExchangeSource:
             pieces = [piece async for piece in self]
             self.whole = pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
+    @property
+    def trailers(self) -> Headers:
+        return own_trailers(self._exchange.trailers) if self._exchange.trailers else []
+
     def __aiter__(self) -> ExchangeSource:
         return self
 
@@ -202,9 +210,10 @@ async def relay(
     """
     method, target = attempt.signed.order.method, attempt.signed.order.target
     body = source.whole if source.whole is not None else source
+    trailers = source.trailers if source.whole is not None else None  # a streamed body brings its own at its end
     for last_try in (False, True):
         try:
-            async with attempt.upstream.client.request(method, target, fields, body) as response:
+            async with attempt.upstream.client.request(method, target, fields, body, trailers=trailers) as response:
                 if response.status != 101:
                     return await _answer(attempt, method, response, sink)
                 if switch is None:
@@ -233,7 +242,7 @@ async def _answer(attempt: Attempt, method: str, response: Response, sink: Sink)
         await sink.begin(head, more=True)
         if data:
             await sink.send(data, more=True)
-        return [] if bodiless else answer_trailers(response.trailers)
+        return [] if bodiless else own_trailers(response.trailers)
     gathered = await _gather(response)
     # From here on the answer counts as given: what breaks later breaks it in its middle.
     attempt.status = response.status
@@ -245,7 +254,7 @@ async def _answer(attempt: Attempt, method: str, response: Response, sink: Sink)
         while data := await response.receive():
             attempt.response.add(data)
             await sink.send(data, more=response.ended)
-    return answer_trailers(response.trailers)
+    return own_trailers(response.trailers)
 
 
 async def _gather(response: Response) -> bytes:
@@ -282,8 +291,8 @@ def answer_fields(headers: Headers) -> Headers:
     return fields
 
 
-def answer_trailers(trailers: Headers) -> Headers:
-    """Return the trailers the bootstrap gets: none that look like ours."""
+def own_trailers(trailers: Headers) -> Headers:
+    """Return the trailers that pass on, either way: none that look like ours."""
     return [(name, value) for name, value in trailers_end_to_end(trailers) if not name.startswith(_OURS)]
 
 
@@ -293,4 +302,4 @@ def own_answer(outcome: Outcome, message: str, *, bodiless: bool) -> tuple[Answe
     return AnswerHead(STATUS_OF[outcome], b"", fields, bodiless), refusal_body(outcome, message)
 
 
-_NOT_ASKED = (b"expect", b"trailer")
+_NOT_ASKED = (b"expect",)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import trio
 
 from ngpu_node.execution.attempt import Attempt
-from ngpu_node.execution.passthrough import AnswerHead, Ended, Sink, Source, answer_fields, answer_trailers, relay
+from ngpu_node.execution.passthrough import AnswerHead, Ended, Sink, Source, answer_fields, own_trailers, relay
 from ngpu_protocol.errors import MalformedError
 from ngpu_protocol.http1 import (
     Headers,
@@ -98,4 +98,4 @@ async def _final(
         attempt.response.add(data)
         if data:
             await sink.send(data, more=response.ended)
-    return [] if bodiless else answer_trailers(response.trailers)
+    return [] if bodiless else own_trailers(response.trailers)

@@ -185,6 +185,7 @@ class SpooledRequest:
 
     Attributes:
         whole: the body, where it fitted into memory; None while it is not complete, or when it is in a file.
+        trailers: what came behind it.
     """
 
     def __init__(self, directory: Path, reserve: Callable[[int], Awaitable[None]]) -> None:
@@ -197,6 +198,7 @@ class SpooledRequest:
         self.size = 0
         self.is_complete = False
         self.whole: bytes | None = None
+        self.trailers: Headers = []
 
     async def add(self, data: bytes) -> None:
         """Keep the next bytes."""

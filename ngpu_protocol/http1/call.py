@@ -313,7 +313,8 @@ class Call:
                 raise MisuseError(f"the body is {left} bytes shorter than its Content-Length")
             if self._chunked:
                 self._last_write = trio.Event()
-                await stream.send_all(encode_last_chunk(self._trailers))
+                trailers: Headers = self._trailers or getattr(pieces, "trailers", [])
+                await stream.send_all(encode_last_chunk(trailers))
             self.request_complete = True
         except _BROKEN:
             self._send_failed = True

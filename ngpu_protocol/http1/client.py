@@ -79,7 +79,8 @@ class Client:
             target: `/path?query`, already encoded.
             headers: Fields in order; Host and the framing are added. Connection and Upgrade go out as given.
             body: Bytes, or an asynchronous iterable of them (chunked unless *headers* give its Content-Length). What
-                the iterable raises, the context raises.
+                the iterable raises, the context raises. Where it has an attribute `trailers`, those it has at its end
+                are sent behind a chunked body.
             expect_continue: Send the body only when the server asks for it.
             continue_timeout_s: Send it anyway after this time (RFC 9110 section 10.1.1).
             trailers: Sent after the body, which is then chunked.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import AsyncIterator, Iterator
+from typing import ClassVar
 
 import pytest
 import trio
@@ -134,6 +135,34 @@ def test_events_arrive_one_by_one(shared: SharedNetwork) -> None:
             assert await response.receive() == b"data: 2\n\n"
             assert await response.receive() == b""
             assert [name.lower() for name, _ in response.trailers] == [b"ngpu-receipt"]
+
+    shared.run(part)
+
+
+class WithTrailers:
+    """A body of so many pieces, with trailers behind it."""
+
+    trailers: ClassVar = [(b"x-checksum", b"abc"), (b"ngpu-token", b"1-secret"), (b"authorization", b"Bearer x")]
+
+    def __init__(self, pieces: int) -> None:
+        self.left = pieces
+
+    def __aiter__(self) -> WithTrailers:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self.left:
+            raise StopAsyncIteration
+        self.left -= 1
+        return b"x" * 1000
+
+
+@pytest.mark.parametrize("pieces", [1, 300])
+def test_a_request_s_trailers_reach_the_workspace_but_for_credentials(shared: SharedNetwork, pieces: int) -> None:
+    async def part(net: Network, workspace: Workspace) -> None:
+        async with net.stream("POST", "/proxy/8080/trailers", WithTrailers(pieces)) as response:
+            said = await response.read(10_000)
+        assert said == b"%d\nx-checksum: abc" % (pieces * 1000)
 
     shared.run(part)
 

@@ -56,6 +56,11 @@ class Workspace:
         lines = [b"%b: %b" % pair for pair in exchange.request.headers]
         await exchange.respond(200, [(b"content-type", b"text/plain")], b"\n".join(lines))
 
+    async def do_trailers(self, exchange: Exchange) -> None:
+        size = len(await exchange.receive_all(1 << 30))
+        lines = [b"%b: %b" % pair for pair in exchange.trailers]
+        await exchange.respond(200, [(b"content-type", b"text/plain")], b"\n".join([b"%d" % size, *lines]))
+
     async def do_events(self, exchange: Exchange) -> None:
         await exchange.send_head(200, [(b"content-type", b"text/event-stream")])
         await exchange.send(b"data: 1\n\n")
