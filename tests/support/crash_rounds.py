@@ -79,8 +79,8 @@ class _Rounds:
         self._number = 0
 
     async def workspace(self, exchange: Exchange) -> None:
-        if exchange.request.path == "/":
-            await exchange.respond(200, [], b"ready")
+        if exchange.request.method != "POST":  # the node's own: is it ready, which models has it
+            await exchange.respond(200 if exchange.request.path == "/" else 404, [], b"")
             return
         account = self.account
         body = await exchange.receive_all(1 << 20)
