@@ -288,6 +288,8 @@ def deployments_of(workspace: Workspace, nodes: Nodes, deployments: DeploymentTa
         session = nodes.get(row.node)
         if session is None:
             reason, detail = "node_away", "the node is not connected"
+            if deployments.is_elsewhere(row.node):
+                reason, detail = "node_elsewhere", "the node is connected to another bootstrap of this service"
         elif (row.node, row.revision) in reported:
             continue
         else:

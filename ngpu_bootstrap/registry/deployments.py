@@ -153,6 +153,10 @@ class DeploymentTable:
         """Return which nodes are to run an image workspace, by address."""
         return sorted(self._rows.get(workspace_id, {}).values(), key=lambda row: row.node)
 
+    def is_elsewhere(self, node: Address) -> bool:
+        """Return whether a node that is not connected here was seen connected to another bootstrap of this database."""
+        return node in self._elsewhere and self._nodes.get(node) is None
+
     def shortage(self, workspace: Workspace) -> Shortage | None:
         """Return what keeps a workspace from having all its replicas; None when it has them."""
         if needs_sum(workspace.wanted):  # how far that is changes without anything being worked out anew

@@ -283,7 +283,7 @@ def test_secrets_reach_the_node_sealed_and_are_nowhere_in_clear(tmp_path: Path) 
     for path in (tmp_path / "bootstrap").glob("bootstrap.db*"):
         assert not any(word in path.read_bytes() for word in (b"hf-s3cret", b"pa55word", b"u5er")), path
     with sqlite3.connect(tmp_path / "bootstrap" / "bootstrap.db") as database:
-        assert database.execute("SELECT count(*) FROM workspace_secrets").fetchone() == (3,)
+        assert database.execute("SELECT count(*) FROM workspace_secret_boxes").fetchone() == (3,)
 
 
 def test_a_secret_that_is_named_and_never_given_is_refused(tmp_path: Path) -> None:

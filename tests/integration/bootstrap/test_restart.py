@@ -205,3 +205,23 @@ def test_the_chain_goes_on_where_it_was(tmp_path: Path) -> None:
             assert [one.acknowledgement.verdict for one in node.acknowledged] == ["verified"] * 4
 
     trio.run(main)
+
+
+def test_a_bootstrap_that_has_just_started_takes_tasks_for_nodes_that_are_coming_back(tmp_path: Path) -> None:
+    async def main() -> None:
+        image = {
+            **{key: value for key, value in WORKSPACE.items() if key != "service"},
+            "image": "registry.example/e:1",
+        }
+        node = ScriptedNode(new_account(), services=())
+        async with started(tmp_path, node, workspace=image) as bootstrap:
+            known = (bootstrap.workspace, bootstrap.token)
+        async with started(tmp_path, None, known) as bootstrap:
+            task_id = await submit(bootstrap)
+            polled = await bootstrap.call("GET", f"/user/queryTask?taskID={task_id}", token=None)
+            assert "coming back" in json.loads(polled.body)["msg"]
+            node.welcome = None
+            async with connected(node, bootstrap.multiaddr):
+                await task_when(bootstrap, task_id, lambda view: view["state"] == 3)
+
+    trio.run(main)

@@ -87,6 +87,8 @@ def test_a_node_that_one_bootstrap_has_lost_and_another_has_keeps_its_place(tmp_
                     while True:
                         assert [len(first.told), len(second.told)] == [1, 0]
                         await trio.sleep(0.02)
+                view = await two.admin("GET", f"/api/v1/workspaces/{one.workspace}/deployments")
+                assert [shown["reason"] for shown in view["deployments"]] == ["node_elsewhere"]
             async with connected(second, two.multiaddr):  # the first is lost to both now: the other gets it
                 await wait_ready(two)
                 assert len(second.told) == 1
