@@ -50,7 +50,8 @@ class ContainerPlan:
 
     Attributes:
         image: the engine's id of the image, so that a moved tag cannot change what runs.
-        publish: the network of the engine's own with ports on loopback, instead of *network*.
+        network: None for the engine's own.
+        publish: ports are published on loopback.
         name_servers: whom the container asks for names, where it may reach the outside; none for nobody.
         gpu_uuids: devices by NVML's UUID.
         shm_bytes: size of /dev/shm, None for the engine's default.
@@ -73,10 +74,7 @@ class ContainerPlan:
     volumes: Mapping[str, str] = field(default_factory=dict)
     log_bytes: int = 10 << 20
     log_files: int = 2
-
-    @property
-    def publish(self) -> bool:
-        return self.network is None
+    publish: bool = False
 
 
 def options(plan: ContainerPlan) -> dict[str, Any]:
@@ -106,7 +104,7 @@ def options(plan: ContainerPlan) -> dict[str, Any]:
     }
     if plan.publish:
         chosen["ports"] = {f"{port}/tcp": ("127.0.0.1", None) for port in plan.ports}
-    else:
+    if plan.network is not None:
         chosen["network"] = plan.network
         chosen["dns"] = list(plan.name_servers) or [NO_NAME_SERVER]
     if plan.shm_bytes is not None:

@@ -90,7 +90,7 @@ EARLY_ENDS = 256
 WEIGH_INTERVAL_S = 5.0
 
 #: Goes into the mark of what a container was made from: to be raised when the options of `confinement` change.
-PLAN_VERSION = 2
+PLAN_VERSION = 3
 
 
 class Books(Protocol):
@@ -590,6 +590,7 @@ class Containers:
             cpus=grant.cpus,
             pids=settings.pids,
             network=place.network,
+            publish=place.publish,
             name_servers=place.name_servers,
             gpu_uuids=grant.gpus,
             shm_bytes=spec.shm_bytes,

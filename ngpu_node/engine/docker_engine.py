@@ -233,12 +233,15 @@ class DockerEngine:
 
     # -- networks ------------------------------------------------------------------------------------------------------
 
-    async def ensure_network(self, name: str, bridge: str, *, internal: bool = True) -> Network:
+    async def ensure_network(
+        self, name: str, bridge: str, *, internal: bool = True, masquerade: bool = True
+    ) -> Network:
         """Return a network of this node, made if it is missing, without traffic between its containers.
 
         Args:
             bridge: name of the interface on the host, at most 15 characters.
             internal: without a way out.
+            masquerade: what goes out bears the engine's address; without, the outside cannot answer.
         """
 
         def ensure() -> Network:
@@ -254,6 +257,7 @@ class DockerEngine:
                 options={
                     "com.docker.network.bridge.name": bridge,
                     "com.docker.network.bridge.enable_icc": "false",
+                    **({} if masquerade else {"com.docker.network.bridge.enable_ip_masquerade": "false"}),
                 },
             )
             network.reload()

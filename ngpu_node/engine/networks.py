@@ -6,7 +6,9 @@ Owns the choice between two ways, made at start:
                for workspaces whose specification says `egress`, leads outside but not to this machine or the owner's
                network (`firewall`). The node talks to containers' own addresses
     published  where the engine's bridges are not on this machine (a virtual machine, rootless, a remote engine): the
-               engine publishes ports on loopback, and what containers reach is the engine's business
+               engine publishes ports on loopback. There are no rules to keep containers from the engine's machine and
+               its network; but they are on networks of the node's own too, without traffic between them, and the one
+               for workspaces without egress does not lend its address to what leaves, so that nothing answers them
 
 The network with egress is made when the first workspace asks for it. What is weaker here than it should be is said in
 `findings`, each with what to do.
@@ -41,9 +43,13 @@ _BRIDGE_FILTER = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a container goes: the network's name, None to publish its ports; whom it asks for names."""
+    """Where a container goes: the network's name, None for the engine's own; whom it asks for names.
+
+    *publish*: its ports are published on loopback.
+    """
 
     network: str | None
+    publish: bool = False
     name_servers: tuple[str, ...] = ()
 
 
@@ -61,7 +67,9 @@ class Networks:
         self._closed, self._open = f"ngpu-{mark}", f"ngpu-{mark}-out"
         self._closed_bridge, self._open_bridge = f"ngpu{mark}", f"ngpu{mark}o"
         self._firewall = Firewall(mark)
+        self._published = (f"ngpu-{mark}-p", f"ngpu{mark}p"), (f"ngpu-{mark}-po", f"ngpu{mark}po")
         self._is_internal = False
+        self._is_apart = False
         self._has_open = False
         self._problem = ""
         self._opening = trio.Lock()
@@ -86,6 +94,7 @@ class Networks:
             DeploymentImpossible: the owner wants the internal network and it cannot be reached from here.
         """
         if self._settings.network == "published":
+            await self._publish()
             return
         network = await self._engine.ensure_network(self._closed, self._closed_bridge)
         if network.routable:
@@ -97,12 +106,27 @@ class Networks:
                 'a namespace of its own): set network = "published" under [containers]'
             )
         else:
-            log.warning("containers_published", hint="containers reach the outside: the engine's networks are not here")
+            log.warning("containers_published", hint="no rules can be set for them: the engine's networks are not here")
             await self._engine.remove_network(network.name)
+            await self._publish()
+
+    async def _publish(self) -> None:
+        """Have the networks of published containers, where the engine makes such."""
+        (closed, closed_bridge), (open_, open_bridge) = self._published
+        try:
+            await self._engine.ensure_network(closed, closed_bridge, internal=False, masquerade=False)
+            await self._engine.ensure_network(open_, open_bridge, internal=False)
+        except EngineFailed as error:
+            self._is_apart = False
+            log.warning("networks_not_made", reason=str(error), hint="workspaces reach each other and the outside")
+        else:
+            self._is_apart = True
 
     async def restore(self) -> None:
         """Have the networks and rules again, after the engine was away: it may have made its own rules anew."""
-        if self._is_internal:
+        if not self._is_internal:
+            await self._publish()
+        else:
             await self._engine.ensure_network(self._closed, self._closed_bridge)
             async with self._opening:
                 if self._has_open:
@@ -158,7 +182,11 @@ class Networks:
         if egress and not self._settings.egress:
             raise DeploymentImpossible("the workspace wants egress, which this node's owner does not allow")
         if not self._is_internal:
-            return Place(None)
+            if not self._is_apart:
+                return Place(None, publish=True)
+            (closed, _), (open_, _) = self._published
+            name_servers = tuple(self._settings.name_servers) if egress else ()
+            return Place(open_ if egress else closed, publish=True, name_servers=name_servers)
         if not egress:
             return Place(self._closed)
         async with self._opening:
@@ -172,20 +200,20 @@ class Networks:
                 "the workspace wants egress, and this node cannot keep it out of its owner's network: "
                 f"{self._problem}; `ngpu-node doctor` says what to do"
             )
-        return Place(self._open, tuple(self._settings.name_servers))
+        return Place(self._open, name_servers=tuple(self._settings.name_servers))
 
     async def finish(self) -> None:
         """Take the networks away, unless a container is still on them, and the rules with them."""
-        if not self._is_internal:
-            return
-        for name in (self._closed, self._open):  # also one that only an earlier run had a workspace on
+        names = (self._closed, self._open) if self._is_internal else [name for name, _ in self._published]
+        for name in names:  # also one that only an earlier run had a workspace on
             try:
                 await self._engine.remove_network(name)
             except (EngineUnavailable, EngineFailed) as error:
                 # A container is on it that could not be removed: the rules must stay as long as it may run.
                 log.info("network_kept", network=name, reason=str(error))
                 return
-        await self._firewall.remove(self._closed_bridge, self._open_bridge)
+        if self._is_internal:
+            await self._firewall.remove(self._closed_bridge, self._open_bridge)
 
     def findings(self) -> list[Finding]:
         """Return how well workspaces are kept apart here."""
@@ -193,7 +221,13 @@ class Networks:
             return [
                 Finding(
                     "network",
-                    "workspaces' ports are published on loopback, and workspaces reach whatever the engine lets them",
+                    "workspaces' ports are published on loopback; no rules keep them from the engine's machine and its "
+                    "network. "
+                    + (
+                        "They do not reach each other, and without egress nothing outside answers them"
+                        if self._is_apart
+                        else "They reach each other, and the outside"
+                    ),
                     "let the engine run on this machine, so that the node's own internal network can be used",
                 )
             ]

@@ -23,6 +23,7 @@ import pytest
 import trio
 
 from ngpu_node.engine import containers, volumes
+from ngpu_node.engine.confinement import LABEL_NODE
 from ngpu_node.engine.docker_engine import DockerEngine
 from ngpu_protocol.control import DeploymentPhase
 from ngpu_protocol.identity import Account
@@ -453,6 +454,33 @@ def test_rules_that_somebody_flushes_are_set_again_and_where_they_cannot_be_egre
                 assert await attack(place, f"/connect?{outside.private}:80", "8") != "connected"
                 assert await attack(place, f"/connect?{here}") != "connected"
             await place.containers.finish()
+
+    trio.run(main)
+
+
+def test_where_ports_are_published_nothing_outside_answers_without_egress_and_nobody_reaches_a_neighbour(
+    account: Account, image: str
+) -> None:
+    needs_root()
+
+    async def main() -> None:
+        with an_outside() as outside:
+            async with a_place(account, network="published") as place:
+                place.wish(spec(image), spec(image, id="8", egress=True), spec(image, id="9", egress=True))
+                await eventually(lambda: all(d.is_ready for d in place.deployments), timeout_s=15)
+                assert await attack(place, f"/connect?{outside.public}:80") != "connected"
+                assert await attack(place, f"/connect?{outside.public}:80", "8") == "connected"
+                for state in await place.engine.containers():
+                    if "-8-" not in state.name:
+                        assert state.address is not None
+                        assert await attack(place, f"/connect?{state.address}:8080", "8") != "connected", state.name
+                (finding,) = place.containers._networks.findings()
+                assert "nothing outside answers" in finding.text
+            await place.containers.finish()
+        client = docker.from_env()
+        left = client.networks.list(filters={"label": f"{LABEL_NODE}={account.address}"})
+        client.close()
+        assert left == []
 
     trio.run(main)
 
