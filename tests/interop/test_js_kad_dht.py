@@ -133,4 +133,5 @@ async def test_js_comes_through_our_relay_and_is_reached_through_it() -> None:
         assert await caller.connect(hello["address"], timeout_s=10) == hello["peer"]
         assert await ping(caller, hello["peer"], timeout_s=5) < 5
         assert not caller.is_directly_connected(hello["peer"])
-        assert served.reservations == 2
+        # whose connection broke has no place until it is back
+        await eventually(lambda: served.reservations == 2)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -455,6 +457,48 @@ def test_the_peers_script_lists_filters_and_explains(tmp_path: Path) -> None:
         assert "was ever here" in unknown.stderr
 
     whole(tmp_path, test, nodes=[ScriptedNode(new_account(), script=lies)])
+
+
+def test_the_peers_script_watches_until_it_is_told_to_stop(tmp_path: Path) -> None:
+    async def test(bootstrap: Bootstrap, nodes: list[ScriptedNode]) -> None:
+        address = nodes[0].account.address
+        command = [sys.executable, str(ROOT / "scripts" / "peers.py"), "--url", bootstrap.where["http"][0], "--watch"]
+        with trio.fail_after(30):
+            process = await trio.lowlevel.open_process([*command, "--json"], stdout=subprocess.PIPE)
+            assert process.stdout is not None
+            seen, nodes[0].draining = b"", False
+
+            async def shown(state: str) -> None:
+                nonlocal seen
+                while f'"state": "{state}"'.encode() not in seen:
+                    more = await process.stdout.receive_some()
+                    assert more
+                    seen += more
+
+            await shown("serving")
+            nodes[0].draining = True
+            await nodes[0].report()
+            await shown("draining")  # a line each time, with what is so now
+            assert seen.count(b"\n") >= 2
+            assert json.loads(seen.splitlines()[0])["nodes"][0]["node_addr"] == address
+            process.send_signal(signal.SIGINT)
+            assert await process.wait() == 0
+
+            # on a terminal: one table, drawn anew
+            terminal, line = os.openpty()
+            environment = os.environ | {"TERM": "xterm", "COLUMNS": "240", "LINES": "50"}
+            process = await trio.lowlevel.open_process(command, stdin=line, stdout=line, env=environment)
+            os.close(line)
+            drawn = b""
+            while drawn.count(address.encode()) < 2:
+                await trio.lowlevel.wait_readable(terminal)
+                drawn += os.read(terminal, 65536)
+            assert b"draining" in drawn
+            process.send_signal(signal.SIGINT)
+            assert await process.wait() == 0
+            os.close(terminal)
+
+    whole(tmp_path, test)
 
 
 def test_a_node_gets_tasks_within_two_seconds_of_being_ready(tmp_path: Path) -> None:
