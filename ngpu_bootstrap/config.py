@@ -167,7 +167,7 @@ class ProfilesSection(Section):
     """Families of calls that other systems' clients make, declared in TOML."""
 
     enabled: tuple[str, ...] = Field(
-        ("openai", "aimodel", "akashgen"),
+        ("openai", "aimodel", "akashgen", "sensetime"),
         description="Profiles in use, shipped ones and those of files; the first that declares a call answers it.",
     )
     files: tuple[Path, ...] = Field((), description="Files with profiles of your own.")

@@ -104,6 +104,7 @@ NEEDS: dict[str, Callable[[], str | None]] = {
     "needs_node": missing_node,
     "needs_systemd": _program("systemd-analyze"),
     "needs_gcc": _program("gcc", "cc"),
+    "needs_curl": _program("curl"),
     "needs_postgres": missing_postgres,
     "needs_netns": missing_netns,
     "needs_gpu": missing_gpu,

@@ -1,0 +1,338 @@
+"""The vendor's clients as its document has them, pointed at a bootstrap: every example of a request, Python and curl.
+
+`sensetime/` holds the examples, byte for byte but for what is not valid JSON or Python in the document itself (`false`
+in Python, commas before a brace in curl's bodies). What a reader of the document fills in is filled in here: the host,
+the token, ids and links that earlier answers gave.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import trio
+from PIL import Image
+
+from tests.integration.whole_path.rig import ROOT, Daemon, Network, SharedNetwork, add_workspace
+
+EXAMPLES = Path(__file__).parent / "sensetime"
+OSS_LINK = re.compile(r"https://bkmk\.oss-accelerate\.aliyuncs\.com/[^\"]+")
+
+
+@dataclass
+class Studio:
+    """The bootstrap with a studio and a chat workspace behind it, as the vendor's clients see them."""
+
+    url: str
+    studio_token: str
+    chat_token: str
+    folder: Path
+    answers: dict[str, Any] = field(default_factory=dict)
+
+    def run(self, name: str, changes: Mapping[str, str]) -> tuple[int, Any]:
+        """Run the example *name*, with *changes* to its text; return the status and the answer's JSON."""
+        text = (EXAMPLES / f"{name}.txt").read_text()
+        for host in ("https://lm_experience.sensetime.com", "http://miaohua.sensetime.com"):
+            text = text.replace(host, self.url)
+        for old, new in changes.items():
+            assert old in text, f"{name} has no {old}"
+            text = text.replace(old, new)
+        file = self.folder / name
+        file.write_text(text)
+        environment = {**os.environ, "API_SECRET_KEY": self.chat_token, "no_proxy": "*", "PYTHONIOENCODING": "utf-8"}
+        if name.endswith(".py"):
+            done = subprocess.run(
+                [sys.executable, str(file)], capture_output=True, text=True, timeout=60, env=environment, check=False
+            )
+            assert done.returncode == 0, done.stderr
+            status, _, body = done.stdout.partition("\n")
+            # what the document prints with response.json() is Python's way of writing a dictionary
+            return int(status), json.loads(body) if body.startswith('{"') else ast.literal_eval(body.strip())
+        command = text.replace("curl ", "curl --silent --show-error --write-out '\\n%{http_code}' ", 1)
+        done = subprocess.run(
+            ["sh", "-c", command], capture_output=True, text=True, timeout=60, env=environment, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        body, _, status = done.stdout.rpartition("\n")
+        return int(status), json.loads(body)
+
+    def until_done(self, name: str, changes: Mapping[str, str]) -> dict[str, Any]:
+        """Run the example *name* again and again until its answer says done."""
+        for _ in range(200):
+            status, answer = self.run(name, changes)
+            assert status == 200, answer
+            if answer["state"] == "done":
+                return dict(answer)
+            assert answer["state"] in ("pending", "training"), answer
+            time.sleep(0.1)
+        raise AssertionError(f"not done: {answer}")
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
+    folder = tmp_path_factory.mktemp("sensetime")
+    servers: list[subprocess.Popen[str]] = []
+
+    def serve(example: str, *arguments: str) -> str:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *arguments, "--port", "0"],
+            cwd=ROOT / "examples" / example, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        servers.append(process)
+        assert process.stdout is not None
+        found = re.search(r":(\d+)$", process.stdout.readline().strip())
+        assert found, f"{example} did not say where it listens"
+        return f"http://127.0.0.1:{found[1]}"
+
+    try:
+        # a studio of its own beside each node: only where calls stick to one does a client find again what it made
+        at = {
+            "studio": [serve("studio", "tiny_studio", "--data", str(folder / f"data{number}")) for number in range(2)],
+            "chat": [serve("chat", "ngram_chat", "serve", "--token-delay-ms", "2")] * 2,
+        }
+        lines = ("[profiles]", 'enabled = ["sensetime"]')
+        with SharedNetwork(folder, nodes=2, bootstrap_lines=lines) as network:
+            made: dict[str, str] = {}
+
+            async def add(net: Network, _: Any) -> None:
+                for name, urls in at.items():
+                    spec = {"name": name, "service": f"vendor/{name}", "ports": [8000], "apis": []}
+                    workspace, made[name] = await add_workspace(net.bootstrap, spec)
+                    for node, url in zip(net.nodes, urls, strict=True):
+                        await register(node, name, url)
+                    await serves(net, workspace, made[name])
+                made["url"] = net.bootstrap.where["http"][0]
+
+            network.run(add)
+            yield Studio(made["url"], made["studio"], made["chat"], folder)
+    finally:
+        for process in servers:
+            process.send_signal(signal.SIGTERM)
+            process.wait(10)
+
+
+async def register(node: Daemon, model: str, url: str) -> None:
+    body = {"project": "vendor", "model": model, "api": url + "/", "type": 0}
+    async with httpx.AsyncClient(trust_env=False) as client:
+        answer = await client.post(f"{node.where['models']}/api/v0/ai/model/register", json=body)
+    assert answer.status_code == 200, answer.text
+
+
+async def serves(net: Network, workspace: str, token: str) -> None:
+    """Return once the workspace is ready on every node."""
+    while True:
+        answer = await net.call("GET", f"/api/v1/workspaces/{workspace}", token=token)
+        if sum(one["state"] == "ready" for one in answer.document.get("deployments", ())) == len(net.nodes):
+            return
+        await trio.sleep(0.1)
+
+
+def picture(path: Path, colour: tuple[int, int, int]) -> None:
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    pixels[:] = colour
+    pixels[::9] = 20
+    Image.fromarray(pixels).save(path, "PNG")
+
+
+def fetched(link: str) -> Image.Image:
+    """Return the picture at a link, asked for as a browser would: with nothing but the link."""
+    answer = httpx.get(link, trust_env=False, timeout=30)
+    assert answer.status_code == 200, answer.text
+    return Image.open(io.BytesIO(answer.content))
+
+
+@pytest.mark.parametrize("name", ["chat.py", pytest.param("chat.sh", marks=pytest.mark.needs_curl)])
+def test_a_chat_is_answered_in_the_vendors_envelope(studio: Studio, name: str) -> None:
+    changes = {"xxxxxxxxxx": studio.chat_token} if name == "chat.py" else {}
+    status, answer = studio.run(name, changes)
+    assert (status, answer["code"], answer["msg"], answer["data"]["status"]) == (200, 200, "ok", 0)
+    assert answer["data"]["choices"][0]["content"]
+    usage = answer["data"]["usage"]
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+
+
+def test_a_streamed_chat_ends_with_done(studio: Studio) -> None:
+    body = {"messages": [{"role": "user", "content": "Say this is a test!"}], "stream": True, "user": "test"}
+    headers = {"Authorization": studio.chat_token}
+    url = f"{studio.url}/nlp/v1/chat/completions"
+    with httpx.stream("POST", url, json=body, headers=headers, trust_env=False, timeout=30) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        task_id = answer.headers["ngpu-task-id"]
+        lines = [line for line in answer.iter_lines() if line]
+    assert lines[-1] == "data: [DONE]"
+    assert all(json.loads(line.removeprefix("data: "))["code"] == 200 for line in lines[:-1])
+    receipt = verified(studio, task_id, studio.chat_token)
+    assert (receipt["outcome"], receipt["status"]) == ("complete", 200)
+
+
+def verified(studio: Studio, task_id: str, token: str) -> dict[str, Any]:
+    """Return the receipt of a task, once it is there; it must be verified."""
+    for _ in range(100):
+        answer = httpx.get(
+            f"{studio.url}/api/v1/tasks/{task_id}/receipt", headers={"Ngpu-Token": token}, trust_env=False
+        )
+        if answer.status_code == 200:
+            break
+        time.sleep(0.1)
+    document = answer.json()
+    assert document["acknowledgement"]["verdict"] == "verified", document
+    return dict(document["receipt"])
+
+
+@pytest.mark.parametrize("kind", ["py", pytest.param("sh", marks=pytest.mark.needs_curl)])
+def test_pictures_are_submitted_polled_and_fetched_by_their_links(studio: Studio, kind: str) -> None:
+    token = {'"token": ""': f'"token": "{studio.studio_token}"'}
+    status, answer = studio.run(f"task_submit.{kind}", token)
+    assert status == 200, answer
+    asked = {**token, "f3e5b59c-7416-11ed-a160-00163e025c94": answer["task_id"]}
+    done = studio.until_done(f"task_result.{kind}", asked)
+    assert (done["error_msg"], len(done["images"])) == ("", 2)
+    for index, image in enumerate(done["images"]):
+        assert (image["save_index"], image["share"], image["shareable"]) == (index, False, True)
+        assert fetched(image["large"]).size == (960, 960)
+        assert max(fetched(image["middle"]).size) == 256
+
+
+def test_the_forms_are_the_documents(studio: Studio) -> None:
+    status, form = studio.run("get_generation_form.py", {})
+    assert (status, form["code"], form["msg"]) == (200, 0, "")
+    fields = {one["name"]: one for one in form["info"]}
+    assert set(fields) == {
+        "model_name", "prompt", "neg_prompt", "n_images", "scale", "select_seed", "resolution", "init_img",
+        "controlnet_model",
+    }  # fmt: skip
+    assert (fields["scale"]["min"], fields["scale"]["max"], fields["scale"]["default"]) == (1, 20, 7)
+    assert fields["resolution"]["choices"]["2:3"] == ["512x768", "640x960", "768x1152", "1024x1536"]
+    status, form = studio.run("get_train_form.py", {})
+    assert (status, form["code"]) == (200, 0)
+    assert form["info"]["main_body"] == ["Style", "Human", "Architecture", "Plants", "Animals"]
+    assert form["info"]["base_model"] == ["商汤自研作画模型 Beta", "水彩风"]
+
+
+def test_a_style_is_trained_on_uploaded_pictures_and_painted_in(studio: Studio) -> None:
+    token = studio.studio_token
+    for number in (1, 2):
+        picture(studio.folder / f"pic{number}.png", (20, 40 + number, 220))
+    uploaded: list[list[str]] = []
+    for _ in range(2):
+        status, answer = studio.run(
+            "upload_imgs.py",
+            {"/local/": f"{studio.folder}/", "import requests": f"import requests\ntoken = '{token}'"},
+        )
+        assert (status, answer["code"], len(answer["info"])) == (200, 0, 2), answer
+        uploaded.append(answer["info"])
+    assert fetched(uploaded[0][0]).size == (64, 64)
+
+    text = (EXAMPLES / "dataset.py.txt").read_text()
+    ids = []
+    for links in uploaded:
+        documented = OSS_LINK.findall(text)
+        status, answer = studio.run("dataset.py", {**dict(zip(documented, links, strict=True)), "xxxx": token})
+        assert (status, answer["code"]) == (200, 0), answer
+        ids.append(answer["info"]["dataset_id"])
+    status, listed = studio.run("dataset_all.py", {"xxx": token})
+    assert (status, listed["page"], listed["per_page"], listed["totalPages"]) == (200, 1, 20, 1)
+    entry = next(one for one in listed["items"] if one["id"] == ids[0])
+    assert (entry["name"], entry["description"], entry["images_num"]) == ("dataset1", "dataset1 description", 2)
+    assert fetched(entry["demo_picture"]).size == (64, 64)
+
+    with_token = {'"token": ""': f'"token": "{token}"'}
+    status, answer = studio.run("train_submit.py", {**with_token, "[5, 7]": json.dumps(ids)})
+    assert (status, answer["code"]) == (200, 0), answer
+    trained = studio.until_done("train_progress.py", {**with_token, "xxxxxx": answer["info"]["task_id"]})
+    assert (trained["model_name"], trained["training_progress"], trained["main_body"]) == ("train_model1", 1.0, "Style")
+
+    status, answer = studio.run("task_submit.py", {**with_token, "Artist_V0.1.3": "train model1", "960x960": "128x128"})
+    assert status == 200, answer
+    asked = {**with_token, "f3e5b59c-7416-11ed-a160-00163e025c94": answer["task_id"]}
+    image = fetched(studio.until_done("task_result.py", asked)["images"][0]["large"])
+    red, _, blue = np.asarray(image.convert("RGB")).reshape(-1, 3).mean(axis=0)
+    assert blue > red + 60, "the trained style is that of the uploaded pictures"
+
+
+def test_a_picture_is_painted_over_and_along_its_contours(studio: Studio) -> None:
+    picture(studio.folder / "pic1.png", (250, 250, 250))
+    picture(studio.folder / "pic2.png", (250, 120, 20))
+    _, answer = studio.run(
+        "upload_imgs.py",
+        {"/local/": f"{studio.folder}/", "import requests": f"import requests\ntoken = '{studio.studio_token}'"},
+    )
+    link = answer["info"][0]
+    token = {'"token": ""': f'"token": "{studio.studio_token}"'}
+    for control in ("", "canny"):
+        changes = {
+            **token,
+            '"init_img": ""': f'"init_img": "{link}"',
+            '"controlnet_model": ""': f'"controlnet_model": "{control}"',
+            "960x960": "128x128",
+        }
+        status, answer = studio.run("task_submit.py", changes)
+        assert status == 200, answer
+        asked = {**token, "f3e5b59c-7416-11ed-a160-00163e025c94": answer["task_id"]}
+        assert len(studio.until_done("task_result.py", asked)["images"]) == 2
+
+
+def test_links_are_good_for_what_they_name_and_nothing_else(studio: Studio) -> None:
+    picture(studio.folder / "pic1.png", (1, 2, 3))
+    picture(studio.folder / "pic2.png", (4, 5, 6))
+    _, answer = studio.run(
+        "upload_imgs.py",
+        {"/local/": f"{studio.folder}/", "import requests": f"import requests\ntoken = '{studio.studio_token}'"},
+    )
+    first, second = answer["info"]
+    path, _, query = first.partition("?")
+    assert "Signature=" in query
+    assert studio.studio_token not in first
+    expires = re.search(r"Expires=(\d+)", query)
+    assert expires is not None
+    later = query.replace(expires[0], f"Expires={int(expires[1]) + 1}")
+    for link in (path, f"{second.partition('?')[0]}?{query}", f"{path}?{later}", f"{path}?{query[:-2]}"):
+        refused = httpx.get(link, trust_env=False)
+        assert refused.status_code in (401, 403), (link, refused.text)
+        assert set(refused.json()) >= {"code", "info", "msg"}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/nlp/v1/chat/completions", {"messages": []}, 401),
+        ("/api/v1b/task_submit", {"prompt": "x", "token": "1-" + "0" * 48}, 401),
+        ("/api/v1b/task_submit", {"prompt": "x"}, 401),
+        ("/api/v1b/task_submit", {"prompt": "x", "n_images": 100, "token": "studio"}, 400),
+        ("/api/v1b/task_result", {"task_id": "nobody's", "token": "studio"}, 404),
+        ("/api/v1b/train_progress", {"task_id": "nobody's", "token": "studio"}, 404),
+        ("/api/v1b/dataset", {"name": "d", "images": ["https://elsewhere/x.png"], "token": "studio"}, 400),
+        ("/api/v1b/nothing", {"token": "studio"}, 404),
+    ],
+)
+def test_errors_are_in_the_vendors_form(studio: Studio, path: str, body: dict[str, Any], status: int) -> None:
+    if body.get("token") == "studio":
+        body = {**body, "token": studio.studio_token}
+    answer = httpx.post(studio.url + path, json=body, trust_env=False)
+    assert answer.status_code == status, answer.text
+    if path != "/api/v1b/nothing":
+        document = answer.json()
+        assert document["code"] not in (0, 200)
+        assert document["msg"]
+    assert studio.studio_token not in answer.text
+
+
+def test_a_body_that_is_no_json_is_an_error_in_the_vendors_form(studio: Studio) -> None:
+    for content in (b"{", b"[]", b""):
+        answer = httpx.post(f"{studio.url}/api/v1b/task_submit", content=content, trust_env=False)
+        assert answer.status_code in (400, 401), answer.text
+        assert set(answer.json()) >= {"code", "info", "msg"}
