@@ -32,6 +32,7 @@ from ngpu_bootstrap.credentials import reveal
 from ngpu_bootstrap.db_cli import db_app
 from ngpu_bootstrap.dispute_cli import dispute_app
 from ngpu_bootstrap.operator_keys import Scope
+from ngpu_bootstrap.profile_cli import profile_app
 from ngpu_bootstrap.workspace_cli import add_commands
 from ngpu_daemon.entry import run_main
 from ngpu_daemon.init_command import init_command
@@ -52,6 +53,7 @@ app.add_typer(key_app, name="key")
 app.add_typer(user_app, name="user")
 app.add_typer(product_app, name="product")
 app.add_typer(db_app, name="db")
+app.add_typer(profile_app, name="profile")
 app.add_typer(brc20_app, name="brc20")
 app.add_typer(dispute_app, name="dispute")
 

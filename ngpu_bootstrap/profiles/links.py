@@ -55,7 +55,8 @@ def link_url(origin: str, link: Link, signature: bytes) -> str:
     signed = base64.urlsafe_b64encode(signature).rstrip(b"=").decode()
     tail = f"Expires={link.expires_s}&Signature={signed}"
     if not link.workspace:
-        return f"{origin}{FILES_PREFIX}{link.node}{quote(link.path, safe=_URL_SAFE)}?{tail}"
+        path = quote(link.path.encode("utf-8", "surrogateescape"), safe=_URL_SAFE)
+        return f"{origin}{FILES_PREFIX}{link.node}{path}?{tail}"
     return f"{origin}{link.path}?workspace={link.workspace}&node={link.node}&{tail}"
 
 

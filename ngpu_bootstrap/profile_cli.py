@@ -1,0 +1,151 @@
+"""The commands `ngpu-bootstrap profile ...`: which declared calls there are, and what a path means.
+
+They read what the daemon reads at its start, and nothing else: the configuration, the shipped profiles, the operator's
+files. So `check` says before a start what the start would say.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ngpu_bootstrap.cli_options import ArgumentError, ConfigOption, JsonOption, settings_of
+from ngpu_daemon.entry import run_main
+
+profile_app = typer.Typer(help="Profiles: calls of other systems' clients, declared in TOML.", no_args_is_help=True)
+
+
+@profile_app.command("list")
+def profile_list(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """List the profiles in use, in the order in which they are asked, with their calls."""
+
+    def main() -> None:
+        catalogue = _catalogue(config)
+        covered = {(one.profile, one.method, one.path): one.by for one in catalogue.covered}
+        if as_json:
+            typer.echo(json.dumps({"profiles": [_document(profile, covered) for profile in catalogue.profiles]}))
+            return
+        table = Table("profile", "call", "mode", "on", "errors")
+        for profile in catalogue.profiles:
+            for route in profile.routes:
+                by = covered.get((profile.name, route.method, route.path))
+                mode = f"answered by {by}" if by else route.mode.value
+                dialect = profile.dialect_of(route).value
+                table.add_row(profile.name, f"{route.method} {route.path}", mode, profile.workspace, dialect)
+        Console(width=None if Console().is_terminal else 140).print(table)
+
+    run_main(main)
+
+
+@profile_app.command("check")
+def profile_check(
+    files: Annotated[list[Path] | None, typer.Argument(help="Files to check beside the configured ones.")] = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check the configured profiles, and files before they are configured; exit code 1 and the reasons."""
+
+    def main() -> int:
+        from ngpu_bootstrap.profiles.catalogue import ProfileError, read_profile
+
+        problems: list[str] = []
+        checked = 0
+        settings = settings_of(config)
+        try:
+            checked = len(_catalogue(config))
+        except ProfileError as error:
+            problems += error.problems
+        for file in files or ():
+            try:
+                read_profile(file, settings.profiles.settings)
+                checked += 1
+            except ProfileError as error:
+                problems += error.problems
+        if as_json:
+            typer.echo(json.dumps({"checked": checked, "problems": problems}))
+        else:
+            typer.echo("\n".join(problems) or f"{checked} profiles are right")
+        return 1 if problems else 0
+
+    run_main(main)
+
+
+@profile_app.command("explain")
+def profile_explain(
+    path: Annotated[str, typer.Argument(help="A path such as /v1/chat/completions.")],
+    method: Annotated[str, typer.Option(help="Method of the call.")] = "POST",
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say which profile answers a path, and what it does with the call."""
+
+    def main() -> None:
+        from ngpu_bootstrap.profiles.catalogue import Matched, WrongMethod
+
+        if not path.startswith("/"):
+            raise ArgumentError(f"{path} is no path: it begins with /, as in /v1/chat/completions")
+        catalogue = _catalogue(config)
+        found = catalogue.match(method.upper(), path.partition("?")[0])
+        if isinstance(found, WrongMethod):
+            raise ArgumentError(f"{path} takes {', '.join(found.allowed)}; say --method {found.allowed[0]}")
+        if not isinstance(found, Matched):
+            raise ArgumentError(
+                f"no profile declares {method.upper()} {path}; `ngpu-bootstrap profile list` lists what is"
+            )
+        document = {
+            "profile": found.profile.name,
+            "parameters": dict(found.parameters),
+            "credentials": [str(one) for one in found.profile.credentials],
+            **_route(found.profile, found.route),
+        }
+        if as_json:
+            typer.echo(json.dumps(document))
+            return
+        for key, value in document.items():
+            shown = ", ".join(str(one) for one in value) if isinstance(value, list) else value
+            typer.echo(f"{key.replace('_', ' '):<18}{shown}")
+
+    run_main(main)
+
+
+def _catalogue(config: Path | None) -> Any:
+    from ngpu_bootstrap.profiles.catalogue import load_catalogue  # loaded here: other commands need no profiles
+
+    return load_catalogue(settings_of(config).profiles)
+
+
+def _document(profile: Any, covered: dict[tuple[str, str, str], str]) -> dict[str, Any]:
+    return {
+        "name": profile.name,
+        "summary": profile.summary,
+        "workspace": profile.workspace,
+        "credentials": [str(one) for one in profile.credentials],
+        "routes": [
+            {
+                **_route(profile, route),
+                "answered_by": covered.get((profile.name, route.method, route.path), profile.name),
+            }
+            for route in profile.routes
+        ],
+    }
+
+
+def _route(profile: Any, route: Any) -> dict[str, Any]:
+    return {
+        "method": route.method,
+        "path": route.path,
+        "target": route.target_path,
+        "mode": route.mode.value,
+        "workspace": profile.workspace,
+        "errors": profile.dialect_of(route).value,
+        "max_body_bytes": route.body_limit,
+        "at_once": route.at_once,
+        "gpu_types": list(route.gpu_types),
+        "validated": route.body_schema is not None,
+        "about": route.about,
+    }
