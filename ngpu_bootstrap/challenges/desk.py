@@ -236,9 +236,18 @@ class ChallengeDesk:
                 except StoreError as error:
                     log.error("challenges_not_read", reason=str(error))
                     continue
-                due = policy.next_round(list(self._candidates()), self._rules, self._now_ms(), self._chance)
-                if due:
+                if not self._due():
+                    continue
+                try:
+                    await self.load()  # a bootstrap of the same database may have challenged them since
+                except StoreError as error:
+                    log.error("challenges_not_read", reason=str(error))
+                    continue
+                if due := self._due():
                     self._begin(due, None)
+
+    def _due(self) -> list[Address]:
+        return policy.next_round(list(self._candidates()), self._rules, self._now_ms(), self._chance)
 
     def _candidates(self) -> Iterator[policy.Candidate]:
         now_ms = self._now_ms()
