@@ -7,11 +7,12 @@ when it holds or cannot be judged; so a receipt that breaks one rule only is tol
 What follows from not having seen everything:
 
 - A value of `Observed` that is None was not seen (the bootstrap restarted, or the stream ended first) and is not
-judged. - An attempt that did not end `complete` was cut somewhere between the two sides, so their counts may differ,
-each way in one direction only: the node cannot have received more of the request than was sent to it, nor sent less
-of the answer than arrived. A hash binds where the counts agree, because then both sides hashed the same bytes. - The
-node's clock may be wrong while everything else is right. That is `skew`, not `disputed`: the rule on times comes
-last, so it decides only when all others hold. Durations are monotonic, so a wrong clock does not excuse them.
+  judged.
+- An attempt that did not end `complete` was cut somewhere between the two sides, so their counts may differ, each way
+  in one direction only: the node cannot have received more of the request than was sent to it, nor sent less of the
+  answer than arrived. A hash binds where the counts agree, because then both sides hashed the same bytes.
+- The node's clock may be wrong while everything else is right. That is `skew`, not `disputed`: the rule on times comes
+  last, so it decides only when all others hold. Durations are monotonic, so a wrong clock does not excuse them.
 """
 
 from __future__ import annotations

@@ -10,8 +10,12 @@ import pytest
 import trio
 from trio.testing import trio_test
 
+from ngpu_protocol.identity import gpu_id
+from tests.integration.node.rig import eventually
+from tests.integration.node.scripted_bootstrap import a_bootstrap
 from tests.integration.node.test_process import a_process, command, prepared
 from tests.support.fake_nvml import FakeNvml
+from tests.unit.node.builders import NODE
 
 pytestmark = [pytest.mark.needs_gcc, pytest.mark.timeout_s(60)]
 
@@ -53,3 +57,38 @@ async def test_a_node_without_a_driver_runs_and_says_so(tmp_path: Path) -> None:
     async with a_process(config, **machine.environment()):
         found = await trio.to_thread.run_sync(shown, config)
         assert (found["state"], found["gpus"]) == ("driver_not_loaded", [])
+
+
+SICK = {
+    "fallen off the bus": {"error": 15},
+    "uncorrectable memory errors": {"ecc_uncorrected": 2},
+    "row": {"rows_pending": 1},
+    "95": {"temperature": 95},
+    "reset": {"error": 16},
+}
+
+
+@trio_test
+async def test_whatever_is_wrong_with_a_gpu_takes_it_out_of_the_advertisement_while_the_node_runs(
+    tmp_path: Path,
+) -> None:
+    machine = FakeNvml(tmp_path / "nvml", gpus=len(SICK) + 2)
+    names = [gpu_id(NODE.address, str(gpu["uuid"])) for gpu in machine.gpus]
+    async with a_bootstrap() as bootstrap:
+        config = prepared(tmp_path, bootstrap.multiaddr)
+        async with a_process(config, **machine.environment()):
+            await eventually(lambda: bool(bootstrap.heartbeats), timeout_s=20)
+
+            def advertised() -> set[bytes]:
+                return {gpu.id for gpu in bootstrap.heartbeats[-1].gpus or ()}
+
+            await eventually(lambda: advertised() == set(names), timeout_s=20)
+            for number, readings in enumerate(SICK.values()):
+                machine.set(number, **readings)
+            machine.add(f"gpu{len(SICK)}.xid 1 79")
+            await eventually(lambda: advertised() == {names[-1]}, timeout_s=20)
+            found = (await trio.to_thread.run_sync(shown, config))["gpus"]
+            for word, gpu in zip((*SICK, "Xid 79"), found, strict=False):
+                assert not gpu["offered"]
+                assert word in gpu["against"], gpu["against"]
+            assert [gpu["offered"] for gpu in found] == [False] * (len(SICK) + 1) + [True]
