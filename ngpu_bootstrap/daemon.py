@@ -65,6 +65,7 @@ from ngpu_bootstrap.registry.nodes import Nodes, NodeSession
 from ngpu_bootstrap.registry.placements import Placements
 from ngpu_bootstrap.registry.shared_models import Models
 from ngpu_bootstrap.registry.standings import Standings
+from ngpu_bootstrap.registry.sticky_keys import StickyKeys
 from ngpu_bootstrap.registry.workspaces import Workspace, Workspaces
 from ngpu_bootstrap.retention import keep_swept
 from ngpu_bootstrap.store.bodies import BodyLimits
@@ -441,6 +442,12 @@ class _Bootstrap:
             models=self.models,
             nodes=self.nodes,
             dispatcher=self.dispatcher,
+            sticky=StickyKeys(
+                self.store,
+                self.nodes,
+                kept_ms=int(self.settings.scheduling.kept_keys_days * 86_400_000),
+                now_ms=now_ms,
+            ),
             jobs=JobCalls(
                 detached=self.detached,
                 jobs=self.jobs,

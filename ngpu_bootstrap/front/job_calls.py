@@ -120,6 +120,11 @@ class JobCalls:
             raise JobEnded(call.task_id, Refusal(record.result_code or 502, record.reason, record.message))
         return await self._kept(await self._store.task(call.task_id) or record)
 
+    async def node_of(self, task_id: str) -> Address | None:
+        """Return the node that has a job, None while none has."""
+        row = await self._store.look_up(lambda connection: job_rows.of_task(connection, task_id))
+        return Address(row.job.node) if row is not None and row.job.node else None
+
     async def find(self, caller: str, name: str, key: str) -> JobRow:
         """Return the job a client means by the workspace's own id of it.
 

@@ -15,7 +15,6 @@ How bodies are read is `profiles.reading`'s, which workspace answers for a model
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 import re
@@ -31,6 +30,7 @@ import structlog
 from ngpu_bootstrap.brc20.desk import Brc20Desk
 from ngpu_bootstrap.config import LimitsSection, ModelsSection, ProfilesSection
 from ngpu_bootstrap.credentials import Token
+from ngpu_bootstrap.dispatch.attempt import Sink
 from ngpu_bootstrap.dispatch.calls import Body, Call, StreamedBody, WholeBody
 from ngpu_bootstrap.dispatch.collector import Collector
 from ngpu_bootstrap.dispatch.dispatcher import Dispatcher, Result
@@ -39,6 +39,7 @@ from ngpu_bootstrap.front.answers import Answer, json_answer
 from ngpu_bootstrap.front.callers import Network, affinity_key, client_address, is_within, passed_on
 from ngpu_bootstrap.front.guards import AddressBuckets, TokenLimits
 from ngpu_bootstrap.front.job_calls import JobCalls, JobEnded
+from ngpu_bootstrap.front.keeping import KeepingSink
 from ngpu_bootstrap.front.model_sinks import ModelSink, RewritingSink
 from ngpu_bootstrap.front.node_files import NodeFiles
 from ngpu_bootstrap.front.paths import parse_parameters, workspace_target
@@ -55,6 +56,7 @@ from ngpu_bootstrap.profiles.places import Place
 from ngpu_bootstrap.profiles.reading import BodyFacts, BodyReader, Wanted, wanted_of
 from ngpu_bootstrap.registry.nodes import Nodes
 from ngpu_bootstrap.registry.shared_models import Model, Models
+from ngpu_bootstrap.registry.sticky_keys import StickyKeys
 from ngpu_bootstrap.registry.workspaces import Workspace, Workspaces
 from ngpu_bootstrap.tasks.states import TaskState
 from ngpu_protocol.errors import AddressError
@@ -102,6 +104,7 @@ class Parts:
     nodes: Nodes
     dispatcher: Dispatcher
     jobs: JobCalls
+    sticky: StickyKeys
     brc20: Brc20Desk
     account: Account
     network: str
@@ -349,7 +352,7 @@ class Profiled:
             accepted_at_ms=now_ms,
             deadline_ms=now_ms + int((self._limits.queue_wait_s + timeout_s) * 1000),
             idempotency_key=_idempotency_key(request.headers) if route.mode is Mode.TRANSPARENT else None,
-            affinity=self._affinity(asked),
+            affinity=self._affinity(asked, workspace),
             user_ip=caller.address,
             request_url=asked.path if asked.emptied.query is None else f"{asked.path}?{asked.emptied.query}",
             token_label=caller.label,
@@ -371,16 +374,16 @@ class Profiled:
             headers = [pair for pair in headers if pair[0] != b"accept-encoding"]
         return headers
 
-    def _affinity(self, asked: _Asked) -> bytes:
+    def _affinity(self, asked: _Asked, workspace: Workspace) -> bytes:
         """Return the key that holds calls together: the client's own header, else what the route declares."""
         own = affinity_key(asked.exchange.request.headers)
         if own or not asked.route.affinity:
             return own
+        assert asked.caller is not None
         for place in asked.route.affinity:
             value = value_at(place, asked.facts, asked.parameters, asked.emptied)
             if value:
-                text = f"{asked.profile.name}\0{place}\0{value}"
-                return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:48].encode()
+                return StickyKeys.of(workspace.id, asked.caller.workspace.id, f"{asked.profile.name} {place}", value)
         return b""
 
     def _named_node(self, asked: _Asked, workspace: Workspace) -> Address | None:
@@ -404,6 +407,8 @@ class Profiled:
             await self._ask_job(asked, body)
             return
         call = self._call(asked, self._workspace(asked), body)
+        if self._is_kept(asked, call):
+            await self._parts.sticky.find(call.spec, call.affinity, refuse=route.affinity_away == "refuse")
         if route.mode is Mode.TRANSPARENT:
             await self._pass_through(asked, call)
         elif route.mode is Mode.WRAPPED:
@@ -418,12 +423,25 @@ class Profiled:
             sink: ModelSink = RewritingSink(exchange, call.task_id, words, partial(self._rewritten, asked, call))
         else:
             sink = ModelSink(exchange, call.task_id, words)
-        result = await self._parts.dispatcher.carry(call, sink)
+        passing: Sink = sink
+        if self._is_kept(asked, call):
+            passing = KeepingSink(sink, partial(self._keep, call))
+        result = await self._parts.dispatcher.carry(call, passing)
         try:
             await sink.finish(result)
             asked.status = sink.status
         except Refusal as refusal:
             await self._refuse_task(asked, refusal, call.task_id)
+
+    def _is_kept(self, asked: _Asked, call: Call) -> bool:
+        """Whether a call is held on its node by what its route declares, and not by the client's own header."""
+        return bool(call.affinity and asked.route.affinity) and not affinity_key(asked.exchange.request.headers)
+
+    async def _keep(self, call: Call) -> None:
+        """Keep where a declared key leads: the node that is answering under it."""
+        attempt = self._parts.dispatcher.under_way.get(call.task_id)
+        if attempt is not None:
+            await self._parts.sticky.note(call.spec, call.affinity, attempt.signed.order.node)
 
     async def _wrap(self, asked: _Asked, call: Call) -> None:
         call = dataclasses.replace(call, wrapped=True)
@@ -432,6 +450,8 @@ class Profiled:
         if result.ending.state is not TaskState.FINISHED:
             await self._refuse_task(asked, result.ending.refusal(), call.task_id)
             return
+        if self._is_kept(asked, call) and result.attempt is not None:
+            await self._parts.sticky.note(call.spec, call.affinity, result.attempt.signed.order.node)
         await self._respond(asked, self._enveloped(asked, sink.status, sink.body, sink.content_type), call.task_id)
 
     def _enveloped(self, asked: _Asked, status: int, body: bytes, content_type: str) -> Answer:
@@ -448,12 +468,14 @@ class Profiled:
         declared, caller = asked.route.job, asked.caller
         assert isinstance(declared, SubmittedJob)
         assert caller is not None
-        name = f"{asked.profile.name}.{declared.name}"
+        jobs = self._parts.jobs
         try:
-            answer = await self._parts.jobs.submit(call, name, declared, caller.workspace.id)
+            answer = await jobs.submit(call, f"{asked.profile.name}.{declared.name}", declared, caller.workspace.id)
         except JobEnded as ended:
             await self._refuse_task(asked, ended.refusal, ended.task_id)
             return
+        if self._is_kept(asked, call) and (node := await jobs.node_of(call.task_id)) is not None:
+            await self._parts.sticky.note(call.spec, call.affinity, node)
         await self._respond(
             asked, self._enveloped(asked, answer.status, answer.body, answer.content_type), call.task_id
         )

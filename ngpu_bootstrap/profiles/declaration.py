@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Self
 import jsonschema
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
-from ngpu_bootstrap.profiles.job_declaration import JobDeclaration
+from ngpu_bootstrap.profiles.job_declaration import AskedJob, JobDeclaration, SubmittedJob
 from ngpu_bootstrap.profiles.places import Declared, Place
 
 MIB = 1024 * 1024
@@ -182,7 +182,8 @@ class Route(Declared):
         links: texts of an answer that become signed URLs here.
         signed: opened by such a URL, and by nothing else.
         dialect: of this route's errors, where it is not the profile's.
-        affinity: calls with one value here go to one node.
+        affinity: calls of one client with one value here go to one node, after a restart and from a sibling too.
+        affinity_away: what becomes of such a call while that node is away: `move`, it goes to another; `refuse`.
         envelope: for `wrapped`.
         answer: for `fixed`.
         job: for `job`.
@@ -209,6 +210,7 @@ class Route(Declared):
     signed: bool = False
     dialect: Dialect | None = None
     affinity: tuple[Place, ...] = ()
+    affinity_away: Literal["move", "refuse"] = "move"
     envelope: Envelope | None = None
     answer: FixedAnswer | None = None
     job: JobDeclaration | None = None
@@ -293,6 +295,14 @@ class Profile(Declared):
             if key in seen:
                 raise ValueError(f"routes: {route.method} {route.path} is declared twice")
             seen.add(key)
+        names = [route.job.name for route in self.routes if isinstance(route.job, SubmittedJob)]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two routes submit jobs named {name}: give each its own name in [routes.job]")
+        for route in self.routes:
+            if isinstance(route.job, AskedJob) and route.job.of not in names:
+                known = ", ".join(names) or "none"
+                raise ValueError(f"{route.path} asks for jobs named {route.job.of}, and no route submits such: {known}")
         return self
 
     def dialect_of(self, route: Route | None) -> Dialect:

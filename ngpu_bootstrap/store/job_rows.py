@@ -23,6 +23,7 @@ from ngpu_protocol.identity import Address
 from ngpu_protocol.job_terms import JobTerms
 
 MAX_CALLS_SHOWN = 100
+_TERMS = set(JobTerms.model_fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ def values(row: JobRow) -> dict[str, Any]:
         "workspace": row.workspace,
         "caller": row.caller,
         "name": row.name,
-        "declared": row.declared.model_dump_json(by_alias=True, exclude_defaults=True),
+        "declared": row.declared.model_dump_json(by_alias=True, exclude_defaults=True, include=_TERMS),
         "key": job.key,
         "node": job.node,
         "phase": job.phase.value,
@@ -176,5 +177,6 @@ def _row(found: Any) -> JobRow:
         state=found.state,
         result=found.result,
     )
-    declared = JobTerms.model_validate_json(found.declared)
+    # another version may have written it, which may have more to say
+    declared = JobTerms.model_validate_json(found.declared, extra="ignore")
     return JobRow(found.task_id, found.workspace, found.caller, found.name, declared, job)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
+from ngpu_bootstrap.profiles.declaration import Profile
 from ngpu_bootstrap.profiles.job_declaration import AskedJob, JobDeclaration, SubmittedJob
 from ngpu_bootstrap.profiles.jobs import (
     BEARABLE,
@@ -272,3 +273,19 @@ def test_a_call_about_a_job_is_made_of_its_id() -> None:
     assert ask is not None
     assert ask.target_of("a/b ?") == "/r/a%2Fb%20%3F"
     assert json.loads(ask.body_of('"x')) == {"task_id": '"x', "more": ['"x']}
+
+
+@pytest.mark.parametrize(
+    ("second", "words"),
+    [
+        ({"path": "/b", "mode": "job", "job": TABLE}, "two routes submit jobs named job"),
+        (
+            {"path": "/b", "mode": "job", "job": {"of": "draw", "key": {"in": "query", "name": "id"}}},
+            "no route submits such: job",
+        ),
+    ],
+)
+def test_a_profile_knows_the_jobs_its_routes_speak_of(second: dict[str, Any], words: str) -> None:
+    routes = [{"path": "/a", "mode": "job", "job": TABLE}, second]
+    with pytest.raises(ValidationError, match=words):
+        Profile.model_validate({"name": "p", "routes": routes})
