@@ -239,6 +239,7 @@ async def network(
     node_module: str = "ngpu_node.cli",
     engine: str = "none",
     node_lines: tuple[str, ...] = (),
+    slots: int = 64,
 ) -> AsyncIterator[Network]:
     """Run a network whose workspace is served by *handler* in this process, or as *spec* has it."""
     port = free_port()
@@ -263,7 +264,7 @@ async def network(
             "drain_s = 3",
         ]
         lines += [
-            "slots = 64",
+            f"slots = {slots}",
             "[[bootstraps]]",
             f"multiaddrs = [{json.dumps(multiaddr)}]",
             'service = "test"',
