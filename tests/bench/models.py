@@ -2,9 +2,9 @@
 
     scripts/bench models [--seconds S] [--idle N] [--json FILE]
 
-A model server in a process of its own sends a token every 20 ms. The same streams are read from it directly and
-through a bootstrap and one node, real processes on loopback; the difference is what is added. LiteLLM is measured on
-streams by `scripts/bench`.
+A model server in this process sends a token every 20 ms. The same streams are read from it directly, through a
+bootstrap and one node, and through LiteLLM's proxy where it can be installed, real processes on loopback; the
+difference is what is added.
 """
 
 from __future__ import annotations
@@ -22,17 +22,26 @@ import httpx
 import trio
 
 from ngpu_protocol.http1 import Client, Exchange, serve_tcp, tcp_opener
+from tests.bench.systems import CHAT_PATH, Missing, Systems
 from tests.integration.profiles.rig import listed, register
 from tests.integration.whole_path.rig import network
 
 TOKEN_S = 0.02
 LINES = ("[limits]", "streams_per_node = 1024", "[models]", "concurrency = 1024")
 JSON = [(b"content-type", b"application/json")]
-CHUNK = b'data: {"choices":[{"index":0,"delta":{"content":"word "}}]}\n\n'
+CHUNK = (
+    b'data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"bench",'
+    b'"choices":[{"index":0,"delta":{"content":"word "},"finish_reason":null}]}\n\n'
+)
+# What LiteLLM knows its upstream's model by (`systems`).
+LITELLM_MODEL = "fixed"
 
 
 async def model_server(exchange: Exchange) -> None:
-    """Stream `n` tokens; /v1/images/edits takes a body in and says how long it was."""
+    """Stream `max_tokens` tokens, `user` seconds apart; /v1/images/edits takes a body in and says how long it was.
+
+    LiteLLM passes these fields on, and not any.
+    """
     if exchange.request.path == "/":
         await exchange.respond(200, [], b"ready")
         return
@@ -42,26 +51,36 @@ async def model_server(exchange: Exchange) -> None:
         size += len(data)
         if size < 10_000:
             body += data
-    if exchange.request.path != "/v1/chat/completions":
+    if exchange.request.path != CHAT_PATH:
         await exchange.respond_json(200, {"bytes": size})
         return
     asked = json.loads(body)
     await exchange.send_head(200, [(b"content-type", b"text/event-stream")])
     due = trio.current_time()
-    for _ in range(asked["n"]):
+    for _ in range(asked["max_tokens"]):
         await exchange.send(CHUNK)
-        due += asked["every_s"]
+        due += float(asked["user"])
         await trio.sleep_until(due)
     await exchange.send(b"data: [DONE]\n\n")
     await exchange.end()
 
 
-async def read_stream(client: Client, fields: list[tuple[bytes, bytes]], n: int) -> tuple[float, list[float]]:
+def asking(model: str, tokens: int, every_s: float) -> bytes:
+    """Return the body of a call for a stream."""
+    messages = [{"role": "user", "content": "x"}]
+    fields = {"model": model, "messages": messages, "stream": True, "max_tokens": tokens, "user": str(every_s)}
+    return json.dumps(fields).encode()
+
+
+async def read_stream(
+    client: Client, fields: list[tuple[bytes, bytes]], model: str, tokens: int
+) -> tuple[float, list[float]]:
     """Return seconds to the first token, and each gap between tokens beyond the model's own."""
-    body = json.dumps({"model": "bench", "stream": True, "n": n, "every_s": TOKEN_S}).encode()
+    body = asking(model, tokens, TOKEN_S)
     began = last = time.perf_counter()
     first, late = 0.0, []
-    async with client.request("POST", "/v1/chat/completions", fields, body) as response:
+    async with client.request("POST", CHAT_PATH, fields, body) as response:
+        assert response.status == 200, await response.read(1000)
         while data := await response.receive():
             now = time.perf_counter()
             if not first:
@@ -80,7 +99,7 @@ def percentile(values: list[float], share: float) -> float:
 async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return every figure."""
     figures: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, Systems(Path(folder)) as systems:
         async with (
             trio.open_nursery() as nursery,
             network(Path(folder), model_server, bootstrap_lines=LINES, slots=1024) as net,
@@ -95,17 +114,31 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             host, _, own = authority.rpartition(":")
             ours = Client(tcp_opener(host, int(own)), authority=authority, max_connections=1024)
             token = [*JSON, (b"authorization", f"Bearer {net.token}".encode())]
-            ways = {"direct": (direct, JSON), "ngpu": (ours, token)}
-            for name, (client, fields) in ways.items():
-                firsts = [(await read_stream(client, fields, 1))[0] for _ in range(arguments.calls)]
+            ways = {"direct": (direct, JSON, "bench"), "ngpu": (ours, token, "bench")}
+            try:
+                litellm = await trio.to_thread.run_sync(
+                    partial(systems.litellm, f"http://127.0.0.1:{port}", arguments.cache)
+                )
+                _, _, at = litellm.endpoint.base_url.rpartition(":")
+                through = Client(tcp_opener("127.0.0.1", int(at)), authority=f"127.0.0.1:{at}", max_connections=1024)
+                ways["litellm"] = (through, JSON, LITELLM_MODEL)
+            except Missing as error:
+                print(f"without LiteLLM: {error}")
+            for name, (client, fields, model) in ways.items():
+                await read_stream(client, fields, model, 1)
+                firsts = [(await read_stream(client, fields, model, 1))[0] for _ in range(arguments.calls)]
                 figures[f"first_token_ms_{name}"] = statistics.median(firsts) * 1000
-            figures["added_first_token_ms"] = figures["first_token_ms_ngpu"] - figures["first_token_ms_direct"]
+            for name in set(ways) - {"direct"}:
+                added = figures[f"first_token_ms_{name}"] - figures["first_token_ms_direct"]
+                figures["added_first_token_ms" + ("" if name == "ngpu" else f"_{name}")] = added
             for streams in (16, 64):
-                for name, (client, fields) in ways.items():
+                for name, (client, fields, model) in ways.items():
                     late: list[float] = []
 
-                    async def one(client: Client = client, fields: Any = fields, late: list[float] = late) -> None:
-                        late.extend((await read_stream(client, fields, int(arguments.seconds / TOKEN_S)))[1])
+                    async def one(
+                        client: Client = client, fields: Any = fields, model: str = model, late: list[float] = late
+                    ) -> None:
+                        late.extend((await read_stream(client, fields, model, int(arguments.seconds / TOKEN_S)))[1])
 
                     async with trio.open_nursery() as readers:
                         for _ in range(streams):
@@ -124,14 +157,14 @@ def rss_mb(process: Any) -> float:
 
 async def idle_streams(count: int, process: Any, client: Client, fields: Any, figures: dict[str, Any]) -> None:
     """Measure what *count* open streams on which nothing comes add to the bootstrap."""
-    body = json.dumps({"model": "bench", "stream": True, "n": 2, "every_s": 3600}).encode()
+    body = asking("bench", 2, 3600)
     before = rss_mb(process)
     opened = 0
     all_open = trio.Event()
 
     async def hold() -> None:
         nonlocal opened
-        async with client.request("POST", "/v1/chat/completions", fields, body) as response:
+        async with client.request("POST", CHAT_PATH, fields, body) as response:
             await response.receive()
             opened += response.status == 200
             if opened == count:
@@ -178,12 +211,15 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=100, help="calls for the time to the first token")
     parser.add_argument("--seconds", type=float, default=4.0, help="length of each stream")
     parser.add_argument("--idle", type=int, default=500, help="idle streams")
+    parser.add_argument("--cache", type=Path, default=Path("build/bench"), help="where LiteLLM's environment is kept")
     parser.add_argument("--json", type=Path, help="write the figures there")
     arguments = parser.parse_args()
     figures = trio.run(measure, arguments)
     for streams in (16, 64):
-        added = figures[f"jitter_p99_ms_{streams}_ngpu"] - figures[f"jitter_p99_ms_{streams}_direct"]
-        figures[f"added_jitter_ms_{streams}"] = added
+        for name in ("ngpu", "litellm"):
+            if (own := figures.get(f"jitter_p99_ms_{streams}_{name}")) is not None:
+                key = f"added_jitter_ms_{streams}" + ("" if name == "ngpu" else f"_{name}")
+                figures[key] = own - figures[f"jitter_p99_ms_{streams}_direct"]
     for name, value in figures.items():
         print(f"{name:<32}{value:,.2f}")
     for name, words, limit, unit in WANTED:
