@@ -95,7 +95,8 @@ class _Rounds:
         async with network(
             folder,
             self.workspace,
-            spec={"concurrency": max(2, self._clients // 2)},
+            # far beyond all restarts together: on a slow machine a task that waited would expire, as it should
+            spec={"concurrency": max(2, self._clients // 2), "request_timeout_s": 3600},
             bootstrap_lines=lines,
             node_module="tests.support.eager_node",
         ) as net:
