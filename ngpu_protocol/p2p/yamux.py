@@ -30,9 +30,9 @@ Rules the code keeps:
   call.) A turn that lasts longer than `_HELD_S` writes in between, or the peer would stand idle for all of it: two
   daemons under load passed all their requests back and forth in one wave.
 - For the same reason the read loop wakes `_WOKEN_AT_ONCE` readers and lets them run before it looks further: the first
-  are on their way when the last begin. At 16 clients, on a machine that others used too, a bootstrap was idle for 18 to 21 % of the time without
-  this, 14 to 19 % with four at once, 5 to 10 % with two and 3 to 7 % with one; the turns that two add cost 4 % of
-  processor time, those of one 8 %.
+  are on their way when the last begin. At 16 clients, on a machine that others used too, a bootstrap was idle for 18 to
+  21 % of the time without this, 14 to 19 % with four at once, 5 to 10 % with two and 3 to 7 % with one; the turns that
+  two add cost 4 % of processor time, those of one 8 %.
 """
 
 from __future__ import annotations
