@@ -6,6 +6,7 @@ processes started here are ever signalled.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -205,9 +206,15 @@ SPEC = {
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a TCP port on loopback that was free a moment ago, and that the kernel gives to nobody by itself.
+
+    One of those it gives away was taken by another test's connection before a slow daemon listened on it.
+    """
+    while True:
+        port = 12_000 + secrets.randbelow(20_000)  # below `net.ipv4.ip_local_port_range`
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def prepare(folder: Path, lines: list[str]) -> str:
