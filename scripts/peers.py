@@ -130,8 +130,8 @@ def _table(nodes: list[dict[str, Any]]) -> Table:
         judged = f"{standing['verified']} verified"
         if standing["disputed"]:
             judged += f"\n{standing['disputed']} disputed"
-        if node["last_challenge"]:
-            judged += f"\nchallenged: {node['last_challenge'].replace('_', ' ')}"
+        if found := node.get("last_challenge"):  # a bootstrap of before does not say
+            judged += f"\nchallenged: {found.replace('_', ' ')}"
         table.add_row(
             Text(f"{node['node_addr']}\n{node['region'] or node['peer_id']}"),
             node["software"],

@@ -102,6 +102,7 @@ async def signed_by_another(asked: Asked) -> None:
 def test_a_disputed_receipt_is_a_file_anyone_can_judge(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
     script: Callable[[Asked], Awaitable[None]],
     kind: str,
     rule: str,
@@ -140,6 +141,7 @@ def test_a_disputed_receipt_is_a_file_anyone_can_judge(
 
     run(tmp_path, test)
     settings = settings_for(tmp_path / "data")
+    monkeypatch.setenv("COLUMNS", "200")
     list_disputes(settings, None, 10, as_json=False)
     assert rule in capsys.readouterr().out
     show_dispute(settings, rows(settings)[0].receipt[:12], as_json=True)

@@ -42,6 +42,8 @@ async def a_workspace(node: RunningNode, handler: Handler) -> AsyncIterator[None
     async def healthy(exchange: Exchange) -> None:
         if exchange.request.target == "/":
             await exchange.respond(200, [])
+        elif exchange.request.target == "/v1/models":  # asked for by the node itself, and no task
+            await exchange.respond(404, [])
         else:
             await handler(exchange)
 
