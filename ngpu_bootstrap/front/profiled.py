@@ -383,7 +383,9 @@ class Profiled:
         for place in asked.route.affinity:
             value = value_at(place, asked.facts, asked.parameters, asked.emptied)
             if value:
-                return StickyKeys.of(workspace.id, asked.caller.workspace.id, f"{asked.profile.name} {place}", value)
+                return StickyKeys.of(
+                    workspace.id, asked.caller.workspace.id, f"{asked.profile.name} {place.field}", value
+                )
         return b""
 
     def _named_node(self, asked: _Asked, workspace: Workspace) -> Address | None:

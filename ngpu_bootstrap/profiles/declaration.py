@@ -182,7 +182,8 @@ class Route(Declared):
         links: texts of an answer that become signed URLs here.
         signed: opened by such a URL, and by nothing else.
         dialect: of this route's errors, where it is not the profile's.
-        affinity: calls of one client with one value here go to one node, after a restart and from a sibling too.
+        affinity: calls of one client with one value here go to one node, after a restart and from a sibling too. A
+            field of one name is one key, on all routes of the profile and wherever it stands.
         affinity_away: what becomes of such a call while that node is away: `move`, it goes to another; `refuse`.
         envelope: for `wrapped`.
         answer: for `fixed`.

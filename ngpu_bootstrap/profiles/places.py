@@ -42,5 +42,10 @@ class Place(Declared):
             raise ValueError(f'in = "{self.where}" needs a name, and no pointer')
         return self
 
+    @property
+    def field(self) -> str:
+        """What the value is called there: the same name in a form and in JSON means the same thing."""
+        return str(self.name) if self.pointer is None else self.pointer.rpartition("/")[2]
+
     def __str__(self) -> str:
         return f"{self.where} {self.pointer if self.where == 'json' else self.name}"

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -336,3 +337,36 @@ def test_a_body_that_is_no_json_is_an_error_in_the_vendors_form(studio: Studio) 
         answer = httpx.post(f"{studio.url}/api/v1b/task_submit", content=content, trust_env=False)
         assert answer.status_code in (400, 401), answer.text
         assert set(answer.json()) >= {"code", "info", "msg"}
+
+
+def test_a_form_is_bounded_in_the_vendors_form(studio: Studio) -> None:
+    url, token = f"{studio.url}/api/v1b/upload_imgs", ("token", (None, studio.studio_token))
+    picture(studio.folder / "one.png", (9, 9, 9))
+    one = ("init_img", ("one.png", (studio.folder / "one.png").read_bytes()))
+    cases: list[tuple[list[Any], int, str]] = [
+        ([token], 400, "init_img"),  # missing
+        ([one], 401, ""),  # no token
+        ([token, one, ("other", (None, "x"))], 400, "other"),  # not a field of this form
+        ([token, token, one], 400, "token"),  # which of the two counts would be a guess
+        ([token, *[one] * 101], 400, ""),  # too many
+    ]
+    for files, status, says in cases:
+        answer = httpx.post(url, files=files, trust_env=False, timeout=30)
+        assert answer.status_code == status, (len(files), answer.text)
+        assert set(answer.json()) >= {"code", "info", "msg"}
+        assert says in answer.json()["msg"]
+        assert studio.studio_token not in answer.text
+
+
+def test_an_upload_over_the_limit_is_refused_before_it_is_read(studio: Studio) -> None:
+    headers = {
+        "Content-Type": "multipart/form-data; boundary=x",
+        "Content-Length": str(70 * 1024 * 1024),
+        "Expect": "100-continue",
+    }
+    with socket.create_connection(("127.0.0.1", int(studio.url.rpartition(":")[2])), timeout=20) as connection:
+        lines = [f"{name}: {value}" for name, value in {"Host": "x", **headers}.items()]
+        connection.sendall("\r\n".join(["POST /api/v1b/upload_imgs HTTP/1.1", *lines, "", ""]).encode())
+        answer = connection.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 413 "), answer
+    assert b'"msg"' in answer

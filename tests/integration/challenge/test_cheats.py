@@ -221,7 +221,7 @@ def test_honest_nodes_are_believed_and_it_shows(net: Shared) -> None:
 
 CHEATS = {
     "a slower card": (lambda: provers.a_card(PRODUCT_LIMIT_S + 0.4), {"late"}, 1),
-    "less memory than claimed": (provers.less_memory, {"late_chains"}, 1),
+    "less memory than claimed": (lambda: provers.less_memory(CHAINS_LIMIT_S + 0.4), {"late_chains"}, 1),
     "half of the product": (provers.half_the_work, {"wrong_product"}, 2),
 }
 
