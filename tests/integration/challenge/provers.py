@@ -85,7 +85,7 @@ class _SmallProof(Proof):
     """A card whose memory holds half of the product: the other half was computed, digested and thrown away.
 
     What is asked of it later is computed again, entry by entry: each is a scalar product. On a card as slow as the one
-    that is claimed that takes *needs_s* at least, whatever it takes here: a processor that is fast today is no such card.
+    that is claimed that takes *needs_s* at least, whatever it takes here: a fast processor is no such card.
     """
 
     needs_s = 0.0
