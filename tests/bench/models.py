@@ -38,10 +38,7 @@ LITELLM_MODEL = "fixed"
 
 
 async def model_server(exchange: Exchange) -> None:
-    """Stream `max_tokens` tokens, `user` seconds apart; /v1/images/edits takes a body in and says how long it was.
-
-    LiteLLM passes these fields on, and not any.
-    """
+    """Stream `max_tokens` tokens, `user` seconds apart; /v1/images/edits takes a body in and says how long it was."""
     if exchange.request.path == "/":
         await exchange.respond(200, [], b"ready")
         return
@@ -59,7 +56,7 @@ async def model_server(exchange: Exchange) -> None:
     due = trio.current_time()
     for _ in range(asked["max_tokens"]):
         await exchange.send(CHUNK)
-        due += float(asked["user"])
+        due += float(asked.get("user", TOKEN_S))  # LiteLLM keeps it to itself
         await trio.sleep_until(due)
     await exchange.send(b"data: [DONE]\n\n")
     await exchange.end()
