@@ -12,6 +12,7 @@ import dataclasses
 import functools
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from typing import TypeVar
 
 import structlog
 import trio
@@ -25,6 +26,7 @@ from ngpu_bootstrap.dispatch.jobs import Jobs
 from ngpu_bootstrap.errors import NotServed
 from ngpu_bootstrap.kill_points import reached
 from ngpu_bootstrap.registry.nodes import Nodes
+from ngpu_bootstrap.scheduling.waiting import may_wait
 from ngpu_bootstrap.store import job_rows
 from ngpu_bootstrap.store.errors import AttemptConflict, BodyMissing, StoreError, TaskIsFinal
 from ngpu_bootstrap.store.job_rows import JobRow
@@ -48,6 +50,8 @@ log = structlog.get_logger(__name__)
 
 # What ends a task from outside its own course.
 CANCEL, LET_GO = "cancel", "let_go"
+
+K = TypeVar("K")
 
 KEEP_IN_MEMORY_BYTES = 16 * 1024
 # How often a node is asked for an answer: soon at first, then ever more rarely.
@@ -89,7 +93,7 @@ class DetachedTasks:
 
     Args:
         is_coming: whether a node is about to serve a workspace that none serves yet: its tasks wait for that.
-        limit: unfinished tasks of one workspace at most.
+        limit: unfinished tasks of one workspace at most; of a guest's as many as `waiting.may_wait` says.
         answer_bytes: the largest answer kept.
         attempts: orders signed for one task at most.
         call_back: told when a task has ended whose client wants to be called.
@@ -121,6 +125,7 @@ class DetachedTasks:
         self._now_ms = now_ms
         self._nursery: trio.Nursery | None = None
         self._unfinished: Counter[str] = Counter()
+        self._unfinished_of: Counter[tuple[str, str]] = Counter()
         self._runs: dict[str, _Run] = {}
         self._started = 0
         self._left: set[str] = set()
@@ -160,12 +165,13 @@ class DetachedTasks:
             StoreError: it could not be committed; nothing is promised.
         """
         workspace = call.spec.id
-        waiting = self._unfinished[workspace]
-        if waiting >= self._limit:
+        waiting, own = self._unfinished[workspace], self._unfinished_of[workspace, call.caller]
+        if not may_wait(self._limit, waiting, own, is_guest=bool(call.caller)):
+            yours = f", {own} of them yours" if call.caller else ""
             raise NotServed(
                 429,
                 "queue_full",
-                f"{waiting} asynchronous tasks of workspace {workspace} are unfinished; come again later",
+                f"{waiting} asynchronous tasks of workspace {workspace} are unfinished{yours}; come again later",
                 retry_after_s=5,
             )
         if not self._is_coming(workspace):
@@ -388,6 +394,7 @@ class DetachedTasks:
             priority=record.priority,
             job=job,
             affinity=record.affinity.encode("latin-1"),
+            caller=record.caller,
         )
 
     async def _read_request(self, task_id: str) -> bytes:
@@ -400,6 +407,7 @@ class DetachedTasks:
         if self._nursery is None:
             raise RuntimeError("asynchronous tasks are not running")
         self._unfinished[workspace] += 1
+        self._unfinished_of[workspace, call.caller] += 1
         self._started += 1
         run = self._runs[call.task_id] = _Run(call, self._started)
         self._nursery.start_soon(self._contained, workspace, run, work, *arguments)
@@ -429,9 +437,8 @@ class DetachedTasks:
             self._runs.pop(call.task_id, None)
             if call.webhook:
                 self._call_back()
-            self._unfinished[workspace] -= 1
-            if not self._unfinished[workspace]:
-                del self._unfinished[workspace]
+            _count_down(self._unfinished, workspace)
+            _count_down(self._unfinished_of, (workspace, call.caller))
 
     async def _abandon(self, call: Call, reason: str) -> None:
         """End a task that cannot be carried further, whatever it was at."""
@@ -462,3 +469,9 @@ def _found(call: Call, attempt: Attempt) -> Unfinished:
 def _ending(end: End) -> Ending:
     message = _WORDS.get(end.reason, end.reason.replace("_", " "))
     return Ending(end.state, _STATUS.get(end.reason, 502), end.reason, message, "lost" if end.ends_attempt else "")
+
+
+def _count_down(counted: Counter[K], key: K) -> None:
+    counted[key] -= 1
+    if not counted[key]:
+        del counted[key]

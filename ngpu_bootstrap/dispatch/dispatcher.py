@@ -332,7 +332,9 @@ class Dispatcher:
         if call.only is not None:
             # half of its time at most: the other half is the call's own
             timeout_s = max(0.0, (call.deadline_ms - self._now_ms()) / 2000)
-            return await self._nodes.acquire_on(call.spec, call.only, timeout_s=timeout_s, task_id=call.task_id)
+            return await self._nodes.acquire_on(
+                call.spec, call.only, timeout_s=timeout_s, promised=promised, task_id=call.task_id, caller=call.caller
+            )
         if wait_s := pause_s(full):
             await trio.sleep(max(0.0, min(wait_s, (call.deadline_ms - self._now_ms()) / 1000)))
         if call.gpu_types and not call.affinity:
@@ -356,6 +358,7 @@ class Dispatcher:
                 affinity=call.affinity,
                 task_id=call.task_id,
                 priority=call.priority,
+                caller=call.caller,
             )
 
     @asynccontextmanager

@@ -313,7 +313,7 @@ class Nodes:
             pool = self._pools.get(workspace)
             if pool is not None and pool.terms != (terms := _terms(spec)):
                 self._set_terms(pool, terms)
-        for workspace in [one for one, pool in self._pools.items() if one not in workspaces and not len(pool.line)]:
+        for workspace in [one for one, pool in self._pools.items() if one not in workspaces and not len(pool.lines)]:
             pool = self._pools.pop(workspace)
             for entry in list(pool):
                 entry.load.entries.pop(workspace, None)
@@ -377,7 +377,7 @@ class Nodes:
         pool = self._pools.get(spec.id)
         if pool is None or pool.terms.revision < spec.revision:
             pool = self._pool(spec)
-        if len(pool.line) and pool.line.head(promised=not self._hold_promised) is not None:
+        if len(pool.lines) and pool.lines.has_head(promised=not self._hold_promised):
             return None
         if promised and self._hold_promised:
             return None
@@ -404,7 +404,7 @@ class Nodes:
         candidate.
         """
         pool = self._pool(spec)
-        if len(pool.line) and pool.line.head(promised=not self._hold_promised) is not None:
+        if len(pool.lines) and pool.lines.has_head(promised=not self._hold_promised):
             return None
         if promised and self._hold_promised:
             return None
@@ -433,8 +433,10 @@ class Nodes:
         affinity: bytes = b"",
         task_id: str = "",
         priority: int = 0,
+        caller: str = "",
     ) -> Slot:
-        """Return a slot for one attempt of *spec*, waiting in a bounded queue: by priority, then by coming.
+        """Return a slot for one attempt of *spec*, waiting in a bounded queue: callers in turn, the calls of each by
+        priority, then by coming.
 
         Args:
             tried: sessions that must not be asked again for this task.
@@ -443,7 +445,8 @@ class Nodes:
                 client's in the queue, and gets nothing once this bootstrap stops.
             affinity: a key that sticks to a node; empty for none.
             task_id: under which its place in the queue is asked for.
-            priority: higher goes before what waits for the same workspace.
+            priority: higher goes before what else waits of the same caller.
+            caller: the workspace whose token asked, where that is another than *spec*; else empty.
 
         Raises:
             NotServed: 503 when no node serves the workspace, 429 when the queue is full or the wait was too long.
@@ -459,7 +462,14 @@ class Nodes:
             ready.set()
 
         waiter = self.join(
-            spec, take_turn, tried=tried, promised=promised, affinity=affinity, task_id=task_id, priority=priority
+            spec,
+            take_turn,
+            tried=tried,
+            promised=promised,
+            affinity=affinity,
+            task_id=task_id,
+            priority=priority,
+            caller=caller,
         )
         place: int | None = None
         try:
@@ -482,7 +492,7 @@ class Nodes:
             429,
             "no_free_slot",
             f"no slot of workspace {spec.id} became free within {timeout_s:g} s; come again later",
-            retry_after_s=self._retry_after_s(pool),
+            retry_after_s=self._retry_after_s(pool, caller),
             headers=self._queue_headers(pool, place),
         )
 
@@ -499,40 +509,27 @@ class Nodes:
         """Have calls under *key* go to *node*, while it is there."""
         self._pool(spec).affinity.stick(key, node, self._now_ms())
 
-    async def acquire_on(self, spec: WorkspaceSpec, node: Address, *, timeout_s: float, task_id: str = "") -> Slot:
-        """Return a slot of *spec* on *node*, which has something that no other node has; waits before all others do.
+    async def acquire_on(
+        self,
+        spec: WorkspaceSpec,
+        node: Address,
+        *,
+        timeout_s: float,
+        promised: bool = False,
+        task_id: str = "",
+        caller: str = "",
+    ) -> Slot:
+        """Return a slot of *spec* on *node*, which has something that no other node has; waits before all others of
+        its caller do.
 
-        A node that failed of late is asked all the same: there is no other.
+        A node that failed of late is asked all the same: there is no other. See `acquire` for the arguments.
 
         Raises:
             NotServed: 503 `node_away` when the node is not here or does not serve the workspace, 429 when no slot
-                became free in time.
+                became free in time, or too many wait.
         """
         pool = self._pool(spec)
-        with trio.move_on_after(timeout_s):
-            while True:
-                entry = pool.entries.get(node)
-                if entry is None or entry.reason not in (None, Exclusion.SET_ASIDE):
-                    why = "it is not connected" if entry is None or entry.reason is None else entry.reason.value
-                    raise NotServed(503, "node_away", f"node {node} does not serve workspace {spec.id} now: {why}")
-                now_ms = self._now_ms()
-                if entry.reason is not None and entry.free(now_ms) > 0:
-                    return Slot(self, Choice(entry, now_ms, (), "only_one", ()))
-                if entry.reason is None:
-                    choice = pool.choose_only(entry.load.host, node, now_ms)
-                    if choice is not None:
-                        return Slot(self, choice)
-                slot = await self._next_on(spec, pool, entry.load.host, task_id)
-                if slot is not None and slot.session.node == node:
-                    return slot
-                if slot is not None:
-                    slot.release()  # its node left while this waited, and it was given another's
-        raise NotServed(
-            429, "no_free_slot", f"no slot of workspace {spec.id} on node {node} became free within {timeout_s:g} s"
-        )
-
-    async def _next_on(self, spec: WorkspaceSpec, pool: Pool, host: NodeSession, task_id: str) -> Slot | None:
-        """Return the next slot that becomes free on *host*; None after a moment, to look anew."""
+        waiter: Waiting | None = None
         granted: list[Slot] = []
         ready = trio.Event()
 
@@ -540,18 +537,52 @@ class Nodes:
             granted.append(slot)
             ready.set()
 
-        waiter: Waiting = Waiter(task_id, take_turn, (), host, priority=PRIORITY_BEFORE_ALL)
-        pool.line.join(waiter)
         try:
-            with trio.move_on_after(LOOK_ANEW_S):
-                await ready.wait()
-        except BaseException:
+            with trio.move_on_after(timeout_s):
+                while True:
+                    entry = pool.entries.get(node)
+                    if entry is None or entry.reason not in (None, Exclusion.SET_ASIDE):
+                        why = "it is not connected" if entry is None or entry.reason is None else entry.reason.value
+                        raise NotServed(503, "node_away", f"node {node} does not serve workspace {spec.id} now: {why}")
+                    slot = self._free_on(pool, entry)
+                    if slot is not None:
+                        return slot
+                    if waiter is None and not promised:
+                        self._require_room(spec, pool, caller)
+                    if waiter is None or waiter.only is not entry.load.host:  # its node left, and is back
+                        if waiter is not None:
+                            pool.lines.leave(waiter)
+                        waiter = Waiter(
+                            task_id, take_turn, (), entry.load.host, priority=PRIORITY_BEFORE_ALL, caller=caller
+                        )
+                        pool.lines.join(waiter)
+                    with trio.move_on_after(LOOK_ANEW_S):
+                        await ready.wait()
+                    if granted:
+                        slot = granted.pop()
+                        if slot.session.node == node:
+                            return slot
+                        slot.release()  # its node left while this waited, and it was given another's
+                        waiter, ready = None, trio.Event()
+        finally:
             for slot in granted:
                 slot.release()
-            raise
-        finally:
-            self.leave(spec, waiter)
-        return granted[0] if granted else None
+            if waiter is not None:
+                self.leave(spec, waiter)
+        raise NotServed(
+            429,
+            "no_free_slot",
+            f"no slot of workspace {spec.id} on node {node} became free within {timeout_s:g} s",
+            retry_after_s=self._retry_after_s(pool, caller),
+        )
+
+    def _free_on(self, pool: Pool, entry: Entry) -> Slot | None:
+        """Return a slot of a candidate that may be asked, were it set aside."""
+        now_ms = self._now_ms()
+        if entry.reason is None:
+            choice = pool.choose_only(entry.load.host, entry.load.node, now_ms)
+            return None if choice is None else Slot(self, choice)
+        return Slot(self, Choice(entry, now_ms, (), "only_one", ())) if entry.free(now_ms) > 0 else None
 
     def join(
         self,
@@ -563,6 +594,7 @@ class Nodes:
         affinity: bytes = b"",
         task_id: str = "",
         priority: int = 0,
+        caller: str = "",
     ) -> Waiting:
         """Put a call into the queue: *granted* is called with its slot when its turn came, perhaps at once.
 
@@ -575,18 +607,10 @@ class Nodes:
         if not promised:
             if not pool.may_serve(current):
                 raise self._no_node(spec)
-            if pool.line.clients_waiting >= self._queue_limit:
-                raise NotServed(
-                    429,
-                    "queue_full",
-                    f"every slot of workspace {spec.id} is taken and {pool.line.clients_waiting} calls wait already; "
-                    "come again later",
-                    retry_after_s=self._retry_after_s(pool),
-                    headers=self._queue_headers(pool),
-                )
+            self._require_room(spec, pool, caller)
         only = self._stuck_to(pool, affinity, tried, now_ms) if affinity else None
-        waiter: Waiting = Waiter(task_id, granted, tried, only, promised, priority, affinity)
-        pool.line.join(waiter)
+        waiter: Waiting = Waiter(task_id, granted, tried, only, promised, priority, affinity, caller=caller)
+        pool.lines.join(waiter)
         self._serve_pool(pool)
         return waiter
 
@@ -594,7 +618,7 @@ class Nodes:
         """Take a call out of the queue, if it is still there."""
         pool = self._pools.get(spec.id)
         if pool is not None:
-            pool.line.leave(waiter)
+            pool.lines.leave(waiter)
 
     def refused_full(self, slot: Slot) -> None:
         """Note that the node had no slot after all: our estimate was too good."""
@@ -643,17 +667,17 @@ class Nodes:
     def waiting(self, workspace: str) -> int:
         """Return how many clients' calls of *workspace* wait for a slot."""
         pool = self._pools.get(workspace)
-        return pool.line.clients_waiting if pool is not None else 0
+        return pool.lines.clients_waiting if pool is not None else 0
 
     def queue_length(self, workspace: str) -> int:
         """Return how many calls and promised tasks of *workspace* wait."""
         pool = self._pools.get(workspace)
-        return len(pool.line) if pool is not None else 0
+        return len(pool.lines) if pool is not None else 0
 
     def place_of(self, workspace: str, task_id: str) -> int | None:
         """Return how many wait before a task does, as of a moment ago; None when it does not wait."""
         pool = self._pools.get(workspace)
-        return pool.line.place_of(task_id, self._now_ms()) if pool is not None and len(pool.line) else None
+        return pool.lines.place_of(task_id, self._now_ms()) if pool is not None and len(pool.lines) else None
 
     def require_served(self, spec: WorkspaceSpec) -> None:
         """Return if some node serves *spec* now, be it with every slot taken.
@@ -839,12 +863,12 @@ class Nodes:
         if affinity:
             pool, load = choice.entry.pool, choice.entry.load
             pool.affinity.stick(affinity, load.node, choice.at_ms)
-            pool.line.stick(affinity, load.host)
+            pool.lines.stick(affinity, load.host)
         return Slot(self, choice)
 
     def _serve(self, load: Load) -> None:
         """Give what is free on a node to calls that wait, workspaces in turn."""
-        hungry = [entry.pool for entry in load.entries.values() if len(entry.pool.line)]
+        hungry = [entry.pool for entry in load.entries.values() if len(entry.pool.lines)]
         if not hungry:
             return
         if len(hungry) > 1:
@@ -858,40 +882,60 @@ class Nodes:
 
     def _serve_one(self, pool: Pool) -> bool:
         """Give one slot to the call whose turn it is; return whether there was one to give, and somebody to take it."""
-        line = pool.line
-        if not len(line) or not pool.is_open:
+        lines = pool.lines
+        if not len(lines) or not pool.is_open:
             return False
         now_ms = self._now_ms()
         promised = not self._hold_promised
-        head = line.head(promised=promised)
-        for waiter in line.picky_before(head, promised=promised):
-            if waiter.only is not None:
-                choice = pool.choose_only(waiter.only, waiter.only.node, now_ms)
-            else:
-                choice = pool.choose(now_ms, self._draw, self._current(waiter.tried))
-            if choice is not None:
-                self._grant(pool, waiter, choice)
-                return True
-        if head is None:
-            return False
-        choice = pool.choose(now_ms, self._draw)
-        if choice is None:
-            return False
-        self._grant(pool, head, choice)
-        return True
+        for line in lines.in_turn():
+            head = line.head(promised=promised)
+            for waiter in line.picky_before(head, promised=promised):
+                if waiter.only is not None:
+                    choice = pool.choose_only(waiter.only, waiter.only.node, now_ms)
+                else:
+                    choice = pool.choose(now_ms, self._draw, self._current(waiter.tried))
+                if choice is not None:
+                    self._grant(pool, waiter, choice)
+                    return True
+            if head is None:
+                continue  # nobody in this line can take what is free
+            choice = pool.choose(now_ms, self._draw)
+            if choice is None:
+                return False
+            self._grant(pool, head, choice)
+            return True
+        return False
 
     def _grant(self, pool: Pool, waiter: Waiting, choice: Choice) -> None:
-        pool.line.leave(waiter)
-        pool.line.turn = next(self._turns)
+        pool.lines.serve(waiter)
+        pool.lines.turn = next(self._turns)
         waiter.granted(self._granted(choice, waiter.affinity))
 
-    def _retry_after_s(self, pool: Pool) -> int:
-        """Return in how many seconds the line should be gone, were it to move as it did of late."""
+    def _require_room(self, spec: WorkspaceSpec, pool: Pool, caller: str) -> None:
+        """Return if one more call of *caller* may wait.
+
+        Raises:
+            NotServed: 429.
+        """
+        lines = pool.lines
+        if lines.has_room(caller, self._queue_limit):
+            return
+        raise NotServed(
+            429,
+            "queue_full",
+            f"every slot of workspace {spec.id} is taken and {lines.clients_waiting} calls wait already"
+            + (", as many of them yours as one caller may have; come again later" if caller else "; come again later"),
+            retry_after_s=self._retry_after_s(pool, caller),
+            headers=self._queue_headers(pool),
+        )
+
+    def _retry_after_s(self, pool: Pool, caller: str) -> int:
+        """Return in how many seconds what goes before a call of *caller* should be gone, were it to move as of late."""
         slots = max(1, pool.slots(self._now_ms()))
-        return min(RETRY_AFTER_LIMIT_S, max(1, math.ceil(pool.typical_s * (len(pool.line) + 1) / slots)))
+        return min(RETRY_AFTER_LIMIT_S, max(1, math.ceil(pool.typical_s * (pool.lines.ahead_of(caller) + 1) / slots)))
 
     def _queue_headers(self, pool: Pool, place: int | None = None) -> dict[str, str]:
-        headers = {"Ngpu-Queue-Length": str(len(pool.line))}
+        headers = {"Ngpu-Queue-Length": str(len(pool.lines))}
         return headers if place is None else headers | {"Ngpu-Queue-Position": str(place)}
 
     def _no_node(self, spec: WorkspaceSpec) -> NotServed:
@@ -915,4 +959,4 @@ def _terms(spec: WorkspaceSpec) -> Terms:
 
 
 def _turn(pool: Pool) -> int:
-    return pool.line.turn
+    return pool.lines.turn

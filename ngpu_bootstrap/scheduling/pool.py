@@ -43,7 +43,7 @@ from ngpu_bootstrap.scheduling.reasons import (
     Exclusion,
     deployment_exclusion,
 )
-from ngpu_bootstrap.scheduling.waiting import Line
+from ngpu_bootstrap.scheduling.waiting import Lines
 from ngpu_protocol.frozen import dataclass
 from ngpu_protocol.identity import Address
 
@@ -219,7 +219,7 @@ class Pool:
     Attributes:
         entries: by node; of each node its newest run.
         ready: how many of them have no exclusion, full ones included.
-        line: the calls that wait.
+        lines: the calls that wait.
         choices: made so far.
         contention: the share of attempts of late that a node refused for want of a slot: others were there first.
         photographs: the last ones, oldest first.
@@ -231,7 +231,7 @@ class Pool:
         self.times = ServiceTimes()
         self.typical_s = self.times.typical_s
         self.affinity = affinity
-        self.line: Line[Any, Any] = Line()
+        self.lines: Lines[Any, Any] = Lines()
         self.entries: dict[Address, Entry] = {}
         self.ready = 0
         self.challenged = 0
@@ -506,7 +506,7 @@ class Pool:
             self._aside.add(entry)
         entry.reason = reason
         if before is None:
-            self.line.unstick(entry.load.host)
+            self.lines.unstick(entry.load.host)
 
     def _leave(self, entry: Entry) -> None:
         place = entry.place

@@ -1,12 +1,17 @@
-"""The line of calls that wait for a slot of one workspace: by priority, then first come, first served.
+"""The calls that wait for a slot of one workspace: a line for each caller, and callers in turn.
 
-A priority is the client's own word among the tasks of its own workspace (0 to 9, higher first), so it can starve nobody
-else's. Most calls have none, and nobody ever looks at everyone.
+Most workspaces have one caller, their own client. A model that any token may call has many, and none of them shall wait
+for all that another asked: slots go round the callers that wait, one each, however many calls each has (round robin;
+see Shreedhar and Varghese, *Efficient fair queuing using deficit round robin*, 1995). Who begins to wait stands at the
+end of the round, so a caller of single calls gets a slot a round too. What may wait at once is bounded by `may_wait`.
 
-Three queues share one numbering. *Clients* wait on their connections, *promised* tasks wait in the store; a call of
-either kind takes any slot, so only the heads of the two are ever looked at. *Picky* calls cannot take any slot, since
-they tried some nodes already or stick to one; each is offered a slot before the heads that came later, so that it waits
-no longer for being picky than its nodes make it wait. Joining and leaving cost the same however long the line is.
+Within a line it goes by priority, then first come, first served. A priority is the client's own word among its own
+tasks (0 to 9, higher first), so it can starve nobody else's. Most calls have none, and nobody ever looks at everyone.
+
+Three queues of a line share one numbering. *Clients* wait on their connections, *promised* tasks wait in the store; a
+call of either kind takes any slot, so only the heads of the two are ever looked at. *Picky* calls cannot take any slot,
+since they tried some nodes already or stick to one; each is offered a slot before the heads that came later, so that it
+waits no longer for being picky than its nodes make it wait. Joining and leaving cost the same however long the line is.
 "Before" means a higher priority, or the same one and an earlier coming.
 """
 
@@ -37,6 +42,7 @@ class Waiter(Generic[HostT, SlotT]):
         priority: higher goes first.
         granted: called with its slot when its turn came.
         number: its place in the order of coming.
+        caller: whose line it stands in; empty for the workspace's own.
     """
 
     key: str
@@ -47,6 +53,7 @@ class Waiter(Generic[HostT, SlotT]):
     priority: int = 0
     affinity: bytes = b""
     number: int = 0
+    caller: str = ""
 
     @property
     def place(self) -> tuple[int, int]:
@@ -102,31 +109,28 @@ def _from_the_end(row: OrderedDict[int, Waiter[HostT, SlotT]], number: int) -> I
 
 @dataclass(eq=False, slots=True)
 class Line(Generic[HostT, SlotT]):
-    """The calls that wait for one workspace.
+    """The calls of one caller that wait.
 
     Attributes:
-        clients_waiting: those of clients, picky ones included.
-        turn: when this line last got a slot, counted over all lines: what is fair between workspaces goes by it.
+        clients_waiting: those that wait on a connection, picky ones included.
     """
 
     clients_waiting: int = 0
-    turn: int = 0
-    _came: int = 0
     _waiting: int = 0
     _clients: _Queue[HostT, SlotT] = field(default_factory=_Queue)
     _promised: _Queue[HostT, SlotT] = field(default_factory=_Queue)
     _picky: _Queue[HostT, SlotT] = field(default_factory=_Queue)
     _keyed: dict[bytes, dict[int, Waiter[HostT, SlotT]]] = field(default_factory=dict)
-    _places: dict[str, int] = field(default_factory=dict)
-    _places_at_ms: int = -POSITIONS_FRESH_MS
 
     def __len__(self) -> int:
         return self._waiting
 
+    def __iter__(self) -> Iterator[Waiter[HostT, SlotT]]:
+        """Yield all of them in the order of their places."""
+        return iter(sorted([*self._clients, *self._promised, *self._picky], key=_place))
+
     def join(self, waiter: Waiter[HostT, SlotT]) -> None:
-        """Put *waiter* behind those that came before it with no lower priority."""
-        self._came += 1
-        waiter.number = self._came
+        """Put *waiter*, which has its number, behind those that came before it with no lower priority."""
         self._queue_of(waiter).put(waiter)
         self._waiting += 1
         if waiter.affinity:
@@ -177,14 +181,6 @@ class Line(Generic[HostT, SlotT]):
             waiter.only = None
             self._queue_of(waiter).put(waiter)
 
-    def place_of(self, key: str, now_ms: int) -> int | None:
-        """Return how many wait before the call *key* does, as of a moment ago; None when it does not wait."""
-        if now_ms - self._places_at_ms >= POSITIONS_FRESH_MS:
-            self._places_at_ms = now_ms
-            waiting = sorted([*self._clients, *self._promised, *self._picky], key=_place)
-            self._places = {waiter.key: place for place, waiter in enumerate(waiting)}
-        return self._places.get(key)
-
     def _queue_of(self, waiter: Waiter[HostT, SlotT]) -> _Queue[HostT, SlotT]:
         if waiter.is_picky:
             return self._picky
@@ -193,3 +189,112 @@ class Line(Generic[HostT, SlotT]):
 
 def _place(waiter: Waiter[HostT, SlotT]) -> tuple[int, int]:
     return waiter.place
+
+
+class Lines(Generic[HostT, SlotT]):
+    """The calls that wait for one workspace.
+
+    Attributes:
+        clients_waiting: those that wait on a connection, of all callers.
+        turn: when one of them last got a slot, counted over all workspaces: what is fair between those goes by it.
+    """
+
+    __slots__ = ("_came", "_lines", "_places", "_places_at_ms", "_waiting", "clients_waiting", "turn")
+
+    def __init__(self) -> None:
+        self.clients_waiting = 0
+        self.turn = 0
+        self._came = 0
+        self._waiting = 0
+        self._lines: OrderedDict[str, Line[HostT, SlotT]] = OrderedDict()  # whose turn it is stands first
+        self._places: dict[str, int] = {}
+        self._places_at_ms = -POSITIONS_FRESH_MS
+
+    def __len__(self) -> int:
+        return self._waiting
+
+    def join(self, waiter: Waiter[HostT, SlotT]) -> None:
+        """Have *waiter* wait in the line of its caller."""
+        # one numbering for all: who leaves late, when its line is another, must not take somebody else along
+        self._came += 1
+        waiter.number = self._came
+        line = self._lines.get(waiter.caller)
+        if line is None:
+            line = self._lines[waiter.caller] = Line()
+        line.join(waiter)
+        self._waiting += 1
+        self.clients_waiting += not waiter.promised
+
+    def leave(self, waiter: Waiter[HostT, SlotT]) -> None:
+        """Take *waiter* out, wherever it stands; nothing when it is not there."""
+        line = self._lines.get(waiter.caller)
+        if line is None:
+            return
+        before = len(line)
+        line.leave(waiter)
+        if len(line) == before:
+            return
+        self._waiting -= 1
+        self.clients_waiting -= not waiter.promised
+        if not len(line):
+            del self._lines[waiter.caller]
+
+    def serve(self, waiter: Waiter[HostT, SlotT]) -> None:
+        """Take *waiter* out because it gets a slot: its caller's next turn is after everybody else's."""
+        self.leave(waiter)
+        if waiter.caller in self._lines:
+            self._lines.move_to_end(waiter.caller)
+
+    def in_turn(self) -> Iterator[Line[HostT, SlotT]]:
+        """Yield the line of each caller that waits, the one whose turn it is first; none may change meanwhile."""
+        return iter(self._lines.values())
+
+    def has_head(self, *, promised: bool) -> bool:
+        """Return whether anybody waits for any slot; *promised*: promised ones count."""
+        return any(line.head(promised=promised) is not None for line in self._lines.values())
+
+    def has_room(self, caller: str, limit: int) -> bool:
+        """Return whether one more client's call of *caller* may wait, of *limit* in all (`may_wait`)."""
+        line = self._lines.get(caller)
+        own = 0 if line is None else line.clients_waiting
+        return may_wait(limit, self.clients_waiting, own, is_guest=bool(caller))
+
+    def ahead_of(self, caller: str) -> int:
+        """Return how many calls go before one that *caller* would add: all of its own, and as many of each other."""
+        line = self._lines.get(caller)
+        own = 0 if line is None else len(line)
+        return sum(min(len(other), own + 1) for other in self._lines.values() if other is not line) + own
+
+    def stick(self, key: bytes, host: HostT) -> None:
+        """Have those that say *key* and do not stick anywhere yet wait for *host*, at their place."""
+        for line in self._lines.values():
+            line.stick(key, host)
+
+    def unstick(self, host: HostT) -> None:
+        """Let those that stick to *host* take any slot: it is gone. They keep their place."""
+        for line in self._lines.values():
+            line.unstick(host)
+
+    def place_of(self, key: str, now_ms: int) -> int | None:
+        """Return how many wait before the call *key* does, as of a moment ago; None when it does not wait."""
+        if now_ms - self._places_at_ms >= POSITIONS_FRESH_MS:
+            self._places_at_ms = now_ms
+            turns = [
+                (round_, turn, waiter.key)
+                for turn, line in enumerate(self._lines.values())
+                for round_, waiter in enumerate(line)
+            ]
+            self._places = {key: place for place, (_, _, key) in enumerate(sorted(turns))}
+        return self._places.get(key)
+
+
+def may_wait(limit: int, waiting: int, own: int, *, is_guest: bool) -> bool:
+    """Return whether a caller with *own* of *waiting* calls may have one more wait, where *limit* may in all.
+
+    A workspace's own client may take every place. A guest, who calls a model that is everybody's, may take as many as
+    it leaves: half of them when it is alone, a third each when there are two, so that one who comes always finds room
+    and no fixed share lies idle (Choudhury and Hahne, *Dynamic queue length thresholds for shared-memory packet
+    switches*, 1998, with a factor of one).
+    """
+    left = limit - waiting
+    return left > 0 and (not is_guest or own < left)

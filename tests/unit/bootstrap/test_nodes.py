@@ -54,6 +54,13 @@ def heartbeat(*, slots: int = 8, free: int = 2, state: str = "ready", revision: 
     )
 
 
+async def heartbeats(view: Nodes, node: NodeSession, free: int = 2) -> None:
+    """Keep *node* from being taken for silent; what it says is free is what our own attempts leave."""
+    while True:
+        await trio.sleep(1)
+        view.heard(node, heartbeat(free=max(0, free - node.total_in_flight)))
+
+
 def nodes(queue_limit: int = 4) -> Nodes:
     return Nodes(now_ms=now_ms, queue_limit=queue_limit, draw=lambda: 0.0)
 
@@ -163,6 +170,90 @@ def test_the_queue_is_bounded_and_so_is_the_wait() -> None:
             with pytest.raises(NotServed) as refused:
                 await view.acquire(SPEC, timeout_s=3)
             assert (refused.value.status, refused.value.reason) == (429, "queue_full")
+
+    virtually(test)
+
+
+def test_a_greedy_caller_of_a_shared_model_keeps_nobody_else_out() -> None:
+    """Two slots, tasks of a second: one caller keeps 1,000 calls in the air, three others have one at a time."""
+    waits: dict[str, list[float]] = {"greedy": [], "a": [], "b": [], "c": []}
+    refusals: dict[str, list[NotServed]] = {caller: [] for caller in waits}
+
+    async def call(view: Nodes, caller: str, spec: WorkspaceSpec) -> None:
+        began_s = trio.current_time()
+        try:
+            slot = await view.acquire(spec, timeout_s=600, caller=caller)
+        except NotServed as refusal:
+            refusals[caller].append(refusal)
+            await trio.sleep(refusal.retry_after_s or 0)
+            return
+        waits[caller].append(trio.current_time() - began_s)
+        await trio.sleep(1)
+        slot.release()
+
+    async def keep_calling(view: Nodes, caller: str) -> None:
+        while True:
+            await call(view, caller, SPEC)
+
+    async def test() -> None:
+        view = nodes(queue_limit=256)
+        node = session()
+        view.attach(node)
+        with trio.move_on_after(120):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(heartbeats, view, node)
+                for _ in range(1000):
+                    nursery.start_soon(keep_calling, view, "greedy")
+                await trio.sleep(10)
+                assert view.waiting("7") == 128  # half of the places
+                for caller in ("a", "b", "c"):
+                    nursery.start_soon(keep_calling, view, caller)
+
+    virtually(test)
+    for caller in ("a", "b", "c"):
+        assert refusals[caller] == []
+        # at most everybody else's one call each before its own, on two slots
+        assert max(waits[caller]) <= 2.01, (caller, max(waits[caller]))
+        assert len(waits[caller]) >= 36  # of 110 s: two slots in four turns and its own second
+    assert len(waits["greedy"]) >= 60  # and what the others leave is used
+    assert {(one.status, one.reason) for one in refusals["greedy"]} == {(429, "queue_full")}
+    assert min(one.retry_after_s or 0 for one in refusals["greedy"]) >= 1
+
+
+def test_naming_the_node_passes_nobody_and_takes_no_more_room() -> None:
+    async def test() -> None:
+        view = nodes(queue_limit=8)
+        node = session(free=1)
+        view.attach(node)
+        held = view.take(SPEC)
+        assert held is not None
+        order: list[str] = []
+
+        async def wait(caller: str, *, named: bool) -> None:
+            if named:
+                slot = await view.acquire_on(SPEC, node.node, timeout_s=100, caller=caller)
+            else:
+                slot = await view.acquire(SPEC, timeout_s=100, caller=caller)
+            order.append(caller)
+            await trio.sleep(2)
+            slot.release()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(heartbeats, view, node, 1)
+            for _ in range(4):
+                nursery.start_soon(partial(wait, "greedy", named=True))
+            await trio.sleep(0.1)
+            with pytest.raises(NotServed) as refused:
+                await view.acquire_on(SPEC, node.node, timeout_s=100, caller="greedy")
+            assert (refused.value.status, refused.value.reason) == (429, "queue_full")
+            for caller in ("a", "b"):
+                nursery.start_soon(partial(wait, caller, named=caller == "b"))
+                await wait_all_tasks_blocked()
+            held.release()
+            while len(order) < 6:  # noqa: ASYNC110
+                await trio.sleep(1)
+            nursery.cancel_scope.cancel()
+        assert order == ["greedy", "a", "b", "greedy", "greedy", "greedy"]
 
     virtually(test)
 

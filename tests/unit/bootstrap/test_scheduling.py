@@ -34,7 +34,7 @@ from ngpu_bootstrap.scheduling.reasons import (
     node_exclusion,
     version_of,
 )
-from ngpu_bootstrap.scheduling.waiting import Line, Waiter
+from ngpu_bootstrap.scheduling.waiting import Line, Lines, Waiter, may_wait
 from ngpu_protocol.identity import Address
 
 NOW = 1_000_000
@@ -568,45 +568,104 @@ def test_nobody_is_overtaken_by_who_came_later_without_a_higher_priority_and_cou
     events: list[tuple[str, bool, str, int]], seed: int
 ) -> None:
     chance = random.Random(seed)
-    line: Line[str, int] = Line()
+    lines: Lines[str, int] = Lines()
     waiting: list[Waiter[str, int]] = []
     for number, (event, promised, kind, priority) in enumerate(events):
         if event == "join":
             waiter: Waiter[str, int] = Waiter(str(number), lambda slot: None, ("x",) if kind == "picky" else ())
             waiter.promised, waiter.priority = promised, priority
-            line.join(waiter)
+            lines.join(waiter)
             waiting.append(waiter)
             waiting.sort(key=lambda one: (-one.priority, one.number))
         elif event == "leave" and waiting:
-            line.leave(waiting.pop(chance.randrange(len(waiting))))
+            lines.leave(waiting.pop(chance.randrange(len(waiting))))
         elif event == "serve":
+            line = next(lines.in_turn(), Line())
             head = line.head(promised=promised)
             able = [one for one in waiting if not one.tried and (promised or not one.promised)]
             assert head is (able[0] if able else None)
+            assert lines.has_head(promised=promised) == bool(able)
             picky = [one for one in waiting if one.tried and (promised or not one.promised)]
             before = [one for one in picky if head is None or one.place < head.place]
             assert list(line.picky_before(head, promised=promised)) == before
             if head is not None:
-                line.leave(head)
+                lines.serve(head)
                 waiting.remove(head)
-        assert len(line) == len(waiting)
-        assert line.clients_waiting == sum(not one.promised for one in waiting)
-    places = [line.place_of(one.key, NOW) for one in waiting]
+        assert len(lines) == len(waiting)
+        assert lines.clients_waiting == sum(not one.promised for one in waiting)
+    places = [lines.place_of(one.key, NOW) for one in waiting]
     assert places == list(range(len(waiting)))
-    assert line.place_of("nobody", NOW) is None
+    assert lines.place_of("nobody", NOW) is None
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(["join", "join", "serve", "leave"]), st.sampled_from("abcd")), max_size=120),
+    st.integers(0, 2**32),
+)
+def test_between_two_slots_of_a_caller_that_waits_no_other_gets_more_than_one(
+    events: list[tuple[str, str]], seed: int
+) -> None:
+    chance = random.Random(seed)
+    lines: Lines[str, int] = Lines()
+    waiting: list[Waiter[str, int]] = []
+    since: dict[str, Counter[str]] = {}  # by caller that waits: who got slots since it last got one, or came
+    for number, (event, caller) in enumerate(events):
+        if event == "join":
+            waiter: Waiter[str, int] = Waiter(str(number), lambda slot: None, caller=caller)
+            lines.join(waiter)
+            waiting.append(waiter)
+            since.setdefault(caller, Counter())
+        elif event == "leave" and waiting:
+            gone = waiting.pop(chance.randrange(len(waiting)))
+            lines.leave(gone)
+            lines.leave(gone)  # leaving twice takes nobody else along
+        elif event == "serve" and waiting:
+            first = {one.caller: one for one in reversed(waiting)}
+            expected = min(waiting, key=lambda one: lines.place_of(one.key, number * 1000) or 0)
+            head = next(lines.in_turn()).head(promised=True)
+            assert head is expected is first[expected.caller]  # of a caller's own the earliest
+            lines.serve(expected)
+            waiting.remove(expected)
+            for others in since.values():
+                others[expected.caller] += 1
+            since[expected.caller] = Counter()
+        since = {one: counted for one, counted in since.items() if any(w.caller == one for w in waiting)}
+        assert all(max(counted.values(), default=0) <= 1 for counted in since.values()), since
+        assert len(lines) == len(waiting)
+
+
+@given(st.integers(1, 300), st.integers(1, 20))
+def test_however_many_guests_take_all_they_may_another_finds_room(limit: int, guests: int) -> None:
+    own = [0] * guests
+    moved = True
+    while moved:
+        moved = False
+        for guest in range(guests):
+            if may_wait(limit, sum(own), own[guest], is_guest=True):
+                own[guest] += 1
+                moved = True
+    if guests < limit:
+        assert may_wait(limit, sum(own), 0, is_guest=True)
+        assert max(own) - min(own) <= 1
+    assert may_wait(limit, sum(own), 0, is_guest=False) == (sum(own) < limit)
+    assert not may_wait(limit, limit, 0, is_guest=False)
+    assert all(may_wait(limit, taken, taken, is_guest=False) for taken in range(limit))  # its own client takes them all
 
 
 def test_who_stuck_to_a_node_that_is_gone_takes_any_slot_at_its_old_place() -> None:
-    line: Line[str, int] = Line()
+    lines: Lines[str, int] = Lines()
     waiters = [
         Waiter[str, int](str(number), lambda slot: None, only="gone" if number in (1, 3) else None)
         for number in range(5)
     ]
     for waiter in waiters:
-        line.join(waiter)
-    line.unstick("gone")
+        lines.join(waiter)
+    lines.unstick("gone")
     served = []
-    while (head := line.head(promised=True)) is not None:
+    while (line := next(lines.in_turn(), None)) is not None:
+        head = line.head(promised=True)
+        assert head is not None
         served.append(head.key)
-        line.leave(head)
+        lines.serve(head)
     assert served == ["0", "1", "2", "3", "4"]
