@@ -11,13 +11,17 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any, Self
 from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from ngpu_protocol.job_answers import Pointers, Signs, Values
+from ngpu_protocol.job_answers import Pointers, Signs, Values, at_pointer, check_pointer
 
+_OF_REQUEST = re.compile(r"\{request:(.*)\}")
+# What of a client's request goes along with each question: an account, a session, no prompt.
+MAX_REPEATED_CHARS = 256
 Seconds = Annotated[float, Field(gt=0, le=604_800)]
 _TARGET = re.compile(r"/(?!/)[!-~]*")
 MIB = 1024 * 1024
@@ -28,7 +32,8 @@ class Ask(BaseModel):
 
     Attributes:
         target: path and query; `{id}` in it is the id, percent-encoded.
-        body: a JSON value; texts `{id}` in it are the id. None: no body.
+        body: a JSON value; texts `{id}` in it are the id. A member `"{request:/token}"` is what stands at that pointer
+            in the body of the submission, and is left out where no short text or number stands there. None: no body.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,7 +48,18 @@ class Ask(BaseModel):
             raise ValueError("target must begin with one / and hold only printable ASCII; {id} is the job's id")
         if "{id}" not in self.target and "{id}" not in json.dumps(self.body):
             raise ValueError("nothing in target and body names the job: write {id} where its id belongs")
+        for pointer in _of_request(self.body):
+            check_pointer(pointer)
         return self
+
+    @property
+    def repeats_request(self) -> bool:
+        """Whether something of the submission's body goes along."""
+        return any(True for _ in _of_request(self.body))
+
+    def for_request(self, request: Any) -> Self:
+        """Return the call for a job that the JSON value *request* submitted."""
+        return self.model_copy(update={"body": _repeated(self.body, request)}) if self.repeats_request else self
 
     def target_of(self, job_id: str) -> str:
         """Return path and query for *job_id*."""
@@ -107,6 +123,18 @@ class JobTerms(BaseModel):
         return self
 
     @property
+    def repeats_request(self) -> bool:
+        """Whether something of the submission's body goes along with the calls about the job."""
+        return self.poll.repeats_request or (self.cancel is not None and self.cancel.repeats_request)
+
+    def for_request(self, request: Any) -> Self:
+        """Return what is declared, filled in for a job that the JSON value *request* submitted."""
+        if not self.repeats_request:
+            return self
+        cancel = None if self.cancel is None else self.cancel.for_request(request)
+        return self.model_copy(update={"poll": self.poll.for_request(request), "cancel": cancel})
+
+    @property
     def holds(self) -> bool:
         """Whether one order lasts as long as the job."""
         return self.wait if self.hold is None else self.hold
@@ -122,6 +150,28 @@ class JobTerms(BaseModel):
             result=self.result,
             progress=self.progress,
         )
+
+
+def _of_request(value: Any) -> Iterator[str]:
+    """Yield the pointers into the request that *value* has."""
+    if isinstance(value, str) and (found := _OF_REQUEST.fullmatch(value)) is not None:
+        yield found[1]
+    elif isinstance(value, dict | list | tuple):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _of_request(one)
+
+
+def _repeated(value: Any, request: Any) -> Any:
+    if isinstance(value, dict):
+        filled = {name: _repeated(one, request) for name, one in value.items()}
+        return {name: one for name, one in filled.items() if one is not None or value[name] is None}
+    if isinstance(value, list | tuple):
+        return [_repeated(one, request) for one in value]
+    if isinstance(value, str) and (pointer := _OF_REQUEST.fullmatch(value)) is not None:
+        found = at_pointer(request, pointer[1])
+        is_short = isinstance(found, int | float) or (isinstance(found, str) and len(found) <= MAX_REPEATED_CHARS)
+        return found if is_short else None
+    return value
 
 
 def _filled(value: Any, job_id: str) -> Any:

@@ -246,8 +246,7 @@ class DetachedTasks:
                 self._start(spec.id, self._withdraw, self._call(task.task, spec, job))
             elif job is not None and spec is not None:
                 call = self._call(task.task, spec, job)
-                under_way = task.last if found.under_way else None
-                self._start(spec.id, self._jobs.carry, call, job, found.attempts, under_way)
+                self._start(spec.id, self._jobs.carry, call, job, found.attempts, task.last)
             elif isinstance(decision, End):
                 await self._close(found, decision)
             elif spec is None:

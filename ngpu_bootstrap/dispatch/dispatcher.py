@@ -15,8 +15,9 @@ What may run again is `tasks.retry`'s to say, which node `scheduling`'s, what an
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from typing import Any
 
 import outcome
 import structlog
@@ -34,6 +35,7 @@ from ngpu_bootstrap.kill_points import reached
 from ngpu_bootstrap.metrics import Metrics
 from ngpu_bootstrap.registry.nodes import Nodes, NodeSession, Slot
 from ngpu_bootstrap.registry.standings import Standings
+from ngpu_bootstrap.store import job_rows
 from ngpu_bootstrap.store.errors import AttemptConflict, RecordRefused, StoreError, TaskIsFinal
 from ngpu_bootstrap.store.records import AttemptEnd, AttemptStart, FiledReceipt, Filing, Finish
 from ngpu_bootstrap.store.store import Store
@@ -82,6 +84,9 @@ class Result:
     judged: Judged | None = None
 
 
+Note = Callable[[Result], Awaitable[Mapping[str, Any] | None]]
+
+
 @dataclass(frozen=True, slots=True)
 class Progress:
     """Where a task stands when it is taken up: as new, or as a restart found it.
@@ -91,11 +96,13 @@ class Progress:
             and outlives this run of the daemon.
         attempts: made so far.
         is_part: the call is one of several that the task is made of: its end is recorded, the task goes on.
+        note: of a part: told how it ended, returns what is kept of the task's job from then on, in the same commit.
     """
 
     promised: bool = False
     attempts: int = 0
     is_part: bool = False
+    note: Note | None = None
 
 
 NEW = Progress()
@@ -199,11 +206,12 @@ class Dispatcher:
                     tried.clear()  # nobody else took it: those who did not may by now
                     continue
                 ending = ending_of(before, None) if before is not None else self._unplaced(call, refusal)
+                result = Result(ending, before)
                 if progress.is_part:
-                    await self._end_part(ending, before, None)
+                    await self._end_part(result, progress.note)
                 else:
                     await self._end(call, ending, before, None)
-                return Result(ending, before)
+                return result
             except BaseException:
                 if before is not None and client_waits:
                     self._record_left(call, before)
@@ -219,30 +227,32 @@ class Dispatcher:
                 if call.detach and attempt.how in (How.LOST, How.DEADLINE):
                     return Result(ending_of(attempt, None), attempt)
                 ending = ending_of(attempt, judged)
+                result = Result(ending, attempt, judged)
                 if progress.is_part:
-                    await self._end_part(ending, attempt, judged)
+                    await self._end_part(result, progress.note)
                 else:
                     await self._end(call, ending, attempt, judged, sink=sink)
                     if call.spec.deterministic and given is None:
                         self._look_again(call, attempt, ending)
-                return Result(ending, attempt, judged)
+                return result
             if attempt.reason != Reason.NO_FREE_SLOT:
                 tried.add(slot.session)
             if judged is not None:  # the node answered in the workspace's place: its receipt counts all the same
                 self._record_soon(self._file, judged)
             before = attempt
 
-    async def collected(self, call: Call, attempt: Attempt, sink: Collector, *, is_part: bool = False) -> Result:
+    async def collected(self, call: Call, attempt: Attempt, sink: Collector, *, progress: Progress = NEW) -> Result:
         """Judge and record the answer of a detached *attempt* that was collected later (`Attempt.collect`)."""
         judged = self._judged(attempt)
         ending = ending_of(attempt, judged)
-        if is_part:
-            await self._end_part(ending, attempt, judged)
+        result = Result(ending, attempt, judged)
+        if progress.is_part:
+            await self._end_part(result, progress.note)
         else:
             await self._end(call, ending, attempt, judged, sink=sink)
             if call.spec.deterministic:
                 self._look_again(call, attempt, ending)
-        return Result(ending, attempt, judged)
+        return result
 
     async def give_up(self, call: Call, ending: Ending, attempt: Attempt | None) -> None:
         """Record the end of a task that gets no answer any more."""
@@ -277,6 +287,7 @@ class Dispatcher:
             status=answer.status if answer is not None else 0,
             response=answer.body if answer is not None else None,
             content_type=answer.content_type if answer is not None else "",
+            job=None if call.job is None else job_rows.values(call.job),
         )
         with trio.CancelScope(shield=True):
             await self._commit_end(finish, None)
@@ -556,17 +567,18 @@ class Dispatcher:
         else:
             self._post_end(finish, judged)
 
-    async def _end_part(self, ending: Ending, attempt: Attempt | None, judged: Judged | None) -> None:
+    async def _end_part(self, result: Result, note: Note | None) -> None:
         """Record the end of one of the calls a task is made of, and its receipt; the task goes on."""
+        attempt, judged = result.attempt, result.judged
         if attempt is None:
             return
         task_id = attempt.signed.order.task_id
-        end = AttemptEnd(
-            task_id, attempt.number, ending.outcome, attempt.ended_at_ms, attempt.reason, attempt.status or 0
-        )
+        outcome = result.ending.outcome
+        end = AttemptEnd(task_id, attempt.number, outcome, attempt.ended_at_ms, attempt.reason, attempt.status or 0)
         with trio.CancelScope(shield=True):
+            job = await note(result) if note is not None else None
             try:
-                await self._store.end_attempt(end, requeue=False)
+                await self._store.end_attempt(end, requeue=False, job=job)
             finally:
                 self._watch.changed(task_id)
             if judged is not None:

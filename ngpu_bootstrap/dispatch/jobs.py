@@ -5,17 +5,22 @@ cancellation) is an attempt of that task, with an order and a receipt of its own
 So everything a task has, a job has: it outlives this run of the daemon and moves to a sibling that lives, it is shown,
 followed, cancelled and called back for by its task id, and `getDetailed` lists its calls with their receipts.
 
-What to do next is `profiles.jobs`' to say. Owned here is when it is stored: the row says POLLING before the first
-question leaves, so that whoever takes the task up knows the node and the id. Where the declaration says so, the
-question is one order that the node repeats on its workspace until the answer is final (`Ngpu-Until`): that order lasts
-as long as the job, holds a slot, and its receipt counts the job's GPU time. A node that does not know the field answers
-at once, and is asked again after the interval.
+What to do next is `profiles.jobs`' to say. Owned here is when it is stored. What a call made of the job is committed
+with the end of that call, and the end of the job with the end of its task: whoever takes the task up finds a job that
+is being submitted, or one with its node and id, and never one that has ended. A submission that was answered is not
+made again, whatever became of the answer.
+
+Where the declaration says so, the question is one order that the node repeats on its workspace until the answer is
+final (`Ngpu-Until`): that order lasts as long as the job, holds a slot, and its receipt counts the job's GPU time. A
+node that does not know the field answers at once, and is asked again after the interval.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
 import structlog
 import trio
@@ -23,7 +28,7 @@ import trio
 from ngpu_bootstrap.dispatch.attempt import Attempt, How
 from ngpu_bootstrap.dispatch.calls import Call, WholeBody
 from ngpu_bootstrap.dispatch.collector import Collector
-from ngpu_bootstrap.dispatch.dispatcher import Dispatcher, Progress, Result
+from ngpu_bootstrap.dispatch.dispatcher import Dispatcher, Note, Progress, Result
 from ngpu_bootstrap.dispatch.ends import Ending
 from ngpu_bootstrap.profiles.jobs import (
     Failure,
@@ -63,6 +68,8 @@ CANCEL_TIMEOUT_S = 10.0
 ASK_AGAIN_S = 1.0
 # Fields of the client's own request that its questions carry too; what describes the body is the question's own.
 _NOT_REPEATED = frozenset({b"content-type", b"content-length", b"content-encoding", b"idempotency-key", b"accept"})
+# Outcomes of a submission that say that no workspace has seen it.
+_NOT_TAKEN = frozenset({"refused", "not_sent"})
 _UNPROVEN = frozenset({"receipt_disputed", "receipt_missing"})
 
 
@@ -132,18 +139,18 @@ class Jobs:
         """Nobody waits for the answer to the submission of *task_id* any more."""
         self._submissions.pop(task_id, None)
 
-    async def carry(self, call: Call, row: JobRow, attempts: int = 0, under_way: AttemptRecord | None = None) -> None:
+    async def carry(self, call: Call, row: JobRow, attempts: int = 0, last: AttemptRecord | None = None) -> None:
         """Bring a job to its end, from wherever it stands, and record it.
 
         Args:
-            call: the client's own request; it is made again only while the job is not submitted.
+            call: the client's own request; it is made again only while no node can have the job.
             attempts: calls that were made for it.
-            under_way: the last of them, where its end is not recorded.
+            last: the last of them, where a run before made it.
         """
         course = _Course(call, row, attempts)
         try:
-            if under_way is not None:
-                await self._take_up(course, under_way)
+            if last is not None:
+                await self._take_up(course, last)
             await self._run(course)
         finally:
             submission = self._submissions.get(call.task_id)
@@ -159,7 +166,7 @@ class Jobs:
         if row is None or row.declared.cancel is None or row.job.phase is not Phase.POLLING:
             return attempts
         course = _Course(call, row, attempts)
-        await self._ask(course, row.declared.cancel, CANCEL_TIMEOUT_S)
+        await self._ask(course, row.declared.cancel, CANCEL_TIMEOUT_S, heard=lambda answer: row.job)
         return course.attempts
 
     async def _run(self, course: _Course) -> None:
@@ -189,36 +196,49 @@ class Jobs:
         )
         own = dataclasses.replace(call, spec=spec, deadline_ms=deadline_ms)
         sink = Collector(self._answer_bytes)
-        result: Result | None = await self._made(course, own, sink)
-        if result is not None and result.attempt is not None and result.attempt.how in (How.LOST, How.DEADLINE):
-            result = await self._collected(course, result.attempt, sink)
-        await self._note_submitted(course, result, sink)
+        result = await self._made(course, own, sink, partial(self._note_submitted, course, sink))
+        if result.attempt is not None and result.attempt.how in (How.LOST, How.DEADLINE):
+            await self._collect(course, result.attempt, sink)
+        elif result.attempt is None:  # no node took it
+            await self._note_submitted(course, sink, result)
+        self._tell_submitted(course, sink)
 
-    async def _note_submitted(self, course: _Course, result: Result | None, sink: Collector) -> None:
-        now_ms = self._now_ms()
-        if result is None:
-            lost = "the node was lost while it took the job; whether the workspace has it is unknown"
-            await self._store_job(course, failed(course.job, Failure(502, "node_lost", lost)))
-            return
+    async def _note_submitted(self, course: _Course, sink: Collector, result: Result) -> Mapping[str, Any] | None:
+        """Take in what became of the submission; return what is kept of it."""
         ending = result.ending
         if ending.state is not TaskState.FINISHED or result.attempt is None:
-            await self._store_job(course, failed(course.job, Failure(ending.status, ending.reason, ending.message)))
-            return
+            failure = Failure(ending.status, ending.reason, ending.message)
+            return self._taken_in(course, failed(course.job, failure))
         node = result.attempt.signed.order.node
-        after = submitted(course.job, course.declared, sink.status, sink.body, node, now_ms)
+        after = submitted(course.job, course.declared, sink.status, sink.body, node, self._now_ms())
         if after.phase is Phase.POLLING:
             row = course.row.at(after)
             if await self._store.look_up(lambda connection: job_rows.key_is_taken(connection, row)):
                 words = f"the workspace gave the job the id {after.key}, which another job of yours has on another node"
                 after = failed(after, Failure(502, "job_id_taken", f"{words}; its ids must differ between nodes"))
         course.last = sink
-        await self._store_job(course, after)
-        if after.phase is Phase.POLLING:
-            self._store.note_running(course.call.task_id, course.attempts)
-            submission = self._submissions.get(course.call.task_id)
-            if submission is not None:
-                submission.answer = sink
-                submission.over.set()
+        return self._taken_in(course, after)
+
+    def _tell_submitted(self, course: _Course, sink: Collector) -> None:
+        """Have it known that a job was taken."""
+        if course.job.phase is not Phase.POLLING:
+            return
+        self._store.note_running(course.call.task_id, course.attempts)
+        submission = self._submissions.get(course.call.task_id)
+        if submission is not None:
+            submission.answer = sink
+            submission.over.set()
+
+    def _taken_in(self, course: _Course, after: Job) -> Mapping[str, Any] | None:
+        """Go on with a job as *after*; return what is to be kept of it, None where that is what is kept.
+
+        What has ended is kept with the end of its task.
+        """
+        before = course.job
+        course.row = course.row.at(after)
+        if after.phase.is_final or (after.phase is before.phase and after.state == before.state):
+            return None
+        return job_rows.values(course.row)
 
     async def _poll(self, course: _Course, *, last: bool) -> None:
         declared, job = course.declared, course.job
@@ -233,29 +253,29 @@ class Jobs:
             interval_ms=int(declared.interval_s * 1000),
             hold_ms=int(hold_s * 1000),
         )
-        answer = await self._ask(course, declared.poll, declared.poll_timeout_s + hold_s, until if hold_s else None)
-        now_ms = self._now_ms()
-        if isinstance(answer, Collector):
-            course.last = answer
-            after = polled(job, declared, answer.status, answer.body, now_ms)
-        else:
-            after = self._not_answered(job, declared, answer, now_ms)
-        if after.phase is not job.phase or after.state != job.state:
-            await self._store_job(course, after)
-        course.row = course.row.at(after)
+        asked_at_ms = self._now_ms()
+
+        def heard(answer: Collector | Ending) -> Job:
+            now_ms = self._now_ms()
+            if isinstance(answer, Collector):
+                return polled(job, declared, answer.status, answer.body, now_ms, asked_at_ms=asked_at_ms)
+            return self._not_answered(job, declared, answer, now_ms)
+
+        timeout_s = declared.poll_timeout_s + hold_s
+        await self._ask(course, declared.poll, timeout_s, until if hold_s else None, heard=heard)
 
     async def _fetch(self, course: _Course, target: str) -> None:
         declared, job = course.declared, course.job
         ask = Ask.model_construct(method="GET", target=target)
         limit = min(self._answer_bytes, declared.fetch_bytes)
-        answer = await self._ask(course, ask, declared.fetch_timeout_s, limit=limit)
-        now_ms = self._now_ms()
-        if isinstance(answer, Collector):
-            course.last = answer
-            after = fetched(job, declared, answer.status, now_ms)
-        else:
-            after = self._not_answered(job, declared, answer, now_ms)
-        course.row = course.row.at(after)
+
+        def heard(answer: Collector | Ending) -> Job:
+            now_ms = self._now_ms()
+            if isinstance(answer, Collector):
+                return fetched(job, declared, answer.status, now_ms)
+            return self._not_answered(job, declared, answer, now_ms)
+
+        await self._ask(course, ask, declared.fetch_timeout_s, heard=heard, limit=limit)
 
     def _not_answered(self, job: Job, declared: JobTerms, refusal: Ending, now_ms: int) -> Job:
         """Return *job* after a call that brought no answer of the workspace's that may be believed."""
@@ -272,9 +292,14 @@ class Jobs:
         timeout_s: float,
         until: PollUntil | None = None,
         *,
+        heard: Callable[[Collector | Ending], Job],
         limit: int = MAX_ANSWER_BYTES,
-    ) -> Collector | Ending:
-        """Call the workspace about a job, on the job's own node; return its answer, or what came instead."""
+    ) -> None:
+        """Call the workspace about a job, on the job's own node.
+
+        Args:
+            heard: from its answer, or what came instead, to the job as it is then.
+        """
         call, key = course.call, course.job.key
         body = ask.body_of(key)
         fields = [pair for pair in call.headers if pair[0] not in _NOT_REPEATED]
@@ -294,12 +319,24 @@ class Jobs:
             only=Address(course.job.node),
         )
         sink = Collector(limit)
-        result = await self._made(course, own, sink)
-        return sink if result.ending.state is TaskState.FINISHED else result.ending
 
-    async def _made(self, course: _Course, call: Call, sink: Collector) -> Result:
-        """Make one of a job's calls."""
-        progress = Progress(promised=True, attempts=course.attempts, is_part=True)
+        async def note(result: Result) -> Mapping[str, Any] | None:
+            answered = result.ending.state is TaskState.FINISHED
+            if answered:
+                course.last = sink
+            return self._taken_in(course, heard(sink if answered else result.ending))
+
+        result = await self._made(course, own, sink, note)
+        if result.attempt is None:
+            await note(result)
+
+    async def _made(self, course: _Course, call: Call, sink: Collector, note: Note) -> Result:
+        """Make one of a job's calls.
+
+        Args:
+            note: told how it ended, unless no node took it, or its answer is still to be collected.
+        """
+        progress = Progress(promised=True, attempts=course.attempts, is_part=True, note=note)
         result = await self._dispatcher.carry(call, sink, progress)
         if result.attempt is not None:
             course.attempts = result.attempt.number
@@ -307,23 +344,28 @@ class Jobs:
 
     # -- what a restart left
 
-    async def _take_up(self, course: _Course, under_way: AttemptRecord) -> None:
+    async def _take_up(self, course: _Course, last: AttemptRecord) -> None:
         """Bring the call that was being made when its bootstrap ended to an end."""
-        if course.job.phase is not Phase.SUBMITTING or not under_way.order:
-            end = AttemptEnd(
-                course.call.task_id, under_way.attempt, "lost", self._now_ms(), "connection_lost", under_way.status
-            )
+        submitting = course.job.phase is Phase.SUBMITTING
+        if last.ended_at_ms is not None:
+            if submitting and last.outcome not in _NOT_TAKEN:
+                words = "the bootstrap died before it could keep what came of the submission; it is not made again"
+                course.row = course.row.at(failed(course.job, Failure(502, "bootstrap_lost", words)))
+            return
+        if not submitting or not last.order:
+            end = AttemptEnd(course.call.task_id, last.attempt, "lost", self._now_ms(), "connection_lost", last.status)
             await self._store.end_attempt(end, requeue=False)
             return
         # the order was detached: its node finishes it, and keeps the answer
-        signed = SignedOrder.from_bytes(under_way.order)
-        attempt = Attempt(course.call, signed, under_way.attempt)
+        signed = SignedOrder.from_bytes(last.order)
+        attempt = Attempt(course.call, signed, last.attempt)
         attempt.sent_at_ms = signed.order.issued_at_ms
         sink = Collector(self._answer_bytes)
-        await self._note_submitted(course, await self._collected(course, attempt, sink), sink)
+        await self._collect(course, attempt, sink)
+        self._tell_submitted(course, sink)
 
-    async def _collected(self, course: _Course, attempt: Attempt, sink: Collector) -> Result | None:
-        """Ask the node for the answer to a submission that was lost on its way; None where there will be none."""
+    async def _collect(self, course: _Course, attempt: Attempt, sink: Collector) -> None:
+        """Ask the node for the answer to a submission that was lost on its way, until it is here or cannot come."""
         order = attempt.signed.order
         until_ms = min(order.deadline_ms, course.call.deadline_ms) + min(
             COLLECT_GRACE_MS, int(course.declared.away_s * 1000)
@@ -334,18 +376,16 @@ class Jobs:
             if session is not None:
                 said = await attempt.collect(session.requests, sink, self._now_ms)
             if said is Collected.ANSWERED:
-                return await self._dispatcher.collected(course.call, attempt, sink, is_part=True)
+                progress = Progress(is_part=True, note=partial(self._note_submitted, course, sink))
+                await self._dispatcher.collected(course.call, attempt, sink, progress=progress)
+                return
             if said in (Collected.UNKNOWN, Collected.UNKNOWN_SINCE_RESTART) or self._now_ms() >= until_ms:
                 end = AttemptEnd(order.task_id, attempt.number, "lost", self._now_ms(), "connection_lost")
                 await self._store.end_attempt(end, requeue=False)
-                return None
+                words = "the node was lost while it took the job; whether the workspace has it is unknown"
+                course.row = course.row.at(failed(course.job, Failure(502, "node_lost", words)))
+                return
             await trio.sleep(ASK_AGAIN_S)
-
-    # -- what is stored
-
-    async def _store_job(self, course: _Course, job: Job) -> None:
-        course.row = row = course.row.at(job)
-        await self._store.chore(lambda connection: job_rows.put(connection, row))
 
     async def _end(self, course: _Course) -> None:
         """Record the end of the job, and of the task it is."""
@@ -358,7 +398,6 @@ class Jobs:
             state = TaskState.EXPIRED if job.phase is Phase.TIMED_OUT else TaskState.FAILED
             ending, answer = Ending(state, failure.status, failure.reason, failure.message), None
         row = course.row
-        await self._store.chore(lambda connection: job_rows.put(connection, row))
         log.info(
             "job_ended",
             task_id=row.task_id,
@@ -369,4 +408,4 @@ class Jobs:
             calls=course.attempts,
             reason=ending.reason,
         )
-        await self._dispatcher.complete(course.call, ending, answer)
+        await self._dispatcher.complete(dataclasses.replace(course.call, job=row), ending, answer)

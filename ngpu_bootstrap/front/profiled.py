@@ -35,7 +35,7 @@ from ngpu_bootstrap.dispatch.calls import Body, Call, StreamedBody, WholeBody
 from ngpu_bootstrap.dispatch.collector import Collector
 from ngpu_bootstrap.dispatch.dispatcher import Dispatcher, Result
 from ngpu_bootstrap.errors import BadRequest, NotServed, Refusal, Unauthorized
-from ngpu_bootstrap.front.answers import Answer, json_answer
+from ngpu_bootstrap.front.answers import Answer, WorkspaceAnswer, json_answer
 from ngpu_bootstrap.front.callers import Network, affinity_key, client_address, is_within, passed_on
 from ngpu_bootstrap.front.guards import AddressBuckets, TokenLimits
 from ngpu_bootstrap.front.job_calls import JobCalls, JobEnded
@@ -48,7 +48,7 @@ from ngpu_bootstrap.front.spool import Spool, SpooledBody
 from ngpu_bootstrap.front.tasks_api import address_header
 from ngpu_bootstrap.profiles.catalogue import Catalogue, Matched, WrongMethod
 from ngpu_bootstrap.profiles.credentials import Emptied, missing, take_credentials, token_of
-from ngpu_bootstrap.profiles.declaration import Dialect, Mode, Profile, Route
+from ngpu_bootstrap.profiles.declaration import Dialect, Links, Mode, Profile, Route
 from ngpu_bootstrap.profiles.dialects import refusal_in
 from ngpu_bootstrap.profiles.job_declaration import AskedJob, SubmittedJob
 from ngpu_bootstrap.profiles.links import Link, link_url, read_link, with_file_urls, with_links
@@ -471,16 +471,16 @@ class Profiled:
         assert isinstance(declared, SubmittedJob)
         assert caller is not None
         jobs = self._parts.jobs
+        name, terms = f"{asked.profile.name}.{declared.name}", declared.for_request(asked.facts.document)
         try:
-            answer = await jobs.submit(call, f"{asked.profile.name}.{declared.name}", declared, caller.workspace.id)
+            answer = await jobs.submit(call, name, terms, caller.workspace.id)
         except JobEnded as ended:
             await self._refuse_task(asked, ended.refusal, ended.task_id)
             return
-        if self._is_kept(asked, call) and (node := await jobs.node_of(call.task_id)) is not None:
+        node = await jobs.node_of(call.task_id)
+        if self._is_kept(asked, call) and node is not None:
             await self._parts.sticky.note(call.spec, call.affinity, node)
-        await self._respond(
-            asked, self._enveloped(asked, answer.status, answer.body, answer.content_type), call.task_id
-        )
+        await self._respond_kept(asked, answer, call.spec.id, node, call.task_id)
 
     async def _ask_job(self, asked: _Asked, body: Body) -> None:
         declared, caller = asked.route.job, asked.caller
@@ -498,13 +498,24 @@ class Profiled:
             await self._refuse_task(asked, ended.refusal, ended.task_id)
             return
         if kept is not None:
-            await self._respond(asked, self._enveloped(asked, kept.status, kept.body, kept.content_type), row.task_id)
+            node = Address(row.job.node) if row.job.node else None
+            await self._respond_kept(asked, kept, row.workspace, node, row.task_id)
             return
         call = self._call(asked, workspace, body, only=Address(row.job.node))
         await self._pass_through(asked, call)
         await jobs.note(row, call.task_id)
         if declared.ends and 200 <= asked.status < 300:
             await jobs.end(row)
+
+    async def _respond_kept(
+        self, asked: _Asked, answer: WorkspaceAnswer, workspace: str, node: Address | None, task_id: str
+    ) -> None:
+        """Answer with what a workspace on *node* answered about a job."""
+        body = answer.body
+        is_json = answer.content_type.partition(";")[0].strip().lower() == "application/json"
+        if asked.route.links is not None and node is not None and is_json:
+            body = self._with_links(asked, asked.route.links, workspace, node, body)
+        await self._respond(asked, self._enveloped(asked, answer.status, body, answer.content_type), task_id)
 
     # -- answered here
 
@@ -587,9 +598,12 @@ class Profiled:
         if route.file_urls:
             body = with_file_urls(body, partial(self._url, origin, "", node, self._models.file_urls_s))
         if route.links is not None:
-            prefix, expires_s = route.links.prefix, route.links.expires_s
-            body = with_links(body, prefix, partial(self._url, origin, call.spec.id, node, expires_s))
+            body = self._with_links(asked, route.links, call.spec.id, node, body)
         return body
+
+    def _with_links(self, asked: _Asked, links: Links, workspace: str, node: Address, body: bytes) -> bytes:
+        origin = self._origin(asked.exchange)
+        return with_links(body, links.prefix, partial(self._url, origin, workspace, node, links.expires_s))
 
     def _url(self, origin: str, workspace: str, node: Address, lasts_s: float, path: str) -> str:
         parts = self._parts

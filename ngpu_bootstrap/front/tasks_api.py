@@ -40,6 +40,7 @@ from ngpu_bootstrap.store.records import Part, TaskRecord, WorkspaceToken
 from ngpu_bootstrap.store.store import Store
 from ngpu_bootstrap.tasks.states import TaskState
 from ngpu_protocol.http1 import Headers, header
+from ngpu_protocol.job_answers import parsed
 from ngpu_protocol.job_terms import JobTerms
 from ngpu_protocol.task_ids import is_task_id
 from ngpu_protocol.workspaces import RESERVED_API_NAMES
@@ -204,7 +205,8 @@ class TasksApi:
         job = None
         if asked.job is not None:
             name = f"{spec.id}/{asked.api}"
-            job = JobRow(task_id, spec.id, spec.id, name, asked.job, Job(since_ms=now_ms))
+            terms = asked.job.for_request(parsed(unwrapped.body) if asked.job.repeats_request else None)
+            job = JobRow(task_id, spec.id, spec.id, name, terms, Job(since_ms=now_ms))
         call = Call(
             task_id=task_id,
             spec=spec,

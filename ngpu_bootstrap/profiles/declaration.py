@@ -225,8 +225,10 @@ class Route(Declared):
             raise ValueError('mode = "job" and a table [routes.job] go together')
         if self.envelope is not None and self.mode is not Mode.WRAPPED:
             raise ValueError('an envelope needs mode = "wrapped"')
-        if (self.file_urls or self.links is not None or self.signed) and self.mode is not Mode.TRANSPARENT:
-            raise ValueError('file_urls, links and signed need mode = "transparent"')
+        if (self.file_urls or self.signed) and self.mode is not Mode.TRANSPARENT:
+            raise ValueError('file_urls and signed need mode = "transparent"')
+        if self.links is not None and self.mode not in (Mode.TRANSPARENT, Mode.JOB):
+            raise ValueError('links need mode = "transparent" or "job"')
         if self.signed and self.method != "GET":
             raise ValueError("a signed URL is fetched with GET")
         if not self.credential and self.mode not in (Mode.MODELS, Mode.FIXED):

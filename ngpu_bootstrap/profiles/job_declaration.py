@@ -47,6 +47,7 @@ class AskedJob(Declared):
     ends: bool = False
 
     submits: ClassVar[bool] = False
+    repeats_request: ClassVar[bool] = False
 
 
 def _kind(value: Any) -> str:

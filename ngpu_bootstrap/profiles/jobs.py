@@ -175,9 +175,18 @@ def busy(job: Job, declared: JobTerms, now_ms: int) -> Job:
     return _late(after, declared, now_ms)
 
 
-def polled(job: Job, declared: JobTerms, status: int, body: bytes, now_ms: int) -> Job:
-    """Return *job* after its workspace answered a poll."""
-    heard = replace(job, polls=job.polls + 1, away_since_ms=None, next_at_ms=now_ms + _interval_ms(declared))
+def polled(
+    job: Job, declared: JobTerms, status: int, body: bytes, now_ms: int, *, asked_at_ms: int | None = None
+) -> Job:
+    """Return *job* after its workspace answered a poll.
+
+    Args:
+        asked_at_ms: when the poll began. One that lasted for an interval is followed by the next at once, so that
+            what is held is held without a gap.
+    """
+    began_ms = now_ms if asked_at_ms is None else asked_at_ms
+    next_at_ms = max(now_ms, began_ms + _interval_ms(declared))
+    heard = replace(job, polls=job.polls + 1, away_since_ms=None, next_at_ms=next_at_ms)
     if status in declared.lost_status:
         words = f"the workspace on node {job.node} knows no job {job.key} (any more): status {status}; {RESUBMIT}"
         return _lost(heard, "job_unknown_there", words)

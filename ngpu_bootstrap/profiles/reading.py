@@ -81,7 +81,8 @@ def wanted_of(profile: Profile, route: Route) -> Wanted:
     places = [one for one in route.affinity if one.where in ("json", "form")]
     if route.job is not None and route.job.key is not None and route.job.key.where in ("json", "form"):
         places.append(route.job.key)
-    deep = any(place.where == "json" and (place.pointer or "").count("/") != 1 for place in places)
+    repeats = route.job is not None and route.job.repeats_request
+    deep = repeats or any(place.where == "json" and (place.pointer or "").count("/") != 1 for place in places)
     return Wanted(
         routed=profile.workspace == "model",
         credentials=tuple(one for one in profile.credentials if one.where in ("json", "form")),

@@ -35,6 +35,8 @@ class JobRow:
         workspace: that runs it; *caller*: the client's own, whose token may ask for it.
         name: its declaration's, with its profile's: keys of different kinds of jobs never meet.
         declared: how it is asked for: as declared when it was submitted, whatever the profile says since.
+        submission: the workspace's answer to its submission (`KeptAnswer`); empty where nobody can come for it.
+        loss: what its bootstrap signed of its loss (`ngpu_protocol.losses`); empty for every other.
     """
 
     task_id: str
@@ -43,6 +45,8 @@ class JobRow:
     name: str
     declared: JobTerms
     job: Job
+    submission: bytes = b""
+    loss: bytes = b""
 
     def at(self, job: Job) -> JobRow:
         """Return the row of the same job a step later."""
@@ -64,6 +68,8 @@ def values(row: JobRow) -> dict[str, Any]:
         "since_ms": job.since_ms,
         "state": job.state,
         "result": job.result,
+        "submission": row.submission or None,
+        "loss": row.loss or None,
     }
 
 
@@ -179,4 +185,5 @@ def _row(found: Any) -> JobRow:
     )
     # another version may have written it, which may have more to say
     declared = JobTerms.model_validate_json(found.declared, extra="ignore")
-    return JobRow(found.task_id, found.workspace, found.caller, found.name, declared, job)
+    kept = (found.submission or b"", found.loss or b"")
+    return JobRow(found.task_id, found.workspace, found.caller, found.name, declared, job, *kept)

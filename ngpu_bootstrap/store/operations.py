@@ -115,7 +115,7 @@ class Operations:
             }
             steps.append((s.insert_webhook, s.insert_webhook.bind(webhook)))
         if task.job is not None:
-            steps.append((s.insert_job, s.insert_job.bind(task.job)))
+            steps.append((s.put_job, s.put_job.bind(task.job)))
         return Operation(task.task_id, steps, lambda c, error: _why_not_accepted(c, task, error))
 
     def begin_attempt(
@@ -140,10 +140,13 @@ class Operations:
             steps.append(self._end_attempt(previous))
         return Operation(start.task_id, steps, _why_not(start.task_id, start.attempt))
 
-    def end_attempt(self, end: AttemptEnd, *, requeue: bool) -> Operation:
-        """The end of an attempt whose task goes on: *requeue* puts the task back to ACCEPTED."""
+    def end_attempt(self, end: AttemptEnd, *, requeue: bool, job: Mapping[str, Any] | None = None) -> Operation:
+        """The end of an attempt whose task goes on: *requeue* puts the task back to ACCEPTED; *job* is what its job is
+        from then on."""
         s = self.statements
         steps = [self._end_attempt(end)]
+        if job is not None:
+            steps.append((s.put_job, s.put_job.bind(job)))
         if requeue:
             steps.append((s.requeue_task, s.requeue_task.bind({"key": end.task_id})))
         return Operation(end.task_id, steps, _why_not(end.task_id, end.attempt))
@@ -188,6 +191,8 @@ class Operations:
             steps.append(self._end_attempt(end))
         if finish.response is not None:
             steps.append(self._insert_body(finish.task_id, Part.RESPONSE, finish.response))
+        if finish.job is not None:
+            steps.append((s.put_job, s.put_job.bind(finish.job)))
         return Operation(finish.task_id, steps, _why_not(finish.task_id, finish.attempt or 0), finish.receipt)
 
     def late_receipt(self, receipt: NewReceipt) -> Operation:

@@ -233,6 +233,7 @@ class Finish:
         response: The answer's body (bytes or a stored one), None when it is not kept.
         encoding: ``base64`` where *response* is not text and goes out so; empty otherwise.
         outcome: How the attempt ended (see AttemptEnd).
+        job: what is kept of a job from then on (``job_rows.values``).
     """
 
     task_id: str
@@ -248,6 +249,7 @@ class Finish:
     encoding: str = ""
     outcome: str = ""
     receipt: NewReceipt | None = None
+    job: Mapping[str, Any] | None = field(default=None, repr=False)
 
 
 class Filing(StrEnum):

@@ -87,7 +87,7 @@ class Statements:
         self.insert_webhook = self._insert(
             "insert_webhook", tables.webhooks, ["task_id", "url", "token_label", "next_at_ms"]
         )
-        self.insert_job = self._insert("insert_job", tables.jobs, _names(tables.jobs))
+        self.put_job = self._prepare("put_job", upsert(name, tables.jobs, _names(tables.jobs)))
         self.ask_cancel = self._prepare(
             "ask_cancel",
             sa.update(t)

@@ -355,13 +355,16 @@ class Store:
         """
         await self._writes.submit(self._operations.begin_attempt(start, previous, goes_on=goes_on), to_the_end=True)
 
-    async def end_attempt(self, end: AttemptEnd, *, requeue: bool) -> None:
+    async def end_attempt(self, end: AttemptEnd, *, requeue: bool, job: Mapping[str, Any] | None = None) -> None:
         """Commit the end of an attempt whose task goes on; *requeue* puts the task back to ACCEPTED.
+
+        Args:
+            job: what is kept of the task's job from then on (``job_rows.values``).
 
         Raises:
             UnknownTask, TaskIsFinal, AttemptConflict: as ``begin_attempt``.
         """
-        await self._writes.submit(self._operations.end_attempt(end, requeue=requeue))
+        await self._writes.submit(self._operations.end_attempt(end, requeue=requeue, job=job))
 
     def note_running(self, task_id: str, attempt: int) -> None:
         """Let the task be shown as RUNNING: the node admitted the attempt. Lost in a crash; no decision rests on it."""

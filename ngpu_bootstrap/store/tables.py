@@ -494,6 +494,10 @@ jobs = sa.Table(
     sa.Column("since_ms", _MS, nullable=False),
     _text("state"),
     _text("result"),
+    # the workspace's own answer to the submission, for a client that comes again with its key
+    sa.Column("submission", sa.LargeBinary),
+    # what the bootstrap signed about one whose node is gone (`ngpu_protocol.losses`)
+    sa.Column("loss", sa.LargeBinary),
     sa.Index("ix_jobs_key", "caller", "name", "key"),
 )
 

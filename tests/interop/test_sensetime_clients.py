@@ -208,6 +208,35 @@ def test_pictures_are_submitted_polled_and_fetched_by_their_links(studio: Studio
         assert max(fetched(image["middle"]).size) == 256
 
 
+def test_a_painting_is_one_task_from_its_submission_to_its_pictures(studio: Studio) -> None:
+    headers = {"Ngpu-Token": studio.studio_token}
+    with httpx.Client(base_url=studio.url, trust_env=False, timeout=30) as client:
+        body = {"prompt": "sea", "n_images": 1, "output_size": "128x128", "token": studio.studio_token}
+        submitted = client.post("/api/v1b/task_submit", json=body)
+        task_id, key = submitted.headers["ngpu-task-id"], submitted.json()["task_id"]
+        for _ in range(300):
+            polled = client.get(f"/user/queryTask?taskID={task_id}", headers=headers).json()
+            if polled["result_code"] != 100:
+                break
+            time.sleep(0.1)
+        result = json.loads(polled["data"])
+        assert (polled["state"], result["state"], len(result["images"])) == (3, "done", 1), "nobody asked but us"
+        asked = client.post("/api/v1b/task_result", json={"task_id": key, "token": studio.studio_token})
+        assert fetched(asked.json()["images"][0]["large"]).size == (128, 128)
+        info = client.get(f"/user/getDetailed?taskID={task_id}", headers=headers).json()["taskInfo"]
+        assert (info["job"]["name"], info["job"]["id"], info["job"]["phase"]) == ("sensetime.painting", key, "done")
+        assert info["job"]["calls"] == [asked.headers["ngpu-task-id"]]
+        calls = [(one["call"], one["receipt"]["verdict"]) for one in info["attempts"]]
+        assert calls[0] == ("POST /api/v1b/task_submit", "verified")
+        assert set(calls[1:]) == {("POST /api/v1b/task_result", "verified")}
+        # nodes and the store have the public id where the token stood
+        assert studio.studio_token not in json.dumps(info)
+        other = client.post("/api/v1b/task_result", json={"task_id": key, "token": studio.chat_token})
+        unknown = client.post("/api/v1b/task_result", json={"task_id": "x" * len(key), "token": studio.chat_token})
+        assert (other.status_code, unknown.status_code) == (404, 404)
+        assert other.text.replace(key, "") == unknown.text.replace("x" * len(key), "")
+
+
 def test_the_forms_are_the_documents(studio: Studio) -> None:
     status, form = studio.run("get_generation_form.py", {})
     assert (status, form["code"], form["msg"]) == (200, 0, "")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
+import sqlite3
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import pytest
 import trio
 
 from ngpu_protocol.http1 import header
@@ -62,6 +64,7 @@ class Painter:
         self.heard = trio.Event()
         self.untils: list[PollUntil | None] = []
         self.bodies: list[bytes] = []
+        self.questions: list[bytes] = []
         self.hold_submission: trio.Event | None = None
         self.change: dict[str, object] | None = None
         node.script = self
@@ -92,6 +95,7 @@ class Painter:
         elif path == "/api/status":
             until = header(asked.exchange.request.headers, b"ngpu-until")
             self.untils.append(PollUntil.decode(until) if until else None)
+            self.questions.append(body)
             job_id = query.removeprefix("ids=")
             if job_id not in self.jobs:
                 await asked.answer(404, b"[]")
@@ -377,6 +381,89 @@ def test_a_submission_that_was_lost_on_its_way_is_collected_after_a_restart(tmp_
             assert (await detailed(bootstrap, task_id))["job"]["id"] == "k-0"
 
     trio.run(main)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "runs_again"), [("refused", True), ("not_sent", True), ("complete", False), ("lost", False)]
+)
+def test_a_submission_that_may_have_been_taken_is_not_made_again_after_a_crash(
+    tmp_path: Path, outcome: str, runs_again: bool
+) -> None:
+    """What a bootstrap leaves that dies between the end of a submission and the word on what came of it."""
+    settings = settings_for(tmp_path / "bootstrap")
+
+    async def main() -> None:
+        node = ScriptedNode(new_account())
+        painter = Painter(node)
+        painter.hold_submission = trio.Event()
+        async with running(settings, workspace=workspace(away_s=30)) as bootstrap:
+            known = (bootstrap.workspace, bootstrap.token)
+            async with connected(node, bootstrap.multiaddr):
+                await wait_ready(bootstrap)
+                task_id = await film(bootstrap)
+                await painter.was_asked(1)
+        with sqlite3.connect(tmp_path / "bootstrap" / "bootstrap.db") as database:
+            ended = database.execute(
+                "UPDATE attempts SET ended_at_ms = began_at_ms, outcome = ? WHERE task_id = ?", (outcome, task_id)
+            )
+            assert ended.rowcount == 1
+            (phase,) = database.execute("SELECT phase FROM jobs").fetchone()
+            assert phase == "submitting"
+        database.close()
+        painter.hold_submission = None
+        painter.asked.clear()
+        async with running(settings, known=known) as bootstrap, connected(node, bootstrap.multiaddr):
+            view = await task_when(bootstrap, task_id, lambda view: view["state"] in (3, 4))
+            assert ("POST /api/generate" in painter.asked) is runs_again
+            assert (view["state"], view["reason"]) == ((3, "") if runs_again else (4, "bootstrap_lost"))
+
+    trio.run(main)
+
+
+def test_how_a_job_ended_is_kept_with_the_end_of_its_task_and_not_before(tmp_path: Path) -> None:
+    """A bootstrap that dies in between finds a job that goes on, and ends it anew."""
+    settings = settings_for(tmp_path / "bootstrap")
+
+    async def main() -> None:
+        node = ScriptedNode(new_account())
+        async with running(settings, workspace=workspace(fetch=False, result=[], away_s=30)) as bootstrap:
+            known = (bootstrap.workspace, bootstrap.token)
+            async with connected(node, bootstrap.multiaddr):
+                Painter(node, says={"status": "failed", "error": "out of memory"})
+                await wait_ready(bootstrap)
+                with sqlite3.connect(tmp_path / "bootstrap" / "bootstrap.db") as database:
+                    # the end of the task cannot be written, as where the disk is full just then
+                    database.execute(
+                        "CREATE TRIGGER full BEFORE UPDATE OF finished_at_ms ON tasks "
+                        "BEGIN SELECT RAISE(ABORT, 'full'); END"
+                    )
+                task_id = await film(bootstrap)
+                attempts = 0
+                while attempts < 4:  # submitted, and asked for three times: the last says that it failed
+                    attempts = len((await detailed(bootstrap, task_id))["attempts"])
+                    await trio.sleep(0.02)
+                await node.until(lambda: len(node.acknowledged) == 4)
+        with sqlite3.connect(tmp_path / "bootstrap" / "bootstrap.db") as database:
+            assert database.execute("SELECT phase FROM jobs").fetchone() == ("polling",)
+            database.execute("DROP TRIGGER full")
+        database.close()
+        async with running(settings, known=known) as bootstrap, connected(node, bootstrap.multiaddr):
+            view = await task_when(bootstrap, task_id, lambda view: view["state"] in (3, 4))
+            assert (view["state"], view["reason"]) == (4, "job_failed")
+            assert (await detailed(bootstrap, task_id))["job"]["phase"] == "failed"
+
+    trio.run(main)
+
+
+def test_what_stood_in_the_submission_goes_along_with_its_questions(tmp_path: Path) -> None:
+    poll = {"method": "POST", "target": "/api/status?ids={id}", "body": {"of": "{request:/user}", "no": "{request:/x}"}}
+
+    async def test(bootstrap: Bootstrap, painters: list[Painter]) -> None:
+        task_id = await film(bootstrap, b'{"user":"42","prompt":"sea"}')
+        await task_when(bootstrap, task_id, lambda view: view["state"] == 3)
+        assert set(painters[0].questions) == {b'{"of": "42"}'}
+
+    run(tmp_path, test, poll=poll)
 
 
 def test_a_cancelled_job_is_ended_at_its_workspace(tmp_path: Path) -> None:

@@ -76,6 +76,34 @@ def test_a_job_goes_from_submission_to_its_file_on_a_virtual_clock() -> None:
     assert (polls, now - T0) == (4, 4000)
 
 
+def test_what_a_question_repeats_of_its_submission_is_short_and_left_out_where_it_is_missing() -> None:
+    body = {"id": "{id}", "token": "{request:/token}", "deep": [{"user": "{request:/of/0}"}], "plain": "{request}"}
+    declared = JobTerms.model_validate({**TABLE, "poll": {"method": "POST", "target": "/q", "body": body}})
+    assert declared.repeats_request
+    assert not DECLARED.repeats_request
+    assert DECLARED.for_request({"token": "x"}) is DECLARED
+    for request, expected in (
+        ({"token": "7", "of": ["u"]}, {"token": "7", "deep": [{"user": "u"}]}),
+        ({"token": 7, "of": {}}, {"token": 7, "deep": [{}]}),
+        ({"token": "x" * 300, "of": [None]}, {"deep": [{}]}),
+        ({"token": {"a": 1}}, {"deep": [{}]}),
+        (None, {"deep": [{}]}),
+        ("text", {"deep": [{}]}),
+    ):
+        asked = declared.for_request(request).poll.body_of("j1")
+        assert json.loads(asked) == {"id": "j1", "plain": "{request}", **expected}
+    bad = {"id": "{id}", "token": "{request:token}"}
+    with pytest.raises(ValidationError, match="JSON pointer"):
+        JobTerms.model_validate({**TABLE, "poll": {"method": "POST", "target": "/q", "body": bad}})
+
+
+def test_a_question_that_lasted_for_an_interval_is_followed_by_the_next_at_once() -> None:
+    after = polled(running(), DECLARED, 200, answer("processing"), T0 + 60_000, asked_at_ms=T0)
+    assert next_step(after, DECLARED, T0 + 60_000) == Poll()
+    after = polled(running(), DECLARED, 200, answer("processing"), T0 + 10, asked_at_ms=T0)
+    assert next_step(after, DECLARED, T0 + 10) == Rest(T0 + 1000)
+
+
 def test_a_job_that_never_ends_is_given_up_after_five_minutes() -> None:
     job, now = running(), T0
     while (step := next_step(job, DECLARED, now)) != Over():
