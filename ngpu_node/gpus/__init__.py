@@ -10,6 +10,8 @@ Where to look:
     health.py      from vitals and events to the conditions of each device, and when it may serve again
     xids.py        what the driver's error numbers mean for the health of a device
     samples.py     from the driver's utilisation samples to windows of measured time
+    looks.py       one look: which calls it takes
+    presence.py    who is on a device from look to look, and whose the work of ended processes is
     busy.py        from measured windows to what each task pays
     processes.py   which container a process belongs to
     containers.py  whether a container still has its devices
@@ -17,6 +19,6 @@ Where to look:
     watch.py       the service that keeps all of it current while the node runs
     show.py        the same as a table and as JSON
 
-Everything but `nvml`, `processes`, `machine`, `calls` and `watch` is pure: readings and times in, decisions out. A
-device is known by its UUID, never by its index, which changes when a card is lost.
+Everything but `nvml`, `looks`, `processes`, `machine`, `calls` and `watch` is pure: readings and times in, decisions
+out. A device is known by its UUID, never by its index, which changes when a card is lost.
 """

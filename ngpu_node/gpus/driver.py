@@ -208,8 +208,7 @@ class Look:
         monotonic_ns: the monotonic clock at the same moment.
         continuous: the one sample is the exact mean of the time since the last look, as counters give it; else each
             stands for the driver's sampling period before it.
-        pids: the processes with a context on the device; given by `device_look` only, None where the driver does not
-            tell.
+        pids: the processes with a context on the device, right after the samples; None where the driver does not tell.
     """
 
     samples: tuple[Sample, ...]

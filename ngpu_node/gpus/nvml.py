@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pynvml  # type: ignore[import-untyped]
@@ -49,6 +49,8 @@ _THROTTLES = {
     0x80: Throttle.POWER_BRAKE,
 }
 _FIRST_ROOM = 128
+_MOST_ROOM = 1 << 16
+_NOT_AVAILABLE = (1 << 64) - 1
 
 
 class NvmlDriver:
@@ -234,12 +236,44 @@ class NvmlDriver:
         )
 
     def _processes(self, handle: Any) -> tuple[GpuProcess, ...] | None:
-        computing = self._nvml.may("ComputeRunningProcesses", handle)
-        if computing is None:
-            return None
-        drawing = self._nvml.may("GraphicsRunningProcesses", handle) or []
-        found = {int(each.pid): GpuProcess(int(each.pid), each.usedGpuMemory) for each in [*drawing, *computing]}
+        found: dict[int, GpuProcess] = {}
+        for kind in ("Graphics", "Compute"):
+            try:
+                listed = self._listed(f"nvmlDeviceGet{kind}RunningProcesses_v3", handle)
+            except DriverFault as fault:
+                if fault.kind in DEVICE_FAULTS and fault.kind is not FaultKind.GONE:
+                    raise
+                if kind == "Compute":
+                    return None
+                continue
+            for each in listed:
+                unknown = each.usedGpuMemory == _NOT_AVAILABLE
+                found[int(each.pid)] = GpuProcess(int(each.pid), None if unknown else int(each.usedGpuMemory))
         return tuple(found.values())
+
+    def _listed(self, call: str, handle: Any) -> Sequence[Any]:
+        function = self._nvml.raw(call)
+        return self._filled(call, pynvml.c_nvmlProcessInfo_v3_t, lambda room, count: int(function(handle, count, room)))
+
+    def _filled(self, call: str, kind: Any, made: Callable[[Any, Any], int]) -> Sequence[Any]:
+        """Return what the C function *call* writes into an array of *kind*, in one call where the room is enough.
+
+        Args:
+            made: makes the call with the array and a reference to its length.
+        """
+        while True:
+            room = (kind * self._room)()
+            count = ctypes.c_uint(self._room)
+            code = made(room, ctypes.byref(count))
+            if code != pynvml.NVML_ERROR_INSUFFICIENT_SIZE or self._room > _MOST_ROOM:
+                break
+            self._room = max(2 * self._room, count.value)
+        if code == pynvml.NVML_ERROR_NOT_FOUND:
+            return ()
+        if code != pynvml.NVML_SUCCESS:
+            raise self._nvml.fault(call, code)
+        found: Sequence[Any] = room[: min(count.value, self._room)]
+        return found
 
     def _watch(self, uuid: str) -> None:
         """Have the driver note the errors of *uuid* from now on, where it can."""
@@ -285,23 +319,16 @@ class NvmlDriver:
 
     def _process_look(self, handle: Any, since_us: int) -> Look:
         call = "nvmlDeviceGetProcessUtilization"
-        function = self._nvml.raw(call)
-        while True:
-            room = (pynvml.c_nvmlProcessUtilizationSample_t * self._room)()
-            count = ctypes.c_uint(self._room)
-            wall_us, monotonic_ns = time.time_ns() // 1000, time.monotonic_ns()
-            code = function(handle, room, ctypes.byref(count), ctypes.c_ulonglong(since_us))
-            if code != pynvml.NVML_ERROR_INSUFFICIENT_SIZE or self._room > 1 << 16:
-                break
-            self._room = max(2 * self._room, count.value)
-        if code == pynvml.NVML_ERROR_NOT_FOUND:
-            return Look((), wall_us, monotonic_ns)
-        if code != pynvml.NVML_SUCCESS:
-            raise self._nvml.fault(call, code)
-        found = room[: min(count.value, self._room)]
-        return Look(
-            tuple(Sample(int(each.pid), int(each.timeStamp), int(each.smUtil)) for each in found), wall_us, monotonic_ns
+        function, since = self._nvml.raw(call), ctypes.c_ulonglong(since_us)
+        wall_us, monotonic_ns = time.time_ns() // 1000, time.monotonic_ns()
+        found = self._filled(
+            call,
+            pynvml.c_nvmlProcessUtilizationSample_t,
+            lambda room, count: int(function(handle, room, count, since)),
         )
+        samples = tuple(Sample(int(each.pid), int(each.timeStamp), int(each.smUtil)) for each in found)
+        # The list comes last: whoever is in neither has ended, and the samples may lack what it did.
+        return Look(samples, wall_us, monotonic_ns, pids=self._pids(handle))
 
     def device_look(self, uuid: str, since_us: int) -> Look:
         """Return what the device as a whole did (`driver.Driver.device_look`)."""

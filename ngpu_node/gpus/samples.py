@@ -13,6 +13,9 @@ time of its last one. It keeps some 70 ticks. The device's own samples come one 
 whatever the period is, as long as the cursor is a tick itself. Where it is not (the first look, or after silence) the
 means stand for whole periods, counted by the period that was learnt.
 
+What a process did since the cursor is forgotten when it ends. The device's own samples of the same ticks (`whole`)
+still have it: what is left of them when the living have got theirs is the ended ones' together (`Window.ended_ns`).
+
 Ticks are stamped by the wall clock, tasks by the monotonic one; both are taken at every look, and their difference
 maps one to the other. When it jumps, somebody set the clock: ticks before and after cannot be told apart, so the time
 until they have left the driver's buffer is a gap. Gaps are windows too: what was not measured is never guessed.
@@ -48,12 +51,14 @@ class Window:
         busy_ns: by process, or under None for the device as a whole; None instead of the mapping where nothing is
             known: a gap.
         why: the reason of a gap.
+        ended_ns: what processes did that have ended since, all of them together.
     """
 
     from_ns: int
     to_ns: int
     busy_ns: Mapping[int | None, int] | None
     why: str = ""
+    ended_ns: int = 0
 
 
 class SampleReader:
@@ -102,12 +107,21 @@ class SampleReader:
             self._on_tick = False
         return self._cursor_us
 
+    @property
+    def known_to_us(self) -> int:
+        """Up to when, by the wall clock, everything was read."""
+        return self._cursor_us
+
     def tick_seen_us(self, ticks: int) -> int:
         """Return when, by the wall clock, so many ticks after the last known one can be seen."""
         return self._cursor_us + ticks * self.period_us + SETTLE_US // 2
 
-    def read(self, look: Look) -> list[Window]:
-        """Return what *look* (asked from `since_us`) tells, oldest first; nothing when there was no tick yet."""
+    def read(self, look: Look, whole: Look | None = None) -> list[Window]:
+        """Return what *look* (asked from `since_us`) tells, oldest first; nothing when there was no tick yet.
+
+        Args:
+            whole: the device's own samples, asked for from the same time right after a look by process.
+        """
         offset_us = look.wall_us - look.monotonic_ns // 1000
         step_us = offset_us - self._offset_us
         if abs(step_us) > STEP_US:
@@ -124,14 +138,21 @@ class SampleReader:
         if look.continuous:
             return windows + self._continuous(look)
         samples = [sample for sample in look.samples if self._sound(sample, look)]
-        if not samples:
+        # A tick after *look* is in the device's samples and in no process's.
+        ticks = [] if whole is None else [s for s in whole.samples if self._sound(s, look) and s.at_us <= look.wall_us]
+        if not samples and not ticks:
             return windows + self._silence(look)
-        newest_us = max(sample.at_us for sample in samples)
+        newest_us = max(sample.at_us for sample in (*samples, *ticks))
         if newest_us - self._cursor_us > HORIZON_US + HORIZON_US // 4:
             return windows + self._gap(look, offset_us, "the driver took too long to answer")
         busy = self._merged(samples, newest_us)
+        ended_ns = 0
+        if ticks:
+            total_ns = sum(self._merged(ticks, newest_us).values())
+            busy = _at_most(total_ns, busy)
+            ended_ns = total_ns - sum(busy.values())
         to_ns = max(self._boundary_ns, (newest_us - offset_us) * 1000)
-        windows.append(Window(self._boundary_ns, to_ns, busy))
+        windows.append(Window(self._boundary_ns, to_ns, busy, ended_ns=ended_ns))
         self._cursor_us, self._boundary_ns, self._on_tick = newest_us, to_ns, True
         return windows
 
@@ -182,7 +203,10 @@ class SampleReader:
             # The driver rounds a tick down, half a percent short on the average, and a mean of several up again.
             percent = sample.percent + 0.5 if merged == 1 and 0 < sample.percent < 100 else sample.percent
             busy[sample.pid] = busy.get(sample.pid, 0) + int(stands_us * percent * 10)
-        most_ns, total_ns = covered_us * 1000, sum(busy.values())
-        if total_ns > most_ns:
-            busy = {pid: ns * most_ns // total_ns for pid, ns in busy.items()}
-        return busy
+        return _at_most(covered_us * 1000, busy)
+
+
+def _at_most(most_ns: int, busy: dict[int | None, int]) -> dict[int | None, int]:
+    """Return *busy*, made smaller alike where it is more than *most_ns* together."""
+    total_ns = sum(busy.values())
+    return busy if total_ns <= most_ns else {pid: ns * most_ns // total_ns for pid, ns in busy.items()}

@@ -8,57 +8,30 @@ Whose a sample is, is decided here. A process belongs to the workspace in whose 
 none is the owner's, and nobody's bill. A process that cannot be found at all (this daemon lives in a PID namespace of
 its own, say) makes the window a gap, since its work may be a workspace's. Where the driver has no samples by process,
 the device's own are taken for the workspace that has it alone, as far as the list of processes proves that.
+
+What a process did that ended meanwhile is found as `presence` says, by a second call of the driver (`looks`). Where it
+is not to be known whose it was, or the call cannot be afforded, it is nobody's: the receipt says less, never more.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable
+from dataclasses import replace
 
 from ngpu_node.gpus.driver import DriverFault, FaultKind, Look
+from ngpu_node.gpus.looks import Ask
 from ngpu_node.gpus.metering import BusyMeter, Method
+from ngpu_node.gpus.presence import Owners, Presence
 from ngpu_node.gpus.samples import SampleReader, Window
 
 #: A part of a core that looking at one device may take; beyond it, looks become rarer than ticks.
 COST_PART = 0.0043
-#: The same with looks at the end of tasks, which are made as far as this goes.
+#: The same with looks at the end of tasks and of processes, which are made as far as this goes.
 MOST_COST_PART = 0.0046
+#: For how many such looks at once may be saved up.
+SAVED_LOOKS = 3
 _SLOWEST_US = 5_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """A look to be had: by process or of the device as a whole."""
-
-    uuid: str
-    method: Method
-    since_us: int
-
-
-@dataclass(frozen=True, slots=True)
-class Owners:
-    """What is known of processes.
-
-    Attributes:
-        containers: the containers each process is in, outermost first, none for the owner's own; None for a process
-            that cannot be found.
-        holders: whose a container is.
-    """
-
-    containers: Mapping[int, Sequence[str] | None]
-    holders: Mapping[str, Hashable]
-
-    def holder(self, pid: int) -> Hashable | None:
-        """Return whose *pid* is; None for nobody's or unknown."""
-        for container in self.containers.get(pid) or ():
-            if container in self.holders:
-                return self.holders[container]
-        return None
-
-    def unknown(self, pids: Iterable[int]) -> list[int]:
-        """Return those of *pids* that cannot be found."""
-        return [pid for pid in pids if self.containers.get(pid) is None]
 
 
 class DeviceSampling:
@@ -84,6 +57,7 @@ class DeviceSampling:
         self._spare_us = 0.0
         self._looked_us = 0
         self._empty = 0
+        self._presence = Presence()
         meter.method(uuid, method)
 
     @property
@@ -110,6 +84,7 @@ class DeviceSampling:
             self._reader = SampleReader(since_us, since_ns)
         else:
             self._reader.begin(since_us, since_ns)
+        self._presence.forget()
         self._awake, self._due_us = True, self._reader.tick_seen_us(1)
 
     def rest(self) -> None:
@@ -140,30 +115,41 @@ class DeviceSampling:
         """Return the look to be had now, or None where there is none to be had."""
         if not self._awake or self._reader is None or self.method is Method.NONE:
             return None
-        return Ask(self.uuid, self.method, self._reader.since_us(wall_us))
+        return Ask(
+            self.uuid,
+            self.method,
+            self._reader.since_us(wall_us),
+            known=self._presence.known,
+            held=self._presence.held,
+            may_look_twice=self._spare(wall_us) >= 2 * self._cost_us,
+            alone=self._presence.alone(wall_us),
+        )
 
-    def took(self, look: Look, owners: Owners, *, cost_us: float = 0.0) -> None:
-        """Take in the answer to `ask`.
-
-        Args:
-            cost_us: processor time the look took.
-        """
+    def took(
+        self, look: Look, owners: Owners, *, whole: Look | None = None, calls: int = 1, cost_us: float = 0.0
+    ) -> None:
+        """Take in the answer to `ask` (`looks.Looked` says what each is)."""
         if self._reader is None:
             return
         self.looks += 1
-        self._spend(look.wall_us, cost_us)
-        windows = self._reader.read(look)
-        for window in windows:
-            self._apply(self._judged(window, look, owners), owners)
+        self._spend(look.wall_us, cost_us, calls)
+        owners = self._presence.saw(look, owners)
+        heir = None
+        if whole is not None:
+            heir = self._presence.heir(owners, of_all=calls == 1)
+        for window in self._reader.read(look, whole):
+            self._apply(self._judged(window, look, owners), owners, heir)
+        self._presence.settle(self._reader.known_to_us, owners, self._meter.holders(self.uuid))
         # No samples: a little early for the tick, which is soon there, or nothing runs, which may stay so.
-        self._empty = 0 if look.samples else self._empty + 1
+        self._empty = 0 if look.samples or (whole and whole.samples) else self._empty + 1
         again = (0.25, 0.5)[self._empty] if self._empty < 2 else self.ticks_a_look
         again_us = round(again * self._reader.period_us)
         self._due_us = max(self._reader.tick_seen_us(self.ticks_a_look), look.wall_us + again_us)
 
-    def _spend(self, wall_us: int, cost_us: float) -> None:
-        self._cost_us = cost_us if not self._cost_us else 0.9 * self._cost_us + 0.1 * cost_us
-        self._spare_us = min(2 * self._cost_us, self._spare(wall_us)) - cost_us
+    def _spend(self, wall_us: int, cost_us: float, calls: int) -> None:
+        each_us = cost_us / calls
+        self._cost_us = each_us if not self._cost_us else 0.9 * self._cost_us + 0.1 * each_us
+        self._spare_us = min(SAVED_LOOKS * self._cost_us, self._spare(wall_us)) - cost_us
         self._looked_us = wall_us
 
     def _spare(self, wall_us: int) -> float:
@@ -183,6 +169,7 @@ class DeviceSampling:
         self.looks += 1
         self._note_gap(fault.text)
         self._meter.missed(self.uuid, monotonic_ns)
+        self._presence.forget()
         if self._reader is not None:
             self._reader.begin(wall_us, monotonic_ns)
             self._due_us = wall_us + self._reader.period_us
@@ -221,7 +208,7 @@ class DeviceSampling:
             return "other processes are on the device"
         return ""
 
-    def _apply(self, window: Window, owners: Owners) -> None:
+    def _apply(self, window: Window, owners: Owners, heir: Hashable | None) -> None:
         if window.busy_ns is None:
             self._note_gap(window.why)
             self._meter.measured(self.uuid, window, {})
@@ -231,6 +218,9 @@ class DeviceSampling:
         else:
             found = {pid: owners.holder(pid) for pid in window.busy_ns if pid is not None}
             holders = {pid: holder for pid, holder in found.items() if holder is not None}
+            if window.ended_ns and heir is not None:
+                window = replace(window, busy_ns={**window.busy_ns, None: window.ended_ns})
+                holders[None] = heir
         self._meter.measured(self.uuid, window, holders)
 
     def _note_gap(self, why: str) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,15 @@ import trio
 from ngpu_node.changes import Changes
 from ngpu_node.gpus.calls import DriverCalls
 from ngpu_node.gpus.choice import UsableGpu
-from ngpu_node.gpus.driver import DeviceState, Driver, DriverFault, FaultKind, Look, Round, Vitals
+from ngpu_node.gpus.driver import DeviceState, Driver, DriverFault, FaultKind, Round, Vitals
 from ngpu_node.gpus.health import ConditionKind, DeviceHealth, Phase, Policy
 from ngpu_node.gpus.inventory import NOT_LOOKED, Gpu, Inventory, InventoryState, Withheld, moves, of_fault, of_survey
+from ngpu_node.gpus.looks import Ask, Looked, have
 from ngpu_node.gpus.machine import Machine, look_around
 from ngpu_node.gpus.metering import Busy, BusyMeter, Metered, Method
+from ngpu_node.gpus.presence import Owners
 from ngpu_node.gpus.processes import ProcessTable
-from ngpu_node.gpus.sampling import Ask, DeviceSampling, Owners
+from ngpu_node.gpus.sampling import DeviceSampling
 from ngpu_protocol.control import GpuOffer
 from ngpu_protocol.gpu_models import canonical_gpu_model
 from ngpu_protocol.identity import Address, gpu_id
@@ -78,17 +80,6 @@ class Clocks:
 
     wall_us: Callable[[], int] = lambda: time.time_ns() // 1000
     monotonic_ns: Callable[[], int] = time.monotonic_ns
-
-
-@dataclass(slots=True)
-class _Looked:
-    """The answer to one `Ask`, with what is known of the processes in it."""
-
-    ask: Ask
-    look: Look | None = None
-    fault: DriverFault | None = None
-    containers: Mapping[int, Sequence[str] | None] = field(default_factory=dict)
-    cost_us: float = 0.0
 
 
 class GpuWatch:
@@ -379,12 +370,13 @@ class GpuWatch:
             try:
                 answers = await self._calls.run("samples", partial(self._look_at, asks), timeout_s=LOOK_TIMEOUT_S)
             except DriverFault as fault:
-                answers = [_Looked(ask, fault=fault) for ask in asks]
+                answers = [Looked(ask, fault=fault) for ask in asks]
             holders = self.surroundings.holders()
             for answer in answers:
                 sampling = self._samplings[answer.ask.uuid]
                 if answer.look is not None:
-                    sampling.took(answer.look, Owners(answer.containers, holders), cost_us=answer.cost_us)
+                    owners = Owners(answer.containers, holders)
+                    sampling.took(answer.look, owners, whole=answer.whole, calls=answer.calls, cost_us=answer.cost_us)
                 elif answer.fault is not None:
                     sampling.failed(answer.fault, self._clocks.wall_us(), self._clocks.monotonic_ns())
         busy = set(self._meter.wanted())
@@ -393,20 +385,9 @@ class GpuWatch:
                 sampling.rest()
         return any(answer.fault is not None and answer.fault.kind is FaultKind.STUCK for answer in answers)
 
-    def _look_at(self, asks: Sequence[Ask], driver: Driver) -> list[_Looked]:
-        found: list[_Looked] = []
-        for ask in asks:
-            cpu = time.thread_time()
-            try:
-                process = ask.method is Method.PROCESS
-                look = (driver.process_look if process else driver.device_look)(ask.uuid, ask.since_us)
-            except DriverFault as fault:
-                found.append(_Looked(ask, fault=fault))
-                continue
-            pids = {s.pid for s in look.samples if s.pid is not None and s.percent} | set(look.pids or ())
-            containers = self._processes.containers(pids, time.monotonic())
-            found.append(_Looked(ask, look, None, containers, (time.thread_time() - cpu) * 1e6))
-        return found
+    def _look_at(self, asks: Sequence[Ask], driver: Driver) -> list[Looked]:
+        containers = partial(self._processes.containers, now_s=time.monotonic())
+        return [have(driver, ask, containers) for ask in asks]
 
     # -- what is shown -------------------------------------------------------------------------------------------------
 

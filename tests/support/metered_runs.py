@@ -7,16 +7,19 @@ takes no time.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ngpu_node.gpus.driver import DriverFault, FaultKind
+from ngpu_node.gpus.looks import have
 from ngpu_node.gpus.metering import Busy, BusyMeter, Metered, Method
-from ngpu_node.gpus.sampling import DeviceSampling, Owners
+from ngpu_node.gpus.presence import Owners
+from ngpu_node.gpus.sampling import DeviceSampling
 from tests.support.synthetic_gpu import SyntheticGpu
 
 UUID = "GPU-synthetic"
 LOOK_TIMEOUT_US = 2_000_000
+HOLDERS = {f"container {number}": f"workspace {number}" for number in range(1, 10)}
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Run:
     metered: list[Busy]
     looks: int
     gaps: int
+    cost_us: float
 
     @property
     def total_us(self) -> float:
@@ -52,6 +56,7 @@ def run(
     gpu.now_us = 1_000
     if gpu.phase_us:  # the daemon has looked at the device before
         sampling.learn(gpu.device_look(UUID, 0))
+    gpu.calls = 0
     events = sorted(
         [(task.begin_us, 1, number) for number, task in enumerate(tasks)]
         + [(task.end_us, 0, number) for number, task in enumerate(tasks)]
@@ -78,7 +83,8 @@ def run(
         if not meter.wanted():
             sampling.rest()
         look_at = _next(sampling, gpu, chance)
-    return Run(list(tasks), [metered[number] for number in range(len(tasks))], sampling.looks, sampling.gaps)
+    in_order = [metered[number] for number in range(len(tasks))]
+    return Run(list(tasks), in_order, sampling.looks, sampling.gaps, gpu.calls * cost_us)
 
 
 def _look(gpu: SyntheticGpu, sampling: DeviceSampling, cost_us: float) -> None:
@@ -92,15 +98,17 @@ def _look(gpu: SyntheticGpu, sampling: DeviceSampling, cost_us: float) -> None:
             fault = DriverFault(FaultKind.STUCK, "look", "the driver does not answer")
             sampling.failed(fault, gpu.wall_us(), gpu.now_us * 1000)
             return
-    try:
-        look = (gpu.process_look if ask.method is Method.PROCESS else gpu.device_look)(UUID, ask.since_us)
-    except DriverFault as fault:
-        sampling.failed(fault, gpu.wall_us(), gpu.now_us * 1000)
+    looked = have(gpu, ask, _containers)
+    if looked.look is None:
+        assert looked.fault is not None
+        sampling.failed(looked.fault, gpu.wall_us(), gpu.now_us * 1000)
         return
-    pids = {sample.pid for sample in look.samples if sample.pid is not None} | set(look.pids or ())
-    containers = {pid: ([f"container {pid // 100}"] if pid >= 100 else []) for pid in pids}
-    holders = {f"container {number}": f"workspace {number}" for number in range(1, 10)}
-    sampling.took(look, Owners(containers, holders), cost_us=cost_us)
+    owners = Owners(looked.containers, HOLDERS)
+    sampling.took(looked.look, owners, whole=looked.whole, calls=looked.calls, cost_us=looked.calls * cost_us)
+
+
+def _containers(pids: Iterable[int]) -> dict[int, list[str]]:
+    return {pid: [f"container {pid // 100}"] if pid >= 100 else [] for pid in pids}
 
 
 def _next(sampling: DeviceSampling, gpu: SyntheticGpu, chance: random.Random) -> int | None:

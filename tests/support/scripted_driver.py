@@ -108,11 +108,10 @@ class ScriptedDriver:
 
     def device_look(self, uuid: str, since_us: int) -> Look:
         self.calls.append("device_look")
-        look = self._look(self.device, since_us)
-        return Look(look.samples, look.wall_us, look.monotonic_ns, pids=self.pids)
+        return self._look(self.device, since_us)
 
     def _look(self, samples: Sequence[Sample] | DriverFault, since_us: int) -> Look:
         if isinstance(samples, DriverFault):
             raise samples
         fresh = tuple(sample for sample in samples if sample.at_us > since_us)
-        return Look(fresh, time.time_ns() // 1000, time.monotonic_ns())
+        return Look(fresh, time.time_ns() // 1000, time.monotonic_ns(), pids=self.pids)

@@ -29,6 +29,7 @@ class SyntheticGpu:
         steps: (true time, by how much) the wall clock was set.
         stuck: (begin, end) of true time in which no call returns.
         now_us: true time; also what the monotonic clock shows.
+        calls: how often samples were asked for.
     """
 
     work: Sequence[tuple[int, int, int]]
@@ -39,6 +40,7 @@ class SyntheticGpu:
     stuck: Sequence[tuple[int, int]] = ()
     processes_supported: bool = True
     now_us: int = 0
+    calls: int = 0
 
     def __post_init__(self) -> None:
         self.work = sorted(self.work)
@@ -97,6 +99,7 @@ class SyntheticGpu:
         raise NotImplementedError
 
     def process_look(self, uuid: str, since_us: int) -> Look:
+        self.calls += 1
         if not self.processes_supported:
             raise DriverFault(FaultKind.UNSUPPORTED, "process_look", "not supported")
         wall_us, monotonic_ns = self.wall_us(), self.now_us * 1000
@@ -106,13 +109,16 @@ class SyntheticGpu:
             own = [(at, percent) for at, each, percent in ticks if each == pid]
             mean = math.ceil(sum(percent for _, percent in own) / len(ticks))
             samples.append(Sample(pid, max(at for at, _ in own), mean))
-        return Look(tuple(samples), wall_us, monotonic_ns)
+        return Look(tuple(samples), wall_us, monotonic_ns, pids=self._pids())
 
     def device_look(self, uuid: str, since_us: int) -> Look:
+        self.calls += 1
         ticks = [tick for tick in self.ticks() if tick[0] > since_us]
-        pids = tuple({pid for _, _, pid in self.work if self.is_alive(pid)})
         samples = tuple(Sample(None, at, percent) for at, _, percent in ticks)
-        return Look(samples, self.wall_us(), self.now_us * 1000, pids=pids)
+        return Look(samples, self.wall_us(), self.now_us * 1000, pids=self._pids())
+
+    def _pids(self) -> tuple[int, ...]:
+        return tuple({pid for _, _, pid in self.work if self.is_alive(pid)})
 
 
 def _union(stretches: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

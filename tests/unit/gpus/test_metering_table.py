@@ -38,6 +38,30 @@ def test_tasks_together_never_pay_more_than_the_device_did(seed: int) -> None:
     assert outcome.total_us <= gpu.busy_us(0, 40_000_000) + 0.01 * 30_000_000
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_nor_where_processes_of_workspaces_and_of_the_owner_come_and_go(seed: int) -> None:
+    chance = random.Random(seed)
+    work, alive, at = [], {}, 1_000_000
+    used = {0: 0, 1: 0, 2: 0}  # the owner, and two workspaces
+    for number in range(60):
+        whose = chance.choice([0, 1, 1, 1, 2])
+        length = 450_000 + chance.randrange(2_000_000)
+        pid = whose * 100 + 1 + number
+        alive[pid] = (at, at + length)
+        used[whose] += length
+        work.append((at, at + length, pid))
+        at += length + chance.choice([0, 0, chance.randrange(600_000)])
+    gpu = SyntheticGpu(work, alive=alive)
+    tasks = [Task(1_000_000, at, 1), Task(1_000_000, at, 2)]
+    outcome = run(gpu, tasks, seed=seed)
+    assert outcome.total_us <= (used[1] + used[2]) + 0.01 * at
+    for task, busy in zip(tasks, outcome.metered, strict=True):
+        # a tick is all of whoever was last in it, so a change of processes may move a part of one
+        assert busy.busy_ns / 1000 <= used[task.workspace] + 0.05 * used[task.workspace] + 200_000
+        assert busy.busy_ns / 1000 >= 0.85 * used[task.workspace] - 200_000
+    assert outcome.cost_us <= 0.005 * at
+
+
 def test_looks_stop_with_the_tasks() -> None:
     gpu = SyntheticGpu([(0, 3_600_000_000, 100)])
     outcome = run(gpu, [Task(1_000_000, 2_000_000), Task(3_000_000_000, 3_001_000_000)])

@@ -152,7 +152,7 @@ def test_looks_become_rarer_where_they_are_dear() -> None:
 
 def test_a_look_at_the_end_of_a_task_is_made_where_it_shows_something_and_can_be_afforded() -> None:
     device = Device()
-    device.looks({1: 50}, {1: [OURS]}, count=5, cost_us=1500)
+    device.looks({1: 50}, {1: [OURS]}, count=10, cost_us=1500)
     assert not device.sampling.is_worth_a_look(WALL + device.now_us + 100_000), "there was no tick since"
     assert not device.sampling.is_worth_a_look(WALL + device.now_us + 250_000), "looks were dear enough"
     assert device.sampling.is_worth_a_look(WALL + device.now_us + 3_000_000)
