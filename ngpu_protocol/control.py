@@ -31,7 +31,7 @@ from enum import StrEnum
 from typing import Annotated, Any
 
 import msgpack  # type: ignore[import-untyped]
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from ngpu_protocol.errors import AddressError, MalformedError
@@ -86,9 +86,14 @@ def _address(value: object) -> object:
     return value
 
 
+def _without_nul(text: str) -> str:
+    """No database keeps NUL in a text, and no peer's words may keep anything else from being stored."""
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}") if "\0" in text else text
+
+
 Hash32 = Annotated[bytes, Field(strict=True, min_length=32, max_length=32)]
 Number = Annotated[int, Field(strict=True, ge=0, le=MAX_NUMBER)]
-Text = Annotated[str, Field(strict=True)]
+Text = Annotated[str, Field(strict=True), AfterValidator(_without_nul)]
 Flag = Annotated[bool, Field(strict=True)]
 Seconds = Annotated[float, Field(strict=True, gt=0, le=3600, allow_inf_nan=False)]
 NodeAddress = Annotated[Address, BeforeValidator(_address)]

@@ -272,6 +272,7 @@ def _judged(file: Dispute, evidence: Evidence) -> Verdict:
         chain_id=file.chain_id,
         tolerance_ms=evidence.tolerance_ms,
         offered_gpus=evidence.offered_gpus,
+        other=evidence.other,
     )
 
 

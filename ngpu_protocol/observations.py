@@ -10,6 +10,7 @@ both have signed, and neither can say later that it said something else.
     requestHash requestBytes status responseHash responseBytes sentAtMs endedAtMs      as in `Observed`
     previous        {"sequence", "hash"}: the link the chain was judged by
     offeredGpus     names of the GPUs the node had offered, where that was judged
+    other           {"sequence", "hash"}: a receipt of the same order that was on file already
     toleranceMs     for the clocks
 
 Pure.
@@ -52,12 +53,14 @@ class Evidence:
         previous: the link the chain was judged by; None where it was not.
         offered_gpus: names of the GPUs the node had offered; None where that is not known.
         tolerance_ms: for the clocks.
+        other: a receipt of the same order that was on file already; None where there was none.
     """
 
     seen: Observed
     previous: ReceiptLink | None = None
     offered_gpus: tuple[bytes, ...] | None = None
     tolerance_ms: int = DEFAULT_TOLERANCE_MS
+    other: ReceiptLink | None = None
 
     def to_text(self) -> str:
         """Return the evidence in its one form."""
@@ -66,8 +69,9 @@ class Evidence:
             value = getattr(self.seen, name)
             if value is not None:
                 document[key] = "0x" + value.hex() if isinstance(value, bytes) else value
-        if self.previous is not None:
-            document["previous"] = {"hash": "0x" + self.previous.hash.hex(), "sequence": self.previous.sequence}
+        for key, link in (("previous", self.previous), ("other", self.other)):
+            if link is not None:
+                document[key] = {"hash": "0x" + link.hash.hex(), "sequence": link.sequence}
         if self.offered_gpus is not None:
             document["offeredGpus"] = ["0x" + gpu.hex() for gpu in self.offered_gpus]
         return json.dumps(document, sort_keys=True, separators=(",", ":"))
@@ -87,12 +91,13 @@ class Evidence:
             raise MalformedError(_WHAT, "what was seen must be an object")
         values: dict[str, Any] = {name: _number(document, key) for key, name in _NUMBERS.items()}
         values |= {name: _hash(document.get(key)) for key, name in _HASHES.items()}
-        previous, offered = document.get("previous"), document.get("offeredGpus")
+        previous, offered, other = (document.get(key) for key in ("previous", "offeredGpus", "other"))
         return cls(
             seen=Observed(**values),
-            previous=None if previous is None else _link(previous),
+            previous=None if previous is None else _link(previous, "previous"),
             offered_gpus=None if offered is None else _gpus(offered),
             tolerance_ms=_number(document, "toleranceMs") or 0,
+            other=None if other is None else _link(other, "other"),
         )
 
 
@@ -114,12 +119,12 @@ def _hash(value: object) -> bytes | None:
     raise MalformedError(_WHAT, "a hash must be 0x and 64 hexadecimal digits")
 
 
-def _link(value: object) -> ReceiptLink:
+def _link(value: object, key: str) -> ReceiptLink:
     if not isinstance(value, dict):
-        raise MalformedError(_WHAT, "previous must be an object")
+        raise MalformedError(_WHAT, f"{key} must be an object")
     sequence, hash = _number(value, "sequence"), _hash(value.get("hash"))
     if sequence is None or hash is None:
-        raise MalformedError(_WHAT, "previous must have sequence and hash")
+        raise MalformedError(_WHAT, f"{key} must have sequence and hash")
     return ReceiptLink(sequence, hash)
 
 

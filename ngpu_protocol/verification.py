@@ -98,6 +98,7 @@ class Case:
     chain_id: int
     tolerance_ms: int
     offered_gpus: Container[bytes] | None
+    other: ReceiptLink | None
     digest: bytes
     signer: Address | SignatureError
 
@@ -128,6 +129,13 @@ def _node(case: Case) -> Breach | None:
 
 def _bootstrap(case: Case) -> Breach | None:
     return _same(case.order.bootstrap, case.receipt.bootstrap)
+
+
+def _once(case: Case) -> Breach | None:
+    """One order is worked off once: its second receipt would be paid for nothing."""
+    if case.other is None or case.other.hash == case.digest:
+        return None
+    return Breach(f"receipt {case.other.sequence}, the order's only one", f"receipt {case.receipt.sequence}")
 
 
 def _outcome(case: Case) -> Breach | None:
@@ -258,6 +266,7 @@ RULES: tuple[Rule, ...] = (
     Rule("order_hash", _order_hash),
     Rule("node", _node),
     Rule("bootstrap", _bootstrap),
+    Rule("once", _once),
     Rule("outcome", _outcome),
     Rule("request_bytes", _request_bytes),
     Rule("request_hash", _request_hash),
@@ -283,6 +292,7 @@ def verify_receipt(
     chain_id: int,
     tolerance_ms: int = DEFAULT_TOLERANCE_MS,
     offered_gpus: Container[bytes] | None = None,
+    other: ReceiptLink | None = None,
 ) -> Verdict:
     """Return what *signed* is worth.
 
@@ -296,8 +306,9 @@ def verify_receipt(
         chain_id: the network's.
         tolerance_ms: how far the two clocks may be apart.
         offered_gpus: ids of the GPUs the node offered, if known.
+        other: a receipt of the same order that is on file already; None where there is none.
     """
-    case = _case(signed, order, seen, last, chain_id, tolerance_ms, offered_gpus)
+    case = _case(signed, order, seen, last, chain_id, tolerance_ms, offered_gpus, other)
     for rule in RULES:
         breach = rule.breach(case)
         if breach is not None:
@@ -314,9 +325,10 @@ def broken_rules(
     chain_id: int,
     tolerance_ms: int = DEFAULT_TOLERANCE_MS,
     offered_gpus: Container[bytes] | None = None,
+    other: ReceiptLink | None = None,
 ) -> dict[str, Breach]:
     """Return every rule that `verify_receipt` would find broken, not only the first."""
-    case = _case(signed, order, seen, last, chain_id, tolerance_ms, offered_gpus)
+    case = _case(signed, order, seen, last, chain_id, tolerance_ms, offered_gpus, other)
     found = ((rule.name, rule.breach(case)) for rule in RULES)
     return {name: breach for name, breach in found if breach is not None}
 
@@ -329,6 +341,7 @@ def _case(
     chain_id: int,
     tolerance_ms: int,
     offered_gpus: Container[bytes] | None,
+    other: ReceiptLink | None,
 ) -> Case:
     digest = signed.receipt.digest(chain_id)
     signer: Address | SignatureError
@@ -336,4 +349,4 @@ def _case(
         signer = recover(digest, signed.signature)
     except SignatureError as error:
         signer = error
-    return Case(signed, signed.receipt, order, seen, last, chain_id, tolerance_ms, offered_gpus, digest, signer)
+    return Case(signed, signed.receipt, order, seen, last, chain_id, tolerance_ms, offered_gpus, other, digest, signer)

@@ -108,9 +108,10 @@ def parse_refusal(body: bytes) -> Refusal:
     reason, message = document.get("reason"), document.get("message", "")
     if not isinstance(reason, str) or not isinstance(message, str):
         raise MalformedError("refusal", "reason and message must be text")
-    # JSON can spell half a surrogate pair, which would break whoever writes the text down later.
+    # JSON can spell what would break whoever writes it down later: half a surrogate pair, NUL, control characters.
     return Refusal(_writable(reason[:64]), _writable(message[:500]))
 
 
 def _writable(text: str) -> str:
-    return text.encode(errors="replace").decode()
+    whole = text.encode(errors="replace").decode()
+    return whole if whole.isprintable() else "".join(one if one.isprintable() else " " for one in whole)

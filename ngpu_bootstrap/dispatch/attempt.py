@@ -216,7 +216,8 @@ class Attempt:
                     self._request_whole = response.body_sent
         except NotSentError as error:
             self.how, self.reason, self.failed = How.NOT_SENT, "node_unreachable", str(error)
-        except (MaybeSentError, RemoteError) as error:
+        except (MaybeSentError, RemoteError, MisuseError) as error:
+            # misuse: the node's answer cannot be passed on as it is, such as one longer than it announced
             self.how, self.reason, self.failed = How.LOST, "connection_lost", str(error)
         except AnswerTooLarge as error:
             self.how, self.reason, self.failed = How.OVERSIZE, "answer_too_large", str(error)

@@ -47,7 +47,7 @@ from ngpu_protocol.http1 import HttpError
 from ngpu_protocol.identity import Account
 from ngpu_protocol.networks import Network
 from ngpu_protocol.orders import SignedOrder, TaskOrder, sign_order
-from ngpu_protocol.receipts import Outcome
+from ngpu_protocol.receipts import Outcome, ReceiptLink
 from ngpu_protocol.wire_errors import Reason
 
 log = structlog.get_logger(__name__)
@@ -660,14 +660,21 @@ class Dispatcher:
     def _contradicted(self, judged: Judged, filed: FiledReceipt) -> Judged:
         """Return *judged* as what it is, the second receipt for one number, which its node answers for."""
         judged = self._judge.contradicted(judged, filed.first_hash)
+        self._note_dispute(judged)
+        return judged
+
+    def _note_dispute(self, judged: Judged) -> None:
         record = judged.record
         self._metrics.judged(VerdictKind.DISPUTED.value, judged.verdict.rule)
         self._standings.judged(record.node, VerdictKind.DISPUTED, rule=judged.verdict.rule, task_id=record.task_id)
-        return judged
 
     async def _file(self, judged: Judged) -> None:
         """File a receipt whose task ended otherwise, and acknowledge it."""
         filed = await self._store.late_receipt(judged.record)
+        if filed.filing is Filing.REPEATED:
+            judged = self._judge.repeated(judged, ReceiptLink(filed.first_sequence, filed.first_hash))
+            self._note_dispute(judged)
+            filed = await self._store.late_receipt(judged.record)
         if filed.filing is Filing.EQUIVOCATION:
             judged = self._contradicted(judged, filed)
         if filed.filing is Filing.DUPLICATE:

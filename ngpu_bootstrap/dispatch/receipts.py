@@ -209,17 +209,27 @@ class ReceiptDesk:
                 await running.wait()
             if patience.cancelled_caught:
                 return None
-        filed = await self._store.receipt(order.task_id, order.attempt)
-        if filed is not None and filed.receipt.raw == receipt.wire:
-            return await self._as_before(order, filed.receipt.acknowledgement)
-        awaited = self._awaited.pop(key, None)
+        filed = [record.receipt for record in await self._store.receipts(order.task_id, order.attempt)]
+        for one in filed:
+            if one.raw == receipt.wire:
+                return await self._as_before(order, one.acknowledgement)
+        awaited = self._awaited.get(key)
+        if awaited is None and not filed and await self._is_open(order):
+            return None  # its receipt may be on the way with its answer, here or at a sibling; it will be offered again
         judged = self._judge.judge(
             receipt,
             order,
             self._seen(order, awaited),
             offered_gpus=awaited.offered_gpus if awaited is not None else None,
         )
+        if filed:
+            judged = self._judge.repeated(judged, ReceiptLink(filed[0].sequence, filed[0].hash))
         outcome = await self._store.late_receipt(judged.record)
+        if outcome.filing is Filing.REPEATED:  # another one was faster
+            judged = self._judge.repeated(judged, ReceiptLink(outcome.first_sequence, outcome.first_hash))
+            outcome = await self._store.late_receipt(judged.record)
+        if judged.record.authentic:  # what is not signed by the node must not cost what was seen of it
+            self._awaited.pop(key, None)
         if outcome.filing is Filing.EQUIVOCATION:
             judged = self._judge.contradicted(judged, outcome.first_hash)
         log.info(
@@ -237,6 +247,11 @@ class ReceiptDesk:
         self._metrics.judged(judged.verdict.kind.value, judged.verdict.rule)
         self._standings.judged(order.node, judged.verdict.kind, rule=judged.verdict.rule, task_id=order.task_id)
         return Ack(judged.acknowledgement.wire, judged.record.observation)
+
+    async def _is_open(self, order: TaskOrder) -> bool:
+        """Whether the attempt is on file as one that has not ended."""
+        attempts = await self._store.attempts(order.task_id)
+        return any(one.attempt == order.attempt and one.ended_at_ms is None for one in attempts)
 
     async def _as_before(self, order: TaskOrder, acknowledgement: bytes) -> Ack | None:
         """Return what was answered when the receipt was filed."""

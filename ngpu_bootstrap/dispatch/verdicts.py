@@ -112,6 +112,14 @@ class Judge:
             reason = skew_reason(reason, max(0, seen.ended_at_ms - seen.sent_at_ms) if whole else None)  # type: ignore[operator]
         return self._judged(signed, order, verdict, reason, evidence)
 
+    def repeated(self, judged: Judged, first: ReceiptLink) -> Judged:
+        """Return the same receipt disputed: its order has one already, *first*. A dispute stays what it is."""
+        if judged.verdict.kind is VerdictKind.DISPUTED:
+            return judged
+        seen = Observed(None, None, None, None, None, None, None)
+        verdict = verify_receipt(judged.receipt, judged.order, seen, last=None, chain_id=self._chain_id, other=first)
+        return self._judged(judged.receipt, judged.order, verdict, verdict.rule, Evidence(seen, other=first))
+
     def contradicted(self, judged: Judged, first_hash: bytes) -> Judged:
         """Return the same receipt disputed: another one of its node, *first_hash*, holds its place in the chain."""
         first = ReceiptLink(judged.record.sequence, first_hash)
@@ -167,10 +175,10 @@ class Judge:
             acknowledgement=acknowledgement.wire,
             verdict=verdict.kind.value,
             rule=verdict.rule,
-            expected=verdict.expected[:200],
-            actual=verdict.actual[:200],
-            outcome=receipt.outcome[:64],
-            meter=receipt.meter[:64],
+            expected=_kept(verdict.expected, 200),
+            actual=_kept(verdict.actual, 200),
+            outcome=_kept(receipt.outcome, 64),
+            meter=_kept(receipt.meter, 64),
             started_at_ms=receipt.started_at_ms,
             ended_at_ms=receipt.ended_at_ms,
             duration_ms=receipt.duration_ms,
@@ -181,3 +189,8 @@ class Judge:
             authentic=verdict.rule != "signer",
         )
         return Judged(signed, order, verdict, acknowledgement, record)
+
+
+def _kept(text: str, most: int) -> str:
+    """Return a node's words as any database keeps them: PostgreSQL takes no NUL."""
+    return text[:most].replace("\0", "\N{REPLACEMENT CHARACTER}")

@@ -34,6 +34,8 @@ from ngpu_bootstrap.store.records import BrokenLink, FiledReceipt, Filing, NewRe
 from ngpu_bootstrap.store.statements import ANY_ROWS, Prepared
 
 BATCH_LIMIT = 256
+# Forged and contradicting receipts kept as evidence against one node: it makes them, and they cost it nothing.
+FAULTS_KEPT = 1000
 
 _log = structlog.get_logger(__name__)
 
@@ -224,10 +226,14 @@ class _Filings:
         """
         if not receipt.authentic:
             fault = self._operations.fault(receipt, "forged", receipt, expected=b"", actual=b"")
-            return FiledReceipt(Filing.FORGED), [fault, *self._shown(receipt, shown), *self._observed(receipt)]
+            evidence = [] if self._has_enough_against(receipt) else [fault, *self._observed(receipt)]
+            return FiledReceipt(Filing.FORGED), [*evidence, *self._shown(receipt, shown)]
         chain = self._chain((receipt.bootstrap, receipt.node))
         if chain.has(receipt.sequence):
             return self._file_again(receipt, shown=shown)
+        # One that came with its answer is the first: no other is taken while its attempt is not known to have ended.
+        if not shown and receipt.verdict != "disputed" and (first := self._of_order(receipt)) is not None:
+            return FiledReceipt(Filing.REPEATED, first_hash=bytes(first.hash), first_sequence=first.sequence), []
         broken = chain.add(receipt.sequence, receipt.hash, receipt.previous)
         self._fresh[(receipt.bootstrap, receipt.node, receipt.sequence)] = receipt
         steps = [self._operations.file_receipt(receipt), *self._shown(receipt, shown)]
@@ -252,11 +258,37 @@ class _Filings:
             stands = replace(receipt, verdict=first.verdict, rule=first.rule)
             steps = [self._operations.judge(stands)] if shown else []
             return FiledReceipt(Filing.DUPLICATE, first.acknowledgement), steps
-        steps = [
-            self._operations.fault(receipt, "equivocation", receipt, expected=first.hash, actual=receipt.hash),
-            self._operations.judge(replace(receipt, verdict="disputed", rule="equivocation")),
-        ]
+        steps = [self._operations.judge(replace(receipt, verdict="disputed", rule="equivocation"))]
+        if not self._has_enough_against(receipt):
+            steps.append(
+                self._operations.fault(receipt, "equivocation", receipt, expected=first.hash, actual=receipt.hash)
+            )
         return FiledReceipt(Filing.EQUIVOCATION, first_hash=bytes(first.hash)), steps
+
+    def _of_order(self, receipt: NewReceipt) -> Any:
+        """Return another receipt of the attempt of *receipt* that is filed; None where there is none.
+
+        Two bootstraps of one database may be offered two at the same moment: the attempt's row is locked for it.
+        """
+        key = (receipt.bootstrap, receipt.node, receipt.task_id, receipt.attempt)
+        for fresh in self._fresh.values():
+            if (fresh.bootstrap, fresh.node, fresh.task_id, fresh.attempt) == key:
+                return fresh
+        a, r = tables.attempts, tables.receipts
+        lock = sa.select(a.c.attempt).where(a.c.task_id == receipt.task_id, a.c.attempt == receipt.attempt)
+        self._connection.execute(lock.with_for_update())
+        filed = (
+            sa.select(r.c.sequence, r.c.hash)
+            .where(r.c.task_id == receipt.task_id, r.c.attempt == receipt.attempt)
+            .where(r.c.bootstrap == receipt.bootstrap, r.c.node == receipt.node, r.c.hash != receipt.hash)
+        )
+        return self._connection.execute(filed.order_by(r.c.sequence).limit(1)).first()
+
+    def _has_enough_against(self, receipt: NewReceipt) -> bool:
+        """Whether so much is kept against the node of *receipt* that more would only fill the disk."""
+        f = tables.chain_faults
+        kept = sa.select(f.c.sequence).where(f.c.bootstrap == receipt.bootstrap, f.c.node == receipt.node)
+        return len(self._connection.execute(kept.limit(FAULTS_KEPT)).all()) >= FAULTS_KEPT
 
     def _observed(self, receipt: NewReceipt) -> list[Step]:
         return [self._operations.observe(receipt)] if receipt.observation else []

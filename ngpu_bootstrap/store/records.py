@@ -259,6 +259,7 @@ class Filing(StrEnum):
     DUPLICATE = "duplicate"  # the same receipt was filed before; nothing changed
     FORGED = "forged"  # not signed by its node: kept as evidence, outside the chain
     EQUIVOCATION = "equivocation"  # another receipt holds this sequence: kept as evidence, the first one stands
+    REPEATED = "repeated"  # its order has a receipt already, and it says it stands: nothing changed
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,13 +277,15 @@ class FiledReceipt:
 
     *acknowledgement* is the one on file: for a duplicate, the one given the first time, to be sent again. *broken*
     lists chain breaks that became visible when this receipt closed a gap (evidence is kept; the receipts stay filed).
-    *first_hash* is, for an equivocation, the receipt that holds the sequence.
+    *first_hash* is, for an equivocation, the receipt that holds the sequence; for a repeated one that of its order,
+    at *first_sequence*.
     """
 
     filing: Filing
     acknowledgement: bytes = field(default=b"", repr=False)
     broken: tuple[BrokenLink, ...] = ()
     first_hash: bytes = b""
+    first_sequence: int = 0
 
 
 @dataclass(frozen=True, slots=True)

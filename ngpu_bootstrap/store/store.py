@@ -593,6 +593,10 @@ class Store:
 
     # --- receipts and chains
 
+    async def receipts(self, task_id: str, attempt: int) -> list[ReceiptRecord]:
+        """Return what is filed of a task's attempt, in the order of the chain: one receipt, unless its node lied."""
+        return await self._lookups.read(lambda connection: queries.receipts(connection, task_id, attempt))
+
     async def receipt(self, task_id: str, attempt: int | None = None) -> ReceiptRecord | None:
         """Return the receipt of a task's attempt, of the last receipted one when *attempt* is None."""
         found = await self._lookups.read(lambda connection: queries.receipts(connection, task_id, attempt))

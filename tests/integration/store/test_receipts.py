@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from trio.testing import trio_test
 
+from ngpu_bootstrap.store import group_commit
 from ngpu_bootstrap.store.records import BrokenLink, FiledReceipt, Filing, Gap
 from ngpu_protocol.receipts import ReceiptLink
 from tests.unit.store.builders import (
@@ -168,3 +170,28 @@ async def test_receipts_owed_for_too_long_are_evidence_once(directory: Path) -> 
         [fault] = await store.faults(NODE)
         assert (fault.kind, fault.sequence, fault.found_at_ms) == ("withheld", 2, 5_000)
         assert fault.expected == b"receipts 2 to 3"
+
+
+@trio_test
+async def test_an_order_has_one_receipt_that_stands_whoever_hands_in_the_second(directory: Path) -> None:
+    async with a_store(directory) as store:
+        first, second = a_receipt(1), a_receipt(2, 1)
+        assert (await store.late_receipt(first)).filing is Filing.FILED
+        refused = await store.late_receipt(second)
+        assert (refused.filing, refused.first_sequence, refused.first_hash) == (Filing.REPEATED, 1, first.hash)
+        assert await store.chain_head(NODE) == ReceiptLink(1, first.hash)
+        # as a dispute it takes its place: what comes after it is no gap
+        disputed = a_receipt(2, 1, verdict="disputed", rule="once")
+        assert (await store.late_receipt(disputed)).filing is Filing.FILED
+        assert await store.chain_head(NODE) == ReceiptLink(2, second.hash)
+
+
+@trio_test
+async def test_evidence_against_one_node_has_an_end(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group_commit, "FAULTS_KEPT", 3)
+    async with a_store(directory) as store:
+        await store.late_receipt(a_receipt(1))
+        for number in range(6):
+            filed = await store.late_receipt(a_receipt(1, fork=f"{number}"))
+            assert filed.filing is Filing.EQUIVOCATION
+        assert len(await store.faults(NODE)) == 3
