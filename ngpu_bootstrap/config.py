@@ -293,9 +293,9 @@ class ChallengesSection(Section):
     at_once: int = Field(8, ge=1, le=64, description="Nodes of one GPU model challenged at the same moment at most.")
     memory_part: float = Field(0.85, gt=0, le=0.95, description="Part of the claimed memory that the product fills.")
     depth: int = Field(
-        32_768, ge=8, le=131_072, multiple_of=8, description="Length of the scalar products: the deeper, the longer."
+        16_384, ge=8, le=131_072, multiple_of=8, description="Length of the scalar products: the deeper, the longer."
     )
-    steps: int = Field(16, ge=1, le=65_536, description="Reads of each chain through the product.")
+    steps: int = Field(256, ge=1, le=65_536, description="Reads of each chain through the product.")
     tolerance: float = Field(
         1.0,
         ge=1.0,

@@ -11,7 +11,7 @@ from ngpu_bootstrap.errors import BootstrapError
 from ngpu_protocol.challenge.puzzle import Puzzle
 from ngpu_protocol.challenge.verification import Commitment, Finding, Judgement, Spots
 
-# A full-size check takes 2 s of a core; this is for a machine that is busy with other things.
+# A full-size check takes 4 s of a core; this is for a machine that is busy with other things.
 LONGEST_S = 180.0
 
 
@@ -26,11 +26,12 @@ class Checking:
         self._one = trio.CapacityLimiter(1)
 
     async def __call__(
-        self, puzzle: Puzzle, committed: Commitment, spots: Spots, opened: bytes, vector: list[int]
+        self, puzzle: Puzzle, committed: Commitment, spots: Spots, opened: bytes, vector: list[int], salt: bytes
     ) -> Judgement:
         """Return what the openings are worth.
 
         Args:
+            salt: of the chains.
             opened: JSON as it came; the caller bounds its length.
             vector: 32 secret numbers, fresh for every answer.
 
@@ -43,6 +44,7 @@ class Checking:
             "spots": spots.to_json(),
             "opened": opened.decode("utf-8", "replace"),
             "vector": vector,
+            "salt": salt.hex(),
         }
         command = [sys.executable, "-m", "ngpu_bootstrap.challenges.judge_child"]
         async with self._one:

@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
+from ngpu_bootstrap.errors import BootstrapError
 from ngpu_protocol.challenge.puzzle import BLOCK_TILES, Puzzle
 from ngpu_protocol.challenge.speeds import Allowed
 from ngpu_protocol.challenge.verification import (
@@ -32,6 +33,12 @@ WAITED = 1.5
 WAITED_MORE_S = 3.0
 OPENING_S = 60.0
 CLOSING_S = 10.0
+# Of what provers compute (`examples/challenge`): one that means another version is no cheat.
+VERSION = 2
+
+
+class OtherVersion(BootstrapError):
+    """The prover there answers challenges of another version than this one's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +77,7 @@ class Carrier(Protocol):
     async def __call__(self, method: str, path: str, body: bytes, timeout_s: float) -> Reply: ...
 
 
-Check = Callable[[Puzzle, Commitment, Spots, bytes, list[int]], Awaitable[Judgement]]
+Check = Callable[[Puzzle, Commitment, Spots, bytes, list[int], bytes], Awaitable[Judgement]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +109,9 @@ async def challenge(
     Args:
         nonce: what the seed was made of.
         say: told the name of each phase as it begins.
+
+    Raises:
+        OtherVersion: the prover there is not of this version; says nothing about the node.
     """
     product_s = chains_s = 0.0
     proof = task_id = ""
@@ -113,8 +123,17 @@ async def challenge(
         )
         product_s, task_id = began.seconds, began.task_id
         proof = _text(began.value, "proof")
+        if began.value.get("version") != VERSION:
+            said = str(began.value.get("version", 1))[:16]
+            raise OtherVersion(
+                f"the prover there answers challenges of version {said}, this bootstrap means {VERSION}: build "
+                "examples/challenge anew and have its workspace run that"
+            )
         say("chains")
-        walked = await _ask(ask, f"/proof/{proof}/walk", {}, allowed.chains_s, Finding.LATE_CHAINS)
+        # What leads to the chains is drawn now: known before, they could be followed while the product is made, by
+        # whoever cannot keep it.
+        salt = secrets.token_bytes(32)
+        walked = await _ask(ask, f"/proof/{proof}/walk", {"salt": salt.hex()}, allowed.chains_s, Finding.LATE_CHAINS)
         chains_s = walked.seconds
         committed = Commitment.from_json({"root": began.value.get("root"), "ends": walked.value.get("ends")})
         # a late answer is late; what it says may still be looked at, and a wrong one weighs more
@@ -130,17 +149,25 @@ async def challenge(
         opened = await ask("POST", f"/proof/{proof}/open", _packed(spots.to_json()), OPENING_S)
         if opened.status != 200:
             raise _Ended(_silence(opened, Finding.NOT_OPENED))
+        await _close(ask, proof)
+        proof = ""
         say("checking")
         vector = [secrets.randbelow(FREIVALDS_RANGE) for _ in range(32)]
-        judgement = await check(puzzle, committed, spots, opened.body, vector)
+        judgement = await check(puzzle, committed, spots, opened.body, vector, salt)
         judgement = judgement if not judgement.is_good else timed
     except _Ended as ended:
         judgement = ended.judgement
     except MalformedError as error:
         judgement = Judgement(Finding.NOT_OPENED, str(error)[:200])
+    finally:
+        await _close(ask, proof)
+    return Told(judgement, product_s, chains_s, task_id)
+
+
+async def _close(ask: Carrier, proof: str) -> None:
+    """Have the prover give its memory back, if it holds any."""
     if proof:
         await ask("DELETE", f"/proof/{proof}", b"", CLOSING_S)
-    return Told(judgement, product_s, chains_s, task_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +187,7 @@ async def _ask(ask: Carrier, path: str, value: Any, limit_s: float, late: Findin
         found = json.loads(reply.body)
         if not isinstance(found, dict):
             raise ValueError("it is no object")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # what is nested a thousand deep is the prover's doing
         raise MalformedError("proof", str(error)) from None
     return _Answer(found, reply.seconds, reply.task_id)
 
@@ -179,6 +206,6 @@ def _packed(value: Any) -> bytes:
 
 def _text(value: dict[str, Any], name: str) -> str:
     found = value.get(name)
-    if not isinstance(found, str) or not found.isalnum() or len(found) > 64:
+    if not isinstance(found, str) or not (found.isascii() and found.isalnum()) or len(found) > 64:
         raise MalformedError("proof", f"{name} is no name")
     return found

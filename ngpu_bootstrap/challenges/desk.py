@@ -22,7 +22,7 @@ import trio
 
 from ngpu_bootstrap.challenges import policy
 from ngpu_bootstrap.challenges.checking import CheckFailed, Checking
-from ngpu_bootstrap.challenges.conversation import Claim, Reply, Told, challenge
+from ngpu_bootstrap.challenges.conversation import Claim, OtherVersion, Reply, Told, challenge
 from ngpu_bootstrap.config import ChallengesSection
 from ngpu_bootstrap.dispatch.errands import Errands
 from ngpu_bootstrap.errors import Refusal
@@ -35,7 +35,7 @@ from ngpu_bootstrap.store.challenge_rows import ChallengeRow
 from ngpu_bootstrap.store.errors import StoreError
 from ngpu_bootstrap.store.store import Store
 from ngpu_protocol.challenge.puzzle import bound_seed, sized
-from ngpu_protocol.challenge.speeds import Allowed, Speed, allowed, speed_of, too_large
+from ngpu_protocol.challenge.speeds import Allowed, Speed, allowed, depth_for, speed_of, too_large, too_small
 from ngpu_protocol.challenge.verification import Finding, Judgement
 from ngpu_protocol.control import DeploymentPhase
 from ngpu_protocol.gpu_models import canonical_gpu_model
@@ -410,6 +410,9 @@ class ChallengeDesk:
         if speed is None:
             one.run.problem = f"how fast {claim.model} is stands in no table: add it to [[challenges.speeds]]"
             return
+        if too_small(claim.memory_bytes, speed):
+            one.run.problem = f"it offers too little of a {claim.model} for the time to say anything"
+            return
         limits = Allowed(0.0, 0.0)
         if too_large(claim.memory_bytes, speed):
             told = Told(Judgement(Finding.TOO_LARGE, f"{claim.memory_bytes} bytes; {speed.memory_gib} GiB at most"))
@@ -421,7 +424,7 @@ class ChallengeDesk:
                     bound_seed(nonce, claim.node, claim.gpu),
                     claim.memory_bytes,
                     part=settings.memory_part,
-                    depth=settings.depth,
+                    depth=depth_for(settings.depth, claim.memory_bytes, speed),
                     steps=settings.steps,
                 )
             except ValueError as error:
@@ -429,6 +432,12 @@ class ChallengeDesk:
                 return
             limits = allowed(puzzle, speed)
             limits = Allowed(limits.product_s * settings.tolerance, limits.chains_s * settings.tolerance)
+            if limits.product_s > one.spec.request_timeout_s:
+                one.run.problem = (
+                    f"a {claim.model} may take {limits.product_s:.0f} s, the challenge's workspace lets nothing take "
+                    f"longer than {one.spec.request_timeout_s:g} s: raise its request_timeout_s"
+                )
+                return
 
             async def ask(method: str, path: str, body: bytes, timeout_s: float) -> Reply:
                 return await self._ask(one, method, path, body, timeout_s)
@@ -438,6 +447,10 @@ class ChallengeDesk:
 
             try:
                 told = await challenge(claim, puzzle, nonce, limits, ask, self._check, say)
+            except OtherVersion as error:
+                log.warning("challenge_of_another_version", node=claim.node, workspace=one.spec.id)
+                one.run.problem = str(error)
+                return
             except CheckFailed as error:
                 log.error("challenge_not_checked", node=claim.node, reason=str(error))
                 one.run.problem = str(error)

@@ -46,6 +46,7 @@ def main() -> int:
             tiles,
             chains,
             asked["vector"],
+            bytes.fromhex(asked["salt"]),
         )
     except (MalformedError, ValueError, RecursionError) as error:
         judgement = Judgement(Finding.NOT_OPENED, str(error)[:200])

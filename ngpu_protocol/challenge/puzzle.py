@@ -16,8 +16,12 @@ BLOCK_TILES = 32
 BLOCK = TILE * BLOCK_TILES
 #: Entries of the factors are -8 to 7: 64 x depth must stay below 2^24.
 MAX_DEPTH = 1 << 17
+DEPTH = 1 << 14
+STEPS = 256
 MAX_SIDE = 1 << 20
-ENTRY_BYTES = 4
+#: The product is kept modulo 2^16: an entry has some 14 bits of information, and were it kept as 32, half of the memory
+#: would do.
+ENTRY_BYTES = 2
 #: For each line of a factor: 8,192 entries of it at a time, in floating point, and what unpacking them takes.
 _WORKING_BYTES = 8192 * 6
 
@@ -39,7 +43,7 @@ class Puzzle:
     columns: int
     depth: int
     walkers: int = 1 << 20
-    steps: int = 16
+    steps: int = STEPS
 
     def __post_init__(self) -> None:
         if len(self.seed) != 32:
@@ -55,9 +59,14 @@ class Puzzle:
                 raise ValueError(f"{name} must be a multiple of {unit} up to {most}, not {value}")
 
     @property
+    def entries(self) -> int:
+        """Entries of the product."""
+        return self.rows * self.columns
+
+    @property
     def product_bytes(self) -> int:
         """Memory the product fills."""
-        return self.rows * self.columns * ENTRY_BYTES
+        return self.entries * ENTRY_BYTES
 
     @property
     def operations(self) -> int:
@@ -108,7 +117,7 @@ def bound_seed(nonce: bytes, node: str, gpu: bytes) -> bytes:
     return hashlib.sha256(b"ngpu challenge of" + nonce + named + gpu).digest()
 
 
-def sized(seed: bytes, memory_bytes: int, *, part: float = 0.85, depth: int = 32768, steps: int = 16) -> Puzzle:
+def sized(seed: bytes, memory_bytes: int, *, part: float = 0.85, depth: int = DEPTH, steps: int = STEPS) -> Puzzle:
     """Return a puzzle whose product fills *part* of *memory_bytes*, less what working on it takes.
 
     The rest is for the driver, the framework and the factors. A chain for every 4 KiB of the product: together they

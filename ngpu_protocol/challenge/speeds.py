@@ -54,8 +54,11 @@ SPEEDS: dict[str, Speed] = {
 
 #: Of the datasheet's figure, what the product must reach at least (measured: 0.72 to 0.79).
 PRODUCT_PART = 0.6
-#: How often the product passes through memory while it is digested, and what of the bandwidth that reaches.
-DIGEST_PASSES = 26
+#: What digesting one entry of the product moves.
+DIGEST_BYTES = 104
+#: What adding one entry of a part of the product (`DEPTH_AT_ONCE` deep) to what is kept moves.
+KEPT_BYTES = 16
+DEPTH_AT_ONCE = 8192
 #: What making one entry of a factor moves: it is unpacked from a word of eight.
 ENTRY_BYTES_MOVED = 160
 #: What reading one entry moves, with the arithmetic of the step around it.
@@ -65,6 +68,9 @@ MEMORY_PART = 0.5
 FIXED_S = 1.0
 CHAINS_FIXED_S = 0.75
 HASHED_BYTES_PER_S = 1.0e9
+#: How much deeper the product of a claim of little memory is at most, and what part of a card says too little.
+DEEPER = 4
+LEAST_OF_CARD = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +107,30 @@ def too_large(memory_bytes: int, speed: Speed) -> bool:
     return bool(speed.memory_gib) and memory_bytes > speed.memory_gib * 1.02 * (1 << 30)
 
 
+def depth_for(depth: int, memory_bytes: int, speed: Speed) -> int:
+    """Return how deep the product of a claim is, where that of a whole card is *depth*.
+
+    A claim of half the card's memory has half the product. Were that all, the second for everything else would be most
+    of its time, and a slower card would fit into it: so it is twice as deep, and costs as much. Four times at most,
+    since checking it costs as much more.
+    """
+    times = 1
+    while times < DEEPER and memory_bytes * 2 * times <= speed.memory_gib * (1 << 30) * 1.02:
+        times *= 2
+    return depth * times
+
+
+def too_small(memory_bytes: int, speed: Speed) -> bool:
+    """Return whether so little of a card is offered that its time would say nothing."""
+    return memory_bytes * LEAST_OF_CARD < speed.memory_gib * (1 << 30)
+
+
 def allowed(puzzle: Puzzle, speed: Speed) -> Allowed:
     """Return what a GPU of that speed may take."""
     memory = speed.bytes_per_s * MEMORY_PART
     product_s = puzzle.operations / (speed.products_per_s * PRODUCT_PART)
     factors_s = (puzzle.rows + puzzle.columns) * puzzle.depth * ENTRY_BYTES_MOVED / memory
-    digest_s = puzzle.product_bytes * DIGEST_PASSES / memory + puzzle.product_bytes / 256 / HASHED_BYTES_PER_S / 4
+    moved = DIGEST_BYTES + KEPT_BYTES * -(-puzzle.depth // DEPTH_AT_ONCE)
+    digest_s = puzzle.entries * moved / memory + puzzle.entries / 256 / HASHED_BYTES_PER_S
     chains_s = puzzle.walkers * puzzle.steps * CHAIN_BYTES / memory + puzzle.walkers * 4 / HASHED_BYTES_PER_S
     return Allowed(FIXED_S + product_s + factors_s + digest_s, CHAINS_FIXED_S + chains_s)

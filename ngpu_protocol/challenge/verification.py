@@ -148,10 +148,12 @@ def judge_openings(
     tiles: Sequence[OpenedTile],
     chains: Sequence[OpenedChain],
     vector: Sequence[int],
+    salt: bytes = b"",
 ) -> Judgement:
     """Judge what was opened; the first thing wrong decides.
 
     Args:
+        salt: what was sent when the chains were asked for; empty where nothing was.
         vector: 32 secret numbers below `FREIVALDS_RANGE`, fresh for every answer.
     """
     if [(tile.block, tile.tile) for tile in tiles] != list(spots.tiles):
@@ -163,8 +165,9 @@ def judge_openings(
         judgement = _judge_tile(puzzle, committed.root, tile, keys, vector)
         if not judgement.is_good:
             return judgement
+    chain_keys = numbers.chain_keys(keys, committed.root, salt)
     for chain in chains:
-        judgement = _judge_chain(puzzle, committed, chain, keys)
+        judgement = _judge_chain(puzzle, committed, chain, keys, chain_keys)
         if not judgement.is_good:
             return judgement
     return Judgement(Finding.GOOD)
@@ -185,7 +188,7 @@ def _judge_tile(
     blocks_across = puzzle.columns // BLOCK
     first_row = opened.block // blocks_across * BLOCK + opened.tile // BLOCK_TILES * TILE
     first_column = opened.block % blocks_across * BLOCK + opened.tile % BLOCK_TILES * TILE
-    # B r, then A (B r), against C r
+    # B r, then A (B r), against C r: modulo 2^16, as C is kept
     weighted = [0] * puzzle.depth
     for place in range(TILE):
         weight = vector[place]
@@ -194,12 +197,14 @@ def _judge_tile(
     for place in range(TILE):
         row = numbers.line(keys[0:2], first_row + place, puzzle.depth)
         stated_row = opened.entries[TILE * place : TILE * place + TILE]
-        if sum(map(mul, row, weighted)) != sum(map(mul, stated_row, vector)):
+        if (sum(map(mul, row, weighted)) - sum(map(mul, stated_row, vector))) & 0xFFFF:
             return Judgement(Finding.WRONG_PRODUCT, f"row {first_row + place} in {where}")
     return Judgement(Finding.GOOD)
 
 
-def _judge_chain(puzzle: Puzzle, committed: Commitment, opened: OpenedChain, keys: Sequence[int]) -> Judgement:
+def _judge_chain(
+    puzzle: Puzzle, committed: Commitment, opened: OpenedChain, keys: Sequence[int], chain: Sequence[int]
+) -> Judgement:
     where = f"chain {opened.walker}"
     number, place = divmod(opened.walker, commitment.ENDS_PER_LEAF)
     leaves = -(-puzzle.walkers // commitment.ENDS_PER_LEAF)
@@ -209,11 +214,11 @@ def _judge_chain(puzzle: Puzzle, committed: Commitment, opened: OpenedChain, key
     leaf = commitment.leaf(number, opened.states)
     if commitment.root_of(number, leaves, leaf, opened.partners) != committed.ends:
         return Judgement(Finding.NOT_COMMITTED, f"{where} does not lead to the root of ends")
-    state = numbers.chain_start(committed.root, opened.walker)
+    state = numbers.chain_start(chain, opened.walker)
     for _ in range(puzzle.steps):
-        row, column = numbers.chain_place(keys[5:8], state, puzzle.rows, puzzle.columns)
+        row, column = numbers.chain_place(chain, state, puzzle.rows, puzzle.columns)
         entry = sum(map(mul, numbers.line(keys[0:2], row, puzzle.depth), numbers.line(keys[2:4], column, puzzle.depth)))
-        state = numbers.chain_next(keys[5:8], state, entry)
+        state = numbers.chain_next(chain, state, numbers.kept(entry))
     if int.from_bytes(opened.states[4 * place : 4 * place + 4], "little") != state:
         return Judgement(Finding.WRONG_CHAIN, where)
     return Judgement(Finding.GOOD)
@@ -283,8 +288,8 @@ def _number(value: Any) -> int:
 
 
 def _entry(value: Any) -> int:
-    if type(value) is not int or abs(value) >= 1 << 31:
-        raise ValueError("an entry has 32 bits")
+    if type(value) is not int or not -(1 << 15) <= value < 1 << 15:
+        raise ValueError("an entry has 16 bits")
     return value
 
 

@@ -9,6 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 GOLDEN = 0x9E3779B1
+#: Beside the product stands what is being added to it, in 32 bits: so much of it.
+PART_BYTES = 1 << 29
+
+
+def part_height(columns: int) -> int:
+    """Return how many rows of a product are made at a time: a multiple of what matrix units like."""
+    return max(256, PART_BYTES // (4 * columns) // 256 * 256)
 
 
 class NumpyArrays:
@@ -32,19 +39,20 @@ class NumpyArrays:
         return values.astype(self.module.float32)
 
     def empty(self, rows: int, columns: int) -> Any:
-        return self.module.empty((rows, columns), dtype=self.module.float32)
+        return self.module.empty((rows, columns), dtype=self.module.int16)
 
     def lines(self, count: int, depth: int) -> Any:
         return self.module.empty((count, depth), dtype=self.module.float32)
 
     def product(self, left: Any, right: Any, out: Any, *, add: bool) -> None:
-        """Put left x right-transposed into *out*, or add it."""
-        if not add:
-            self.module.matmul(left, right.T, out=out)
-            return
-        height = max(1, (1 << 28) // out.shape[1])  # what is added stands beside the product: a GiB of it
+        """Put left x right-transposed into *out*, or add it, modulo 2^16; each entry of it must have 16 bits."""
+        height = part_height(out.shape[1])
         for first in range(0, out.shape[0], height):
-            out[first : first + height] += self.module.matmul(left[first : first + height], right.T)
+            part = self.module.matmul(left[first : first + height], right.T).astype(self.module.int16)
+            if add:
+                out[first : first + height] += part
+            else:
+                out[first : first + height] = part
 
     def tile_sums(self, values: Any, tile: int) -> Any:
         rows, columns = values.shape
@@ -96,16 +104,20 @@ class TorchArrays:
         return values.to(self.module.float32)
 
     def empty(self, rows: int, columns: int) -> Any:
-        return self.module.empty((rows, columns), dtype=self.module.float32, device=self.device)
+        return self.module.empty((rows, columns), dtype=self.module.int16, device=self.device)
 
-    lines = empty
+    def lines(self, count: int, depth: int) -> Any:
+        return self.module.empty((count, depth), dtype=self.module.float32, device=self.device)
 
     def product(self, left: Any, right: Any, out: Any, *, add: bool) -> None:
-        """Put left x right-transposed into *out*, or add it."""
-        if add:
-            out.addmm_(left, right.t())
-        else:
-            self.module.mm(left, right.t(), out=out)
+        """Put left x right-transposed into *out*, or add it, modulo 2^16; each entry of it must have 16 bits."""
+        height = part_height(out.shape[1])
+        for first in range(0, out.shape[0], height):
+            part = self.module.mm(left[first : first + height], right.t()).to(self.module.int16)
+            if add:
+                out[first : first + height] += part
+            else:
+                out[first : first + height] = part
 
     def tile_sums(self, values: Any, tile: int) -> Any:
         rows, columns = values.shape

@@ -2,8 +2,9 @@
 
     GET  /health             {"status": "ok", "arrays": "torch on cuda:0"}
     POST /proof              a puzzle, with the number of the GPU that is meant ("gpu", 0 where it is not said) and whom
-                             it is for ("for"); answers {"proof": id, "root": …} when the product is committed to
-    POST /proof/{id}/walk    answers {"ends": …} when the chains are
+                             it is for ("for"); answers {"proof": id, "root": …, "version": 2} when the product is
+                             committed to
+    POST /proof/{id}/walk    {"salt": …}; answers {"ends": …} when the chains that it leads to are
     POST /proof/{id}/open    {"tiles": [[block, tile], …], "walkers": […]}; answers the openings
     DELETE /proof/{id}       gives the memory back; else that happens after `KEPT_S`
 
@@ -24,6 +25,8 @@ from typing import Any
 from .arrays import Arrays
 from .prover import Proof
 
+#: Of what is computed: a bootstrap that means another one says so, and finds nobody wrong for it.
+VERSION = 2
 KEPT_S = 120.0
 MAX_BODY_BYTES = 1 << 20
 
@@ -77,6 +80,13 @@ def _is_for(owner: str, puzzle: Any) -> bool:
         return False
 
 
+def _salt(value: Any) -> bytes:
+    try:
+        return bytes.fromhex(value["salt"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise Refused(400, "the salt of the chains is missing, or not hexadecimal") from error
+
+
 class Prover:
     """Holds the one proof under way; its methods are called from any thread, one at a time does something."""
 
@@ -103,17 +113,17 @@ class Prover:
                 proof.close()
                 raise
             self._id, self._proof, self._used_s = secrets.token_hex(8), proof, time.monotonic()
-            return {"proof": self._id, "root": proof.root.hex(), "seconds": proof.seconds}
+            return {"proof": self._id, "root": proof.root.hex(), "version": VERSION, "seconds": proof.seconds}
 
     def holds(self, name: str) -> bool:
         """Return whether its proof has this name."""
         return self._proof is not None and secrets.compare_digest(name.encode(), self._id.encode())
 
-    def walk(self, name: str) -> dict[str, Any]:
+    def walk(self, name: str, salt: bytes) -> dict[str, Any]:
         """Follow the chains and commit to their ends."""
         with self._one:
             proof = self._named(name)
-            proof.walk()
+            proof.walk(salt)
             return {"ends": proof.ends.hex(), "seconds": proof.seconds}
 
     def open(self, name: str, spots: Any) -> dict[str, Any]:
@@ -186,7 +196,7 @@ def serve(host: str, port: int, provers: Provers) -> ThreadingHTTPServer:
             if parts == ["proof"]:
                 return provers.begin(value)
             if len(parts) == 3 and parts[0] == "proof" and parts[2] == "walk":
-                return provers.named(parts[1]).walk(parts[1])
+                return provers.named(parts[1]).walk(parts[1], _salt(value))
             if len(parts) == 3 and parts[0] == "proof" and parts[2] == "open":
                 return provers.named(parts[1]).open(parts[1], value)
             raise Refused(404, "nothing is here")

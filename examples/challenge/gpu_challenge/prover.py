@@ -1,6 +1,7 @@
 """Computes the product, commits to it, follows the chains, opens what is asked.
 
-The product stays in the device's memory until the proof is closed: the chains and the openings read it there.
+The product stays in the device's memory until the proof is closed: the chains and the openings read it there. It is
+kept modulo 2^16: in wider numbers most of that memory would say nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ ENDS_PER_LEAF = 1024
 #: Working arrays take about this much beside the product.
 CHUNK_BYTES = 1 << 30
 WALKERS_AT_ONCE = 1 << 23
+#: A part of the product this deep has entries within 16 bits: 2,048 on the average, with a standard deviation of 1,950.
 DEPTH_AT_ONCE = 8192
 
 
@@ -40,6 +42,7 @@ class Proof:
         self._depth, self._walkers, self._steps = int(puzzle["depth"]), int(puzzle["walkers"]), int(puzzle["steps"])
         digest = hashlib.sha256(b"ngpu challenge" + bytes.fromhex(puzzle["seed"])).digest()
         self._keys = [signed(int.from_bytes(digest[at : at + 4], "big")) for at in range(0, 32, 4)]
+        self._chain: list[int] = []
         self._product: Any = None
         self._digests: list[bytes] = []
         self._levels: list[list[bytes]] = []
@@ -53,7 +56,7 @@ class Proof:
         began = time.perf_counter()
         arrays = self._arrays
         self._product = arrays.empty(self._rows, self._columns)
-        height = max(BLOCK, CHUNK_BYTES // (4 * DEPTH_AT_ONCE) // BLOCK * BLOCK)
+        height = max(BLOCK, CHUNK_BYTES // (16 * DEPTH_AT_ONCE) // BLOCK * BLOCK)
         for begin in range(0, self._depth, DEPTH_AT_ONCE):
             end = min(self._depth, begin + DEPTH_AT_ONCE)
             columns = self._lines(self._keys[2], self._keys[3], 0, self._columns, begin, end)
@@ -112,9 +115,14 @@ class Proof:
 
     # -- the chains ----------------------------------------------------------------------------------------------------
 
-    def walk(self) -> None:
-        """Follow the chains, and set `ends`."""
+    def walk(self, salt: bytes = b"") -> None:
+        """Follow the chains that *salt* and the product's root lead to, and set `ends`."""
         began = time.perf_counter()
+        self._chain = [int.from_bytes(self.root[:4], "big"), *self._keys[5:8]]
+        if salt:
+            digest = hashlib.sha256(b"ngpu challenge chains" + self.root + salt).digest()
+            self._chain = [int.from_bytes(digest[at : at + 4], "big") for at in range(0, 16, 4)]
+        self._chain = [signed(word) for word in self._chain]
         packed = b""
         for first in range(0, self._walkers, WALKERS_AT_ONCE):
             packed += self._ends_of(first, min(self._walkers, first + WALKERS_AT_ONCE))
@@ -128,13 +136,13 @@ class Proof:
         arrays = self._arrays
         states = arrays.words(last - first, first)
         states *= signed(GOLDEN)
-        states += signed(int.from_bytes(self.root[:4], "big"))
+        states += self._chain[0]
         mix(states)
         for _ in range(self._steps):
-            rows = arrays.modulo(mix(states ^ self._keys[5]), self._rows)
-            columns = arrays.modulo(mix(states ^ self._keys[6]), self._columns)
+            rows = arrays.modulo(mix(states ^ self._chain[1]), self._rows)
+            columns = arrays.modulo(mix(states ^ self._chain[2]), self._columns)
             entries = arrays.pick(self._product, rows, columns)
-            entries ^= self._keys[7]
+            entries ^= self._chain[3]
             states += signed(GOLDEN)
             states ^= mix(entries)
             mix(states)

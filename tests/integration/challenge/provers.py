@@ -18,7 +18,7 @@ if str(ROOT / "examples" / "challenge") not in sys.path:
     sys.path.insert(0, str(ROOT / "examples" / "challenge"))
 
 from gpu_challenge.arrays import NumpyArrays, choose, mix, signed  # noqa: E402
-from gpu_challenge.http_server import Prover, Provers, Refused, serve  # noqa: E402
+from gpu_challenge.http_server import VERSION, Prover, Provers, Refused, serve  # noqa: E402
 from gpu_challenge.prover import Proof  # noqa: E402
 
 
@@ -42,7 +42,7 @@ class _Cheat(Provers):
             proof.compute()
             name = f"{len(self.proofs)}"
             self.proofs[name] = proof
-            return {"proof": name, "root": proof.root.hex()}
+            return {"proof": name, "root": proof.root.hex(), "version": VERSION}
 
     def named(self, name: str) -> Any:
         return _Named(self.proofs[name])
@@ -54,8 +54,8 @@ class _Named:
     def __init__(self, proof: Proof) -> None:
         self._proof = proof
 
-    def walk(self, name: str) -> dict[str, Any]:
-        self._proof.walk()
+    def walk(self, name: str, salt: bytes) -> dict[str, Any]:
+        self._proof.walk(salt)
         return {"ends": self._proof.ends.hex()}
 
     def open(self, name: str, spots: Any) -> dict[str, Any]:
@@ -90,10 +90,10 @@ class _SmallProof(Proof):
 
     needs_s = 0.0
 
-    def walk(self) -> None:
+    def walk(self, salt: bytes = b"") -> None:
         began = time.monotonic()
         self._product = _HalfProduct(self)
-        super().walk()
+        super().walk(salt)
         time.sleep(max(0.0, self.needs_s - (time.monotonic() - began)))
 
 
@@ -110,8 +110,8 @@ class _HalfProduct:
             row_numbers = numpy.arange(rows.start, rows.stop)
             column_numbers = numpy.arange(columns.start, columns.stop)
             left, right = self._lines(0, row_numbers), self._lines(2, column_numbers)
-            return (left @ right.T).astype(numpy.float32)
-        found = numpy.empty(rows.shape, dtype=numpy.float32)
+            return (left @ right.T).astype(numpy.int16)
+        found = numpy.empty(rows.shape, dtype=numpy.int16)
         held = rows < len(self._held)
         found[held] = self._held[rows[held], columns[held]]
         left, right = self._lines(0, rows[~held]), self._lines(2, columns[~held])
@@ -139,6 +139,22 @@ def less_memory(needs_s: float) -> Provers:
     return _Cheat(type("SmallProof", (_SmallProof,), {"needs_s": needs_s}))
 
 
+class _EarlyProof(Proof):
+    """Follows chains while it still has the whole product, before it is asked for them, and throws the product away."""
+
+    def compute(self) -> None:
+        super().compute()
+        super().walk()
+
+    def walk(self, salt: bytes = b"") -> None:
+        pass
+
+
+def walked_before() -> Provers:
+    """See `_EarlyProof`."""
+    return _Cheat(_EarlyProof)
+
+
 class _LazyProof(Proof):
     """Multiplies the first half of the rows and says that the rest is zero."""
 
@@ -163,7 +179,7 @@ class _Replay(Provers):
         if self._proof is None:
             self._proof = Proof(choose("numpy"), puzzle)
             self._proof.compute()
-        return {"proof": "first", "root": self._proof.root.hex()}
+        return {"proof": "first", "root": self._proof.root.hex(), "version": VERSION}
 
     def named(self, name: str) -> Any:
         assert self._proof is not None
@@ -192,8 +208,8 @@ class _Relay(Provers):
         relay = self
 
         class There:
-            def walk(self, name: str) -> dict[str, Any]:
-                return relay._pass_on(f"/proof/{name}/walk", {})
+            def walk(self, name: str, salt: bytes) -> dict[str, Any]:
+                return relay._pass_on(f"/proof/{name}/walk", {"salt": salt.hex()})
 
             def open(self, name: str, spots: Any) -> dict[str, Any]:
                 return relay._pass_on(f"/proof/{name}/open", spots)

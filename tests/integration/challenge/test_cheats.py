@@ -32,9 +32,9 @@ SETTINGS = """
 [challenges]
 workspaces = ["{workspace}"]
 automatic = false
-depth = 1024
+depth = 512
 steps = 512
-tolerance = 1.5
+tolerance = 1.2
 
 [[challenges.speeds]]
 model = "Test Card"
@@ -51,7 +51,7 @@ SPEC = {
     "apis": [],
 }
 # By these figures: the limits of the product and of the chains.
-PRODUCT_LIMIT_S, CHAINS_LIMIT_S = 2.35, 1.37
+PRODUCT_LIMIT_S, CHAINS_LIMIT_S = 2.56, 1.30
 
 
 @dataclass
@@ -223,6 +223,7 @@ CHEATS = {
     "a slower card": (lambda: provers.a_card(PRODUCT_LIMIT_S + 0.4), {"late"}, 1),
     "less memory than claimed": (lambda: provers.less_memory(CHAINS_LIMIT_S + 0.4), {"late_chains"}, 1),
     "half of the product": (provers.half_the_work, {"wrong_product"}, 2),
+    "chains followed before they are asked for": (provers.walked_before, {"wrong_chain"}, 2),
 }
 
 

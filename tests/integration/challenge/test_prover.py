@@ -9,15 +9,18 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from operator import ne
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ngpu_protocol.challenge import commitment, numbers
 from ngpu_protocol.challenge import verification as ver
 from ngpu_protocol.challenge.puzzle import BLOCK, Puzzle
 
 ROOT = Path(__file__).parents[3]
+SALT = bytes(range(64, 96))
 VECTORS = json.loads((ROOT / "tests" / "vectors" / "challenge.json").read_text())
 
 
@@ -34,7 +37,7 @@ def proof_of(puzzle: Puzzle) -> Any:
 
     proof = Proof(choose("numpy"), puzzle.to_json())
     proof.compute()
-    proof.walk()
+    proof.walk(SALT)
     return proof
 
 
@@ -55,7 +58,7 @@ def a_vector() -> list[int]:
 def judged(puzzle: Puzzle, proof: Any) -> ver.Judgement:
     spots = some_spots(puzzle)
     opened = ver.openings_from_json(proof.open(spots.tiles, spots.walkers))
-    return ver.judge_openings(puzzle, ver.Commitment(proof.root, proof.ends), spots, *opened, a_vector())
+    return ver.judge_openings(puzzle, ver.Commitment(proof.root, proof.ends), spots, *opened, a_vector(), SALT)
 
 
 def test_what_numpy_computes_is_what_the_verifier_expects() -> None:
@@ -70,7 +73,48 @@ def test_the_proof_is_that_of_the_vectors_however_the_work_is_cut(monkeypatch: p
         monkeypatch.setattr("gpu_challenge.prover.CHUNK_BYTES", chunk_bytes)
         monkeypatch.setattr("gpu_challenge.prover.WALKERS_AT_ONCE", walkers_at_once)
         proof = proof_of(puzzle)
-        assert (proof.root.hex(), proof.ends.hex()) == (VECTORS["root"], VECTORS["ends"])
+        assert (proof.root.hex(), proof.ends.hex()) == (VECTORS["root"], VECTORS["salted"]["ends"])
+        proof.walk()
+        assert proof.ends.hex() == VECTORS["ends"]
+
+
+def test_a_product_is_kept_modulo_two_to_the_sixteenth() -> None:
+    import numpy
+    from gpu_challenge.arrays import choose
+
+    arrays = choose("numpy")
+    out, left, right = arrays.empty(1, 1), arrays.lines(1, 1), arrays.lines(1, 1)
+    left[:], right[:] = 100, 200
+    for times in range(4):
+        arrays.product(left, right, out, add=times > 0)
+        assert (out.dtype, out[0, 0]) == ("int16", numbers.kept(20_000 * (times + 1)))
+    # so deep that its entries do not fit: about 32,768, as often more as less
+    puzzle = Puzzle(bytes(32), BLOCK, BLOCK, 1 << 17, walkers=1)
+    keys = numbers.keys(puzzle.seed)
+    rows, columns = (
+        numpy.array([numbers.line(key, n, puzzle.depth) for n in range(32)]) for key in (keys[:2], keys[2:4])
+    )
+    exact = [int(entry) for entry in (rows.astype(float) @ columns.astype(float).T).reshape(-1)]
+    entries = tuple(numbers.kept(entry) for entry in exact)
+    assert 100 < sum(map(ne, exact, entries)) < 900
+
+    def found(entries: tuple[int, ...]) -> ver.Finding:
+        digests = numbers.tile_digest(keys[4], entries).to_bytes(4, "little") + bytes(4 * 1023)
+        root = commitment.leaf(0, digests)
+        tile = ver.OpenedTile(0, 0, entries, digests, ())
+        return ver.judge_openings(
+            puzzle, ver.Commitment(root, bytes(32)), ver.Spots(((0, 0),), ()), [tile], [], a_vector()
+        ).finding
+
+    assert found(entries) is ver.Finding.GOOD
+    assert found((*entries[:-1], entries[-1] ^ 1)) is ver.Finding.WRONG_PRODUCT
+
+
+def test_chains_that_are_followed_without_the_salt_are_found() -> None:
+    puzzle = a_puzzle()
+    proof = proof_of(puzzle)
+    proof.walk()
+    assert judged(puzzle, proof).finding is ver.Finding.WRONG_CHAIN
 
 
 def cheat_on_entries(proof: Any) -> None:
@@ -89,10 +133,10 @@ def test_a_product_that_is_not_the_product_is_found(cheat: Callable[[Any], None]
     proof = proof_of(puzzle)
     cheat(proof)
     proof._digest()
-    proof.walk()
+    proof.walk(SALT)
     spots = ver.Spots(((1, 7), (1, 500)), (0,))
     opened = ver.openings_from_json(proof.open(spots.tiles, spots.walkers))
-    found = ver.judge_openings(puzzle, ver.Commitment(proof.root, proof.ends), spots, *opened, a_vector())
+    found = ver.judge_openings(puzzle, ver.Commitment(proof.root, proof.ends), spots, *opened, a_vector(), SALT)
     assert found.finding is ver.Finding.WRONG_PRODUCT
 
 
@@ -101,12 +145,12 @@ def test_a_tile_computed_only_when_asked_for_is_found() -> None:
     proof, honest = proof_of(puzzle), proof_of(puzzle)
     cheat_by_leaving_out(proof)
     proof._digest()
-    proof.walk()
+    proof.walk(SALT)
     spots = ver.Spots(((1, 7),), ())
     tiles, _ = ver.openings_from_json(proof.open(spots.tiles, []))
     true_tiles, _ = ver.openings_from_json(honest.open(spots.tiles, []))
     patched = ver.OpenedTile(1, 7, true_tiles[0].entries, tiles[0].digests, tiles[0].partners)
-    found = ver.judge_openings(puzzle, ver.Commitment(proof.root, proof.ends), spots, [patched], [], a_vector())
+    found = ver.judge_openings(puzzle, ver.Commitment(proof.root, proof.ends), spots, [patched], [], a_vector(), SALT)
     assert found.finding is ver.Finding.WRONG_DIGEST
 
 
@@ -152,15 +196,15 @@ def test_a_challenge_over_http(client: Client) -> None:
     status, began = client.ask("POST", "/proof", puzzle.to_json())
     assert status == 200
     at = f"/proof/{began['proof']}"
-    _, walked = client.ask("POST", f"{at}/walk", {})
+    _, walked = client.ask("POST", f"{at}/walk", {"salt": SALT.hex()})
     committed = ver.Commitment.from_json({**began, **walked})
     spots = some_spots(puzzle)
     _, opened = client.ask("POST", f"{at}/open", spots.to_json())
     openings = ver.openings_from_json(opened)
-    assert ver.judge_openings(puzzle, committed, spots, *openings, a_vector()).is_good
+    assert ver.judge_openings(puzzle, committed, spots, *openings, a_vector(), SALT).is_good
     assert client.ask("POST", "/proof", a_puzzle().to_json())[0] == 409, "one at a time"
     assert client.ask("DELETE", at)[0] == 200
-    assert client.ask("POST", f"{at}/walk", {})[0] == 404
+    assert client.ask("POST", f"{at}/walk", {"salt": SALT.hex()})[0] == 404
     assert client.ask("POST", "/proof", puzzle.to_json())[0] == 200
 
 
@@ -174,7 +218,7 @@ def test_what_is_no_puzzle_is_refused(client: Client, value: Any) -> None:
 def test_what_is_not_there_is_not_opened(client: Client) -> None:
     _, began = client.ask("POST", "/proof", a_puzzle(rows=BLOCK, depth=8).to_json())
     at = f"/proof/{began['proof']}"
-    client.ask("POST", f"{at}/walk", {})
+    client.ask("POST", f"{at}/walk", {"salt": SALT.hex()})
     for spots in (
         {"tiles": [[5, 0]], "walkers": []},
         {"tiles": [], "walkers": [10**9]},

@@ -9,7 +9,7 @@ import pytest
 from trio.testing import trio_test
 
 from ngpu_bootstrap.challenges.checking import Checking
-from ngpu_bootstrap.challenges.conversation import Claim, Reply, Told, challenge
+from ngpu_bootstrap.challenges.conversation import Claim, OtherVersion, Reply, Told, challenge
 from ngpu_protocol.challenge.puzzle import BLOCK, Puzzle, bound_seed
 from ngpu_protocol.challenge.speeds import SPEEDS, Allowed, Speed, allowed, speed_of, too_large
 from ngpu_protocol.challenge.verification import Commitment, Finding, Judgement, Spots
@@ -22,6 +22,8 @@ CLAIM = Claim(NODE, GPU, "Test Card", 1 << 24)
 PUZZLE = Puzzle(bound_seed(NONCE, NODE, GPU), BLOCK, BLOCK, 8, walkers=40, steps=3)
 LIMITS = Allowed(2.0, 1.0)
 GOOD = Judgement(Finding.GOOD)
+BEGAN = {"proof": "p1", "root": "aa" * 32, "version": 2}
+WALKED = {"ends": "bb" * 32}
 
 
 class Prover:
@@ -35,12 +37,15 @@ class Prover:
         value = json.loads(body) if body else None
         self.asked.append((method, path, value))
         name = "proof" if path == "/proof" else path.rsplit("/", 1)[1] if method == "POST" else "close"
-        usual = {"proof": {"proof": "p1", "root": "aa" * 32}, "walk": {"ends": "bb" * 32}}.get(name, {})
+        usual = {"proof": BEGAN, "walk": WALKED}.get(name, {})
         return self.says.get(name) or Reply(200, json.dumps(usual).encode(), 0.5, f"task {name}")
 
 
 async def told(prover: Prover, verdict: Judgement = GOOD) -> Told:
-    async def check(puzzle: Puzzle, committed: Commitment, spots: Spots, opened: bytes, vector: list[int]) -> Judgement:
+    async def check(
+        puzzle: Puzzle, committed: Commitment, spots: Spots, opened: bytes, vector: list[int], salt: bytes
+    ) -> Judgement:
+        assert prover.asked[1][2] == {"salt": salt.hex()}
         assert (committed.root.hex(), committed.ends.hex()) == ("aa" * 32, "bb" * 32)
         assert (len(spots.tiles), len(spots.walkers), len(vector)) == (4, 2, 32)
         return verdict
@@ -70,9 +75,6 @@ def reply(value: Any, seconds: float = 0.5, **others: Any) -> Reply:
     return Reply(**{"status": 200, "body": json.dumps(value).encode(), "seconds": seconds, "task_id": "t", **others})
 
 
-BEGAN, WALKED = {"proof": "p1", "root": "aa" * 32}, {"ends": "bb" * 32}
-
-
 @pytest.mark.parametrize(
     ("says", "finding"),
     [
@@ -86,8 +88,11 @@ BEGAN, WALKED = {"proof": "p1", "root": "aa" * 32}, {"ends": "bb" * 32}
         ({"proof": reply({"message": "out of memory"}, status=500)}, Finding.UNANSWERED),
         ({"open": reply({"message": "I have forgotten"}, status=404)}, Finding.NOT_OPENED),
         ({"proof": reply([])}, Finding.NOT_OPENED),
-        ({"proof": reply({"proof": "../../x", "root": "aa" * 32})}, Finding.NOT_OPENED),
-        ({"proof": reply({"proof": "p1"})}, Finding.NOT_OPENED),
+        ({"proof": reply({**BEGAN, "proof": "../../x"})}, Finding.NOT_OPENED),
+        ({"proof": reply({**BEGAN, "proof": "\u00e9"})}, Finding.NOT_OPENED),
+        ({"proof": reply({"proof": "p1", "version": 2})}, Finding.NOT_OPENED),
+        ({"proof": Reply(200, b"[" * 200_000, 0.1, "t")}, Finding.NOT_OPENED),
+        ({"walk": Reply(200, b'{"ends":' * 100_000, 0.1, "t")}, Finding.NOT_OPENED),
         ({"walk": reply({"ends": "short"})}, Finding.NOT_OPENED),
         ({"proof": Reply(200, b"\xff{", 0.1, "t")}, Finding.NOT_OPENED),
     ],
@@ -103,6 +108,14 @@ def test_what_a_prover_says_becomes_a_finding(says: dict[str, Reply], finding: F
 
 
 @trio_test
+async def test_a_prover_of_another_version_is_told_apart_from_a_cheat() -> None:
+    prover = Prover(proof=reply({"proof": "p1", "root": "aa" * 32}))
+    with pytest.raises(OtherVersion, match="of version 1, this bootstrap means 2: build"):
+        await told(prover)
+    assert prover.asked[-1][:2] == ("DELETE", "/proof/p1"), "its memory is given back"
+
+
+@trio_test
 async def test_a_wrong_answer_that_is_late_too_is_wrong() -> None:
     prover = Prover(proof=reply(BEGAN, seconds=2.5))
     assert (await told(prover, Judgement(Finding.WRONG_PRODUCT))).judgement.finding is Finding.WRONG_PRODUCT
@@ -115,7 +128,7 @@ def test_hostile_openings_are_a_finding_and_the_checking_process_ends(opened: by
     @trio_test
     async def run() -> None:
         committed = Commitment(bytes(32), bytes(32))
-        found = await Checking()(PUZZLE, committed, Spots(((0, 0),), (0,)), opened, [1] * 32)
+        found = await Checking()(PUZZLE, committed, Spots(((0, 0),), (0,)), opened, [1] * 32, bytes(32))
         assert found.finding is Finding.NOT_OPENED
 
     run()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import statistics
 from dataclasses import replace
 from functools import cache
 from operator import mul
@@ -11,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from ngpu_protocol.challenge import commitment, numbers
-from ngpu_protocol.challenge.puzzle import BLOCK, BLOCK_TILES, TILE, Puzzle, sized
-from ngpu_protocol.challenge.speeds import SPEEDS, Allowed, allowed, speed_of
+from ngpu_protocol.challenge.puzzle import BLOCK, BLOCK_TILES, DEPTH, ENTRY_BYTES, TILE, Puzzle, sized
+from ngpu_protocol.challenge.speeds import SPEEDS, Allowed, Speed, allowed, depth_for, speed_of, too_small
 from ngpu_protocol.challenge.verification import (
     Commitment,
     Finding,
@@ -28,22 +30,24 @@ from ngpu_protocol.challenge.verification import (
 from ngpu_protocol.errors import MalformedError
 
 SEED = bytes(range(32))
+SALT = bytes(range(64, 96))
 PUZZLE = Puzzle(SEED, BLOCK, BLOCK, 8, walkers=40, steps=3)
 VECTOR = [1_000_003 * (n + 1) % (1 << 31) for n in range(TILE)]
 VECTORS = json.loads((Path(__file__).parents[2] / "vectors" / "challenge.json").read_text())
 GIB = 2**30
+KEYS = numbers.keys(SEED)
 
 
 class SmallProver:
     """Proves as the definition says, for one block; *cheat* changes an entry before anything is committed."""
 
-    def __init__(self, puzzle: Puzzle, cheat: int = 0, seed: bytes | None = None) -> None:
+    def __init__(self, puzzle: Puzzle, cheat: int = 0, salt: bytes = SALT) -> None:
         self.puzzle = puzzle
-        self.keys = numbers.keys(seed or puzzle.seed)
+        self.keys = numbers.keys(puzzle.seed)
         depth = puzzle.depth
         rows = [numbers.line(self.keys[0:2], n, depth) for n in range(puzzle.rows)]
         columns = [numbers.line(self.keys[2:4], n, depth) for n in range(puzzle.columns)]
-        self.product = [[sum(map(mul, row, column)) for column in columns] for row in rows]
+        self.product = [[numbers.kept(sum(map(mul, row, column))) for column in columns] for row in rows]
         for row in self.product:
             row[5] += cheat
         self.digests = b"".join(
@@ -51,6 +55,7 @@ class SmallProver:
             for number in range(BLOCK_TILES * BLOCK_TILES)
         )
         self.root = commitment.tree([commitment.leaf(0, self.digests)])[-1][0]
+        self.chain = numbers.chain_keys(self.keys, self.root, salt)
         self.states = b"".join(self.end(walker).to_bytes(4, "little") for walker in range(puzzle.walkers))
         self.ends = commitment.tree([commitment.leaf(0, self.states)])[-1][0]
 
@@ -59,10 +64,10 @@ class SmallProver:
         return [entry for row in self.product[top : top + TILE] for entry in row[left : left + TILE]]
 
     def end(self, walker: int) -> int:
-        state = numbers.chain_start(self.root, walker)
+        state = numbers.chain_start(self.chain, walker)
         for _ in range(self.puzzle.steps):
-            row, column = numbers.chain_place(self.keys[5:8], state, self.puzzle.rows, self.puzzle.columns)
-            state = numbers.chain_next(self.keys[5:8], state, self.product[row][column])
+            row, column = numbers.chain_place(self.chain, state, self.puzzle.rows, self.puzzle.columns)
+            state = numbers.chain_next(self.chain, state, self.product[row][column])
         return state
 
     @property
@@ -83,7 +88,7 @@ SPOTS = Spots(((0, 0), (0, 1023)), (0, 39))
 
 
 def judged(prover: SmallProver, spots: Spots = SPOTS, puzzle: Puzzle = PUZZLE) -> Judgement:
-    return judge_openings(puzzle, prover.commitment, spots, *prover.open(spots), VECTOR)
+    return judge_openings(puzzle, prover.commitment, spots, *prover.open(spots), VECTOR, SALT)
 
 
 def test_an_honest_prover_is_believed() -> None:
@@ -105,11 +110,11 @@ def test_a_tile_made_up_after_the_commitment_fails() -> None:
     entries = list(tiles[0].entries)
     entries[0] += 1
     forged = replace(tiles[0], entries=tuple(entries))
-    found = judge_openings(PUZZLE, honest().commitment, SPOTS, [forged, tiles[1]], chains, VECTOR)
+    found = judge_openings(PUZZLE, honest().commitment, SPOTS, [forged, tiles[1]], chains, VECTOR, SALT)
     assert found.finding is Finding.WRONG_DIGEST
     digest = numbers.tile_digest(honest().keys[4], entries).to_bytes(4, "little")
     forged = replace(forged, digests=digest + forged.digests[4:])
-    found = judge_openings(PUZZLE, honest().commitment, SPOTS, [forged, tiles[1]], chains, VECTOR)
+    found = judge_openings(PUZZLE, honest().commitment, SPOTS, [forged, tiles[1]], chains, VECTOR, SALT)
     assert found.finding is Finding.NOT_COMMITTED
 
 
@@ -123,16 +128,16 @@ def test_a_chain_that_was_not_followed_fails() -> None:
 def test_ends_that_were_not_committed_to_fail() -> None:
     tiles, chains = honest().open(SPOTS)
     forged = replace(chains[0], states=bytes(len(chains[0].states)))
-    found = judge_openings(PUZZLE, honest().commitment, SPOTS, tiles, [forged, chains[1]], VECTOR)
+    found = judge_openings(PUZZLE, honest().commitment, SPOTS, tiles, [forged, chains[1]], VECTOR, SALT)
     assert found.finding is Finding.NOT_COMMITTED
 
 
 def test_other_spots_than_those_asked_for_are_no_answer() -> None:
     tiles, chains = honest().open(SPOTS)
     for given in (([], chains), (tiles[:1], chains), (tiles[::-1], chains), (tiles, []), (tiles, chains[::-1])):
-        assert judge_openings(PUZZLE, honest().commitment, SPOTS, *given, VECTOR).finding is Finding.NOT_OPENED
+        assert judge_openings(PUZZLE, honest().commitment, SPOTS, *given, VECTOR, SALT).finding is Finding.NOT_OPENED
     short = replace(tiles[0], entries=tiles[0].entries[:-1])
-    found = judge_openings(PUZZLE, honest().commitment, SPOTS, [short, tiles[1]], chains, VECTOR)
+    found = judge_openings(PUZZLE, honest().commitment, SPOTS, [short, tiles[1]], chains, VECTOR, SALT)
     assert found.finding is Finding.NOT_OPENED
 
 
@@ -164,25 +169,54 @@ def test_a_slower_card_cannot_be_in_time(claimed: str, gib: int, really: str) ->
     assert claim is not None
     # better than any card does: nine tenths of the datasheet, no digests, no network
     best_s = puzzle.operations / (SPEEDS[really].products_per_s * 0.9)
-    best_s += puzzle.product_bytes * 12 / SPEEDS[really].bytes_per_s
+    best_s += puzzle.entries * 48 / SPEEDS[really].bytes_per_s
     assert best_s > allowed(puzzle, claim).product_s
 
 
 def test_two_claims_on_one_card_cannot_both_be_in_time() -> None:
     puzzle, claim = full(141), SPEEDS["H200"]
-    # one alone, at what an H200 was measured to do: 380 T/s, and 1.2 s of digests
-    alone_s = puzzle.operations / 380e12 + 1.2
+    # one alone, at what an H200 was measured to do: 332 T/s, 1.3 s of digests for half as many entries
+    alone_s = puzzle.operations / 332e12 + 2.6
     assert alone_s < 0.8 * allowed(puzzle, claim).product_s
     assert 2 * alone_s > 1.2 * allowed(puzzle, claim).product_s
 
 
-def test_a_product_that_is_not_in_memory_makes_the_chains_late() -> None:
-    puzzle, claim = full(141), SPEEDS["H200"]
-    missing_part = 0.5
+@pytest.mark.parametrize(
+    ("model", "gib"), [("H200", 141), ("H100 SXM", 80), ("A100", 80), ("A100", 40), ("RTX 4090", 24)]
+)
+def test_a_product_of_which_a_third_is_not_in_memory_makes_the_chains_late(model: str, gib: int) -> None:
+    claim = SPEEDS[model]
+    puzzle = sized(SEED, gib * GIB, depth=depth_for(DEPTH, gib * GIB, claim))
     reads = puzzle.walkers * puzzle.steps
-    # each missing entry is a product of two packed lines, read at the full bandwidth
-    recomputing_s = reads * missing_part * puzzle.depth / claim.bytes_per_s
-    assert recomputing_s > 0.5
+    # at the very best each missing entry reads one packed line, its other line being at hand, at the full bandwidth
+    recomputing_s = reads / 3 * puzzle.depth / 2 / claim.bytes_per_s
+    assert recomputing_s > 1.2 * allowed(puzzle, claim).chains_s
+
+
+def test_no_table_of_the_steps_can_be_made_before_the_salt_is_known() -> None:
+    keys = numbers.keys(SEED)
+    one, other = (numbers.chain_keys(keys, bytes(32), salt) for salt in (bytes(32), bytes(31) + b"\1"))
+    assert not set(one) & {*other, *keys}, "where a state leads changes with the salt, not only where chains begin"
+
+
+def test_what_memory_is_filled_with_cannot_be_kept_in_much_less() -> None:
+    rows, columns = ([numbers.line(key, n, DEPTH) for n in range(24)] for key in (KEYS[0:2], KEYS[2:4]))
+    entries = [sum(map(mul, row, column)) for row in rows for column in columns]
+    deviation = statistics.pstdev(entries)
+    bits = math.log2(deviation * math.sqrt(2 * math.pi * math.e))  # of a normal distribution
+    assert bits > 0.8 * 8 * ENTRY_BYTES
+
+
+def test_a_claim_of_less_memory_gets_a_deeper_product_of_the_same_cost() -> None:
+    claim = SPEEDS["H100 SXM"]
+    whole = sized(SEED, 80 * GIB).operations
+    for gib, depth in ((80, DEPTH), (60, DEPTH), (40, 2 * DEPTH), (20, 4 * DEPTH), (8, 4 * DEPTH)):
+        assert depth_for(DEPTH, gib * GIB, claim) == depth
+    for gib in (40, 20):
+        assert sized(SEED, gib * GIB, depth=depth_for(DEPTH, gib * GIB, claim)).operations > 0.8 * whole
+    assert depth_for(DEPTH, 8 * GIB, Speed(1.0, 1.0)) == DEPTH, "of a model whose memory nobody named"
+    assert too_small(4 * GIB, claim)
+    assert not too_small(8 * GIB, claim)
 
 
 @pytest.mark.parametrize(
@@ -244,7 +278,7 @@ def test_hostile_puzzles_are_malformed(value: object) -> None:
     "value",
     [None, 3, {}, {"tiles": 1, "chains": []}, {"tiles": [{}], "chains": []}, {"tiles": [], "chains": [{"walker": -1}]},
      {"tiles": [{"block": 0, "tile": 0, "entries": ["x"], "digests": "", "partners": []}], "chains": []},
-     {"tiles": [{"block": 0, "tile": 0, "entries": [1 << 40], "digests": "", "partners": []}], "chains": []}],
+     {"tiles": [{"block": 0, "tile": 0, "entries": [1 << 15], "digests": "", "partners": []}], "chains": []}],
 )  # fmt: skip
 def test_hostile_openings_are_malformed(value: object) -> None:
     with pytest.raises(MalformedError):
