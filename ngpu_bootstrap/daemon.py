@@ -55,6 +55,7 @@ from ngpu_bootstrap.front.wire_times import parse_zone
 from ngpu_bootstrap.membership import Membership
 from ngpu_bootstrap.metrics import Metrics
 from ngpu_bootstrap.operator_keys import OperatorKeys, OperatorKeysError, Scope
+from ngpu_bootstrap.profiles.bindings import check_bindings
 from ngpu_bootstrap.profiles.catalogue import load_catalogue
 from ngpu_bootstrap.rechecks.desk import RecheckDesk
 from ngpu_bootstrap.registry.archives import ArchiveLimits, Archives
@@ -622,6 +623,7 @@ class _Bootstrap:
         notifier = Notifier.from_environment()
         await self.standings.load()
         await self.deployments.load()
+        await self._check_bindings()
         await self.challenges.load()
         await self.rechecks.load()
         async with trio.open_nursery() as nursery:
@@ -667,6 +669,19 @@ class _Bootstrap:
                     await self.discovery.withdraw()
                 nursery.cancel_scope.cancel()
         log.info("bootstrap_stopped")
+
+    async def _check_bindings(self) -> None:
+        """See that the workspaces which profiles run on are there, or were once."""
+        profiles = self.settings.profiles
+        if not (profiles.bind or profiles.public):
+            return
+        names = {workspace.id: workspace.spec.name for workspace in self.workspaces}
+        removed = {row.id for row in await self.store.list_workspaces(removed=True)} - names.keys()
+        bindings = check_bindings(profiles, names, removed | self.workspaces.strange)
+        if bindings.problems:
+            raise StartError("; ".join(bindings.problems))
+        for key, workspace in bindings.lost:
+            log.warning("profile_workspace_removed", key=key, workspace=workspace)
 
     @asynccontextmanager
     async def _host(self) -> AsyncIterator[Host]:

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ngpu_bootstrap.cli_options import ArgumentError, ConfigOption, JsonOption, settings_of
+from ngpu_bootstrap.config import ProfilesSection
 from ngpu_daemon.entry import run_main
 
 profile_app = typer.Typer(help="Profiles: calls of other systems' clients, declared in TOML.", no_args_is_help=True)
@@ -25,10 +26,13 @@ def profile_list(config: ConfigOption = None, as_json: JsonOption = False) -> No
     """List the profiles in use, in the order in which they are asked, with their calls."""
 
     def main() -> None:
+        settings = settings_of(config).profiles
         catalogue = _catalogue(config)
         covered = {(one.profile, one.method, one.path): one.by for one in catalogue.covered}
         if as_json:
-            typer.echo(json.dumps({"profiles": [_document(profile, covered) for profile in catalogue.profiles]}))
+            typer.echo(
+                json.dumps({"profiles": [_document(profile, covered, settings) for profile in catalogue.profiles]})
+            )
             return
         table = Table("profile", "call", "mode", "on", "errors")
         for profile in catalogue.profiles:
@@ -36,7 +40,7 @@ def profile_list(config: ConfigOption = None, as_json: JsonOption = False) -> No
                 by = covered.get((profile.name, route.method, route.path))
                 mode = f"answered by {by}" if by else route.mode.value
                 dialect = profile.dialect_of(route).value
-                table.add_row(profile.name, f"{route.method} {route.path}", mode, profile.workspace, dialect)
+                table.add_row(profile.name, f"{route.method} {route.path}", mode, _runs_on(profile, settings), dialect)
         Console(width=None if Console().is_terminal else 140).print(table)
 
     run_main(main)
@@ -78,39 +82,61 @@ def profile_check(
 @profile_app.command("explain")
 def profile_explain(
     path: Annotated[str, typer.Argument(help="A path such as /v1/chat/completions.")],
-    method: Annotated[str, typer.Option(help="Method of the call.")] = "POST",
+    method: Annotated[str, typer.Option(help="Method of the call, where the path takes several.")] = "",
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say which profile answers a path, and what it does with the call."""
 
     def main() -> None:
-        from ngpu_bootstrap.profiles.catalogue import Matched, WrongMethod
+        from ngpu_bootstrap.profiles.catalogue import OWN_LISTENER_ONLY, Matched, WrongMethod, is_own
 
         if not path.startswith("/"):
             raise ArgumentError(f"{path} is no path: it begins with /, as in /v1/chat/completions")
+        settings = settings_of(config).profiles
         catalogue = _catalogue(config)
-        found = catalogue.match(method.upper(), path.partition("?")[0])
+        plain = path.partition("?")[0]
+        found = catalogue.match(method.upper() or "POST", plain)
+        if isinstance(found, WrongMethod) and not method:
+            found = catalogue.match(found.allowed[0], plain)
         if isinstance(found, WrongMethod):
             raise ArgumentError(f"{path} takes {', '.join(found.allowed)}; say --method {found.allowed[0]}")
         if not isinstance(found, Matched):
-            raise ArgumentError(
-                f"no profile declares {method.upper()} {path}; `ngpu-bootstrap profile list` lists what is"
-            )
+            first = plain[1:].partition("/")[0]
+            if is_own(plain) or first in OWN_LISTENER_ONLY:
+                beside = ", and a profile that declares it answers it on its own listener" * (
+                    first in OWN_LISTENER_ONLY
+                )
+                raise ArgumentError(f"{path} is the bootstrap's own{beside}; /docs on the bootstrap says what it is")
+            call = f"{method.upper()} {path}".strip()
+            raise ArgumentError(f"no profile declares {call}; `ngpu-bootstrap profile list` lists what is")
+        profile = found.profile
         document = {
-            "profile": found.profile.name,
+            "profile": profile.name,
+            **_route(profile, found.route, settings),
             "parameters": dict(found.parameters),
-            "credentials": [str(one) for one in found.profile.credentials],
-            **_route(found.profile, found.route),
+            "credentials": [str(one) for one in profile.credentials] if found.route.credential else [],
+            "public": profile.name in settings.public,
+            "listener": settings.listen.get(profile.name, ""),
         }
         if as_json:
             typer.echo(json.dumps(document))
             return
         for key, value in document.items():
-            shown = ", ".join(str(one) for one in value) if isinstance(value, list) else value
-            typer.echo(f"{key.replace('_', ' '):<18}{shown}")
+            typer.echo(f"{key.replace('_', ' '):<18}{_shown(value)}")
 
     run_main(main)
+
+
+def _shown(value: Any) -> str:
+    """Return a value of an explanation for people."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        value = [f"{name} = {one}" for name, one in value.items()]
+    if isinstance(value, list):
+        value = ", ".join(str(one) for one in value)
+    return str(value) if value not in ("", 0) else "-"
 
 
 def _catalogue(config: Path | None) -> Any:
@@ -119,15 +145,21 @@ def _catalogue(config: Path | None) -> Any:
     return load_catalogue(settings_of(config).profiles)
 
 
-def _document(profile: Any, covered: dict[tuple[str, str, str], str]) -> dict[str, Any]:
+def _runs_on(profile: Any, settings: ProfilesSection) -> str:
+    if profile.workspace != "bound":
+        return str(profile.workspace)
+    return f"bound: {settings.bind.get(profile.name, 'to none, its calls get 503')}"
+
+
+def _document(profile: Any, covered: dict[tuple[str, str, str], str], settings: ProfilesSection) -> dict[str, Any]:
     return {
         "name": profile.name,
         "summary": profile.summary,
-        "workspace": profile.workspace,
+        "workspace": _runs_on(profile, settings),
         "credentials": [str(one) for one in profile.credentials],
         "routes": [
             {
-                **_route(profile, route),
+                **_route(profile, route, settings),
                 "answered_by": covered.get((profile.name, route.method, route.path), profile.name),
             }
             for route in profile.routes
@@ -135,13 +167,13 @@ def _document(profile: Any, covered: dict[tuple[str, str, str], str]) -> dict[st
     }
 
 
-def _route(profile: Any, route: Any) -> dict[str, Any]:
+def _route(profile: Any, route: Any, settings: ProfilesSection) -> dict[str, Any]:
     return {
         "method": route.method,
         "path": route.path,
-        "target": route.target_path,
+        "target": "" if route.mode in ("fixed", "models") else route.target_path,
         "mode": route.mode.value,
-        "workspace": profile.workspace,
+        "workspace": _runs_on(profile, settings),
         "errors": profile.dialect_of(route).value,
         "max_body_bytes": route.body_limit,
         "at_once": route.at_once,

@@ -15,7 +15,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ngpu_bootstrap.errors import Refusal
+from ngpu_bootstrap.dispatch.calls import ClientFault
+from ngpu_bootstrap.errors import NotServed, Refusal
+from ngpu_bootstrap.store.errors import StoreError
 from ngpu_protocol.http1 import RemoteError
 
 Headers = list[tuple[bytes, bytes]]
@@ -50,6 +52,17 @@ def json_answer(status: int, document: Mapping[str, Any], headers: Mapping[str, 
     for name, value in (headers or {}).items():
         fields.append((name.lower().encode("latin-1"), value.encode("latin-1")))
     return Answer(status, fields, body)
+
+
+def refusal_for(error: Exception) -> Refusal:
+    """Return what the client of a call gets that *error* ended before anything was answered."""
+    if isinstance(error, Refusal):
+        return error
+    if isinstance(error, StoreError):
+        return NotServed(503, "store_unavailable", "the task cannot be stored now; come again", retry_after_s=5)
+    fault = error.error if isinstance(error, ClientFault) else error
+    assert isinstance(fault, RemoteError)
+    return Refusal(fault.status, fault.reason, str(fault))
 
 
 def refusal_answer(refusal: Refusal, *, documented: bool, task_id: str | None = None) -> Answer:

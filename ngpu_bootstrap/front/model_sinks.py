@@ -11,7 +11,6 @@ What the receipt covers are the server's own bytes. An answer of another type, o
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable
 
 from ngpu_bootstrap.dispatch.dispatcher import Result
@@ -117,8 +116,3 @@ class RewritingSink(ModelSink):
         data, self._held = bytes(self._held), None
         await super().begin(status, reason, headers, length, more=True)
         await super().take(data, more=more)
-
-
-def error_event(document: bytes) -> bytes:
-    """Return an error's JSON document on one line, as an event's data must be."""
-    return json.dumps(json.loads(document), separators=(",", ":")).encode()

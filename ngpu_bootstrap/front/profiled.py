@@ -2,12 +2,13 @@
 
 Owns the order of events of such a call, up to the dispatcher:
 
-    matched -> credential of head and query judged -> a place -> body read, its credential judged -> validated
-    -> workspace found -> carried, transparent, wrapped or as a job -> answered in the caller's dialect
+    matched -> credential of head and query judged -> body read, validated, its credential judged -> workspace found
+    -> a place -> carried, transparent, wrapped or as a job -> answered in the caller's dialect
 
 A credential in the head is judged before the body is asked for, so that nobody without one has a long body read where
-the profile lets it stand there. The task is recorded with the workspace that runs it and with its caller, whose limits
-count and whose it is from then on.
+the profile lets it stand there. A call takes one of its route's places once all of it is here and may be carried:
+whoever sends slowly, or what is refused, holds none. The task is recorded with the workspace that runs it and with its
+caller, whose limits count and whose it is from then on.
 
 How bodies are read is `profiles.reading`'s, which workspace answers for a model `registry.shared_models`'.
 """
@@ -23,19 +24,20 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from urllib.parse import unquote
+from urllib.parse import quote, unquote, unquote_to_bytes
 
 import structlog
+import trio
 
 from ngpu_bootstrap.brc20.desk import Brc20Desk
 from ngpu_bootstrap.config import LimitsSection, ModelsSection, ProfilesSection
 from ngpu_bootstrap.credentials import Token
 from ngpu_bootstrap.dispatch.attempt import Sink
-from ngpu_bootstrap.dispatch.calls import Body, Call, StreamedBody, WholeBody
+from ngpu_bootstrap.dispatch.calls import Body, Call, ClientFault, StreamedBody, WholeBody
 from ngpu_bootstrap.dispatch.collector import Collector
 from ngpu_bootstrap.dispatch.dispatcher import Dispatcher, Result
-from ngpu_bootstrap.errors import BadRequest, NotServed, Refusal, Unauthorized
-from ngpu_bootstrap.front.answers import Answer, WorkspaceAnswer, json_answer
+from ngpu_bootstrap.errors import BadRequest, NotServed, Refusal
+from ngpu_bootstrap.front.answers import Answer, WorkspaceAnswer, json_answer, refusal_for
 from ngpu_bootstrap.front.callers import Network, affinity_key, client_address, is_within, passed_on
 from ngpu_bootstrap.front.guards import AddressBuckets, TokenLimits
 from ngpu_bootstrap.front.job_calls import JobCalls, JobEnded
@@ -44,12 +46,13 @@ from ngpu_bootstrap.front.model_sinks import ModelSink, RewritingSink
 from ngpu_bootstrap.front.node_files import NodeFiles
 from ngpu_bootstrap.front.paths import parse_parameters, workspace_target
 from ngpu_bootstrap.front.places import Places
+from ngpu_bootstrap.front.queue_news import place_teller
 from ngpu_bootstrap.front.spool import Spool, SpooledBody
 from ngpu_bootstrap.front.tasks_api import address_header
 from ngpu_bootstrap.profiles.catalogue import Catalogue, Matched, WrongMethod
 from ngpu_bootstrap.profiles.credentials import Emptied, missing, take_credentials, token_of
 from ngpu_bootstrap.profiles.declaration import Dialect, Links, Mode, Profile, Route
-from ngpu_bootstrap.profiles.dialects import refusal_in
+from ngpu_bootstrap.profiles.dialects import refusal_in, status_in
 from ngpu_bootstrap.profiles.job_declaration import AskedJob, SubmittedJob
 from ngpu_bootstrap.profiles.links import Link, link_url, read_link, with_file_urls, with_links
 from ngpu_bootstrap.profiles.places import Place
@@ -58,14 +61,17 @@ from ngpu_bootstrap.registry.nodes import Nodes
 from ngpu_bootstrap.registry.shared_models import Model, Models
 from ngpu_bootstrap.registry.sticky_keys import StickyKeys
 from ngpu_bootstrap.registry.workspaces import Workspace, Workspaces
+from ngpu_bootstrap.store.errors import StoreError
 from ngpu_bootstrap.tasks.states import TaskState
 from ngpu_protocol.errors import AddressError
-from ngpu_protocol.http1 import Exchange, Headers, header
+from ngpu_protocol.http1 import Exchange, Headers, RemoteError, header
 from ngpu_protocol.identity import Account, Address, address_of_peer_id, parse_address
 
 log = structlog.get_logger(__name__)
 
 NODE_HEADER = b"ngpu-node"
+CLIENT_LEFT = 499
+"""In a log: the client left before it was answered, as other servers write it."""
 WHOLE_BODY_BYTES = 64 * 1024
 _HOST = re.compile(r"[A-Za-z0-9.-]{1,253}(?::[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](?::[0-9]{1,5})?")
 _PARAMETER = re.compile(r"\{([a-z_][a-z0-9_]*)(?:\.\.\.)?\}")
@@ -203,8 +209,8 @@ class Profiled:
         asked = _Asked(exchange, profile, route, found.parameters, path, emptied, address, began_s)
         try:
             await self._answer(asked)
-        except Refusal as refusal:
-            asked.status = refusal.status
+        except (Refusal, ClientFault, RemoteError, StoreError) as error:
+            asked.status = status_in(profile.dialect_of(route), refusal_for(error).status)
             raise
         finally:
             if profile.log:
@@ -214,7 +220,7 @@ class Profiled:
                     msg="HTTP Request",
                     method=request.method,
                     path=path,
-                    status=asked.status,
+                    status=asked.status or CLIENT_LEFT,
                     duration=f"{time.monotonic() - began_s:.3f}s",
                     client_ip=address,
                 )
@@ -237,14 +243,20 @@ class Profiled:
             return
         places = self._places.get(id(route))
         async with AsyncExitStack() as stack:
-            if places is not None:
-                await stack.enter_async_context(places.one())
             body = await self._read(asked, wanted, stack)
             if asked.caller is None:
                 token, _ = token_of(asked.profile.credentials, asked.emptied, asked.facts.credentials)
                 asked.caller = self._caller(asked, token)
+            workspace = None if isinstance(route.job, AskedJob) else self._workspace(asked)
+            if places is not None:
+                await stack.enter_async_context(places.one())
             await self._enter(asked, stack)
-            await self._carry(asked, body)
+            if isinstance(body, SpooledBody):  # whole in memory only while it has its place
+                body = await body.body(whole=route.mode is not Mode.TRANSPARENT)
+            if workspace is None:
+                await self._ask_job(asked, body)
+            else:
+                await self._carry(asked, workspace, body)
 
     def _caller(self, asked: _Asked, token: Token | None) -> Caller:
         if token is not None:
@@ -255,8 +267,7 @@ class Profiled:
             raise missing(asked.profile.credentials)
         workspace_or_none = self._parts.workspaces.get(public.workspace)
         if workspace_or_none is None:
-            log.error("public_workspace_missing", profile=asked.profile.name, workspace=public.workspace)
-            raise Unauthorized("token_missing", "this call needs a workspace token")
+            raise _unbound(asked.profile.name)
         wait_s = self._public[asked.profile.name][0].take(asked.address, time.monotonic())
         if wait_s:
             raise NotServed(
@@ -304,9 +315,10 @@ class Profiled:
         if has_body:
             while data := await exchange.receive():
                 await spooled.write(reader.feed(data))
-        await spooled.write(reader.end())
+        rest = await trio.to_thread.run_sync(reader.end) if reader.is_long else reader.end()
+        await spooled.write(rest)
         asked.facts = reader.facts
-        return await spooled.body(whole=route.mode is not Mode.TRANSPARENT)
+        return spooled
 
     # -- where it goes
 
@@ -320,7 +332,7 @@ class Profiled:
             bound = self._settings.bind.get(profile.name, "")
             workspace = self._parts.workspaces.get(bound)
             if workspace is None:
-                raise NotServed(503, "profile_unbound", f"no workspace is bound to the profile {profile.name} here")
+                raise _unbound(profile.name)
             return workspace
         if asked.facts.model is None:
             raise BadRequest("model_missing", "the body names no model; send it as `model`")
@@ -339,9 +351,10 @@ class Profiled:
         query = "&".join(part for part in (own if separator else None, asked.emptied.query) if part) or None
         where = workspace_target(port, path, query)
         now_ms = parts.now_ms()
+        task_id = parts.new_task_id()
         timeout_s = min(spec.request_timeout_s, route.timeout_s or spec.request_timeout_s)
         return Call(
-            task_id=parts.new_task_id(),
+            task_id=task_id,
             spec=spec,
             api=asked.profile.name,
             method=route.target_method or request.method,
@@ -353,6 +366,7 @@ class Profiled:
             deadline_ms=now_ms + int((self._limits.queue_wait_s + timeout_s) * 1000),
             idempotency_key=_idempotency_key(request.headers) if route.mode is Mode.TRANSPARENT else None,
             affinity=self._affinity(asked, workspace),
+            tell_place=place_teller(asked.exchange, task_id),
             user_ip=caller.address,
             request_url=asked.path if asked.emptied.query is None else f"{asked.path}?{asked.emptied.query}",
             token_label=caller.label,
@@ -403,12 +417,9 @@ class Profiled:
 
     # -- carrying it
 
-    async def _carry(self, asked: _Asked, body: Body) -> None:
+    async def _carry(self, asked: _Asked, workspace: Workspace, body: Body) -> None:
         route = asked.route
-        if isinstance(route.job, AskedJob):
-            await self._ask_job(asked, body)
-            return
-        call = self._call(asked, self._workspace(asked), body)
+        call = self._call(asked, workspace, body)
         if self._is_kept(asked, call):
             await self._parts.sticky.find(call.spec, call.affinity, refuse=route.affinity_away == "refuse")
         if route.mode is Mode.TRANSPARENT:
@@ -569,7 +580,7 @@ class Profiled:
 
     async def _signed(self, asked: _Asked) -> None:
         """Answer a link to a workspace's own file: a call of its own workspace, on the node that has the file."""
-        link = self._link(asked.path, _query_of(asked), origin_file=False)
+        link = self._link(asked.path, asked.emptied.query, origin_file=False)
         workspace = self._parts.workspaces.get(link.workspace)
         if workspace is None:
             raise Refusal(404, "file_unknown", "the workspace of this file is gone")
@@ -661,16 +672,20 @@ def value_at(place: Place, facts: BodyFacts, parameters: Mapping[str, str], empt
 
 
 def _filled(pattern: str, parameters: Mapping[str, str]) -> str:
-    return _PARAMETER.sub(lambda found: parameters.get(found[1], ""), pattern)
+    """Return a route's target. What stands in a path goes into a path as it came; into a query, as one value there."""
+    path, separator, query = pattern.partition("?")
+    path = _PARAMETER.sub(lambda found: parameters[found[1]], path)
+    query = _PARAMETER.sub(lambda found: quote(unquote_to_bytes(parameters[found[1]]), safe=""), query)
+    return path + separator + query
+
+
+def _unbound(profile: str) -> NotServed:
+    return NotServed(503, "profile_unbound", f"no workspace serves the calls of the profile {profile} here now")
 
 
 def _idempotency_key(headers: Headers) -> str | None:
     value = header(headers, b"idempotency-key")
     return value.decode("latin-1") if value and len(value) <= 255 else None
-
-
-def _query_of(asked: _Asked) -> str | None:
-    return asked.emptied.query
 
 
 def _model(one: Model, origin: str) -> dict[str, object]:

@@ -22,8 +22,8 @@ from ngpu_bootstrap.dispatch.calls import Body, Call, ClientFault, StreamedBody,
 from ngpu_bootstrap.dispatch.detached import DetachedTasks
 from ngpu_bootstrap.dispatch.dispatcher import Dispatcher
 from ngpu_bootstrap.dispatch.watch import TaskWatch
-from ngpu_bootstrap.errors import NotServed, Refusal, Unauthorized
-from ngpu_bootstrap.front.answers import Answer, refusal_answer
+from ngpu_bootstrap.errors import Refusal, Unauthorized
+from ngpu_bootstrap.front.answers import Answer, refusal_answer, refusal_for
 from ngpu_bootstrap.front.brc20_api import Brc20Api
 from ngpu_bootstrap.front.callers import Network, affinity_key, client_address, passed_on
 from ngpu_bootstrap.front.extension import Extension
@@ -192,17 +192,7 @@ class Front:
     async def _answer_error(self, exchange: Exchange, error: Exception, shape: Shape) -> None:
         if isinstance(error, StoreError):
             log.error("store_failed", reason=str(error))
-            refusal: Refusal = NotServed(
-                503, "store_unavailable", "the task cannot be stored now; come again", retry_after_s=5
-            )
-        elif isinstance(error, ClientFault):
-            refusal = _refusal_of(error.error)
-        elif isinstance(error, RemoteError):
-            refusal = _refusal_of(error)
-        else:
-            assert isinstance(error, Refusal)
-            refusal = error
-        await self._refuse(exchange, refusal, shape)
+        await self._refuse(exchange, refusal_for(error), shape)
 
     async def _pass_to_application(self, exchange: Exchange) -> None:
         limit = self._limits.api_body_bytes
@@ -366,7 +356,3 @@ def idempotency_key(exchange: Exchange) -> str | None:
 async def respond(exchange: Exchange, answer: Answer) -> None:
     """Send a whole answer of our own."""
     await exchange.respond(answer.status, answer.headers, answer.body)
-
-
-def _refusal_of(error: RemoteError) -> Refusal:
-    return Refusal(error.status, error.reason, str(error))

@@ -30,7 +30,7 @@ from ngpu_bootstrap.front.queue_news import TellPlace
 from ngpu_bootstrap.front.reads_api import ReadsApi, Wire, task_id_in
 from ngpu_bootstrap.front.task_options import task_options
 from ngpu_bootstrap.profiles.jobs import Job
-from ngpu_bootstrap.profiles.reading import check_body
+from ngpu_bootstrap.profiles.schemas import check_body
 from ngpu_bootstrap.registry.deployments import DeploymentTable
 from ngpu_bootstrap.registry.nodes import Nodes
 from ngpu_bootstrap.registry.workspaces import Workspace, Workspaces

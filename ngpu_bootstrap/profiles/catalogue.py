@@ -18,12 +18,24 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from ngpu_bootstrap.config import ProfilesSection
-from ngpu_bootstrap.profiles.declaration import Mode, Profile, Route
+from ngpu_bootstrap.profiles.declaration import (
+    Credential,
+    Envelope,
+    FixedAnswer,
+    FormBounds,
+    Links,
+    Mode,
+    Profile,
+    Route,
+)
+from ngpu_bootstrap.profiles.job_declaration import AskedJob, SubmittedJob
+from ngpu_bootstrap.profiles.places import Place
 from ngpu_daemon.errors import OperatorError
 from ngpu_daemon.settings import nearest
+from ngpu_protocol.job_terms import Ask
 
 RESERVED_SEGMENTS = frozenset({"", "proxy", "user", "brc20", "docs", "openapi.json", "ready", "metrics"})
 RESERVED_PREFIXES = ("/api/v1/", "/v1/files/")
@@ -34,12 +46,23 @@ _SETTING = re.compile(r"\$([a-z][a-z0-9_]*)")
 _MAX_FILE_BYTES = 1024 * 1024
 
 
-class ProfileError(OperatorError):
-    """A profile that cannot be used; `problems` holds one line for each thing to change."""
+def is_own(path: str) -> bool:
+    """Return whether *path* is one that the bootstrap answers itself on every listener of its own."""
+    return path[1:].split("/")[0] in RESERVED_SEGMENTS or f"{path}/".startswith(RESERVED_PREFIXES)
 
-    def __init__(self, problems: Sequence[str]) -> None:
+
+class ProfileError(OperatorError):
+    """A profile that cannot be used.
+
+    Attributes:
+        problems: one line for each thing to change.
+        name: what the profile is called, empty where that is not known.
+    """
+
+    def __init__(self, problems: Sequence[str], name: str = "") -> None:
         super().__init__("; ".join(problems))
         self.problems = tuple(problems)
+        self.name = name
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +105,6 @@ class Catalogue:
         self.covered: list[Covered] = []
         self._by_first: dict[str, list[_Compiled]] = {}
         self._own: dict[str, dict[str, list[_Compiled]]] = {}
-        taken: dict[tuple[str, tuple[str, ...]], str] = {}
         for profile in self.profiles:
             own: dict[str, list[_Compiled]] = {}
             for route in sorted(profile.routes, key=_specificity):
@@ -90,11 +112,12 @@ class Catalogue:
                 own.setdefault(compiled.first, []).append(compiled)
                 if compiled.first in OWN_LISTENER_ONLY:
                     continue
-                by = taken.setdefault((route.method, compiled.shape), profile.name)
-                if by != profile.name:
-                    self.covered.append(Covered(profile.name, by, route.method, route.path))
+                before = self._by_first.setdefault(compiled.first, [])
+                by = next((one for one in before if one.profile is not profile and one.covers(compiled)), None)
+                if by is not None:
+                    self.covered.append(Covered(profile.name, by.profile.name, route.method, route.path))
                     continue
-                self._by_first.setdefault(compiled.first, []).append(compiled)
+                before.append(compiled)
             self._own[profile.name] = own
 
     def __len__(self) -> int:
@@ -132,7 +155,7 @@ class Catalogue:
 class _Compiled:
     """A route's path, ready to be compared."""
 
-    __slots__ = ("first", "profile", "rest", "route", "shape", "wanted")
+    __slots__ = ("first", "profile", "rest", "route", "wanted")
 
     def __init__(self, profile: Profile, route: Route) -> None:
         self.profile = profile
@@ -141,7 +164,20 @@ class _Compiled:
         self.rest = segments[-1].endswith("...}")
         self.wanted = tuple(segments)
         self.first = segments[0]
-        self.shape = tuple("{...}" if s.endswith("...}") else "{}" if s.startswith("{") else s for s in segments)
+
+    def covers(self, other: _Compiled) -> bool:
+        """Whether every call of *other* is one of this route too."""
+        if self.route.method != other.route.method:
+            return False
+        size, others = len(self.wanted), other.wanted
+        if self.rest:
+            if len(others) < size:
+                return False
+        elif other.rest or len(others) != size:
+            return False
+        return all(
+            pattern.startswith("{") or pattern == one for pattern, one in zip(self.wanted, others[:size], strict=True)
+        )
 
     def parameters(self, segments: tuple[str, ...]) -> dict[str, str] | None:
         wanted = self.wanted
@@ -186,15 +222,19 @@ def load_catalogue(section: ProfilesSection) -> Catalogue:
     """
     problems: list[str] = []
     own: dict[str, Profile] = {}
+    unread: set[str] = set()  # named by files with problems, which is said once
     for file in section.files:
         try:
             profile = read_profile(file, section.settings)
         except ProfileError as error:
             problems += error.problems
+            unread.add(error.name)
             continue
         if profile.name in own:
             problems.append(f"{file}: another file declares a profile named {profile.name} too")
         own[profile.name] = profile
+        if section.enabled and profile.name not in section.enabled:
+            problems.append(f'profiles.enabled does not name "{profile.name}", which {file} declares')
     known = (*shipped_names(), *own)
     profiles: list[Profile] = []
     for name in section.enabled or (*shipped_names(), *own):
@@ -205,7 +245,7 @@ def load_catalogue(section: ProfilesSection) -> Catalogue:
                 profiles.append(read_shipped(name, section.settings))
             except ProfileError as error:
                 problems += error.problems
-        else:
+        elif name not in unread and "" not in unread:
             meant = nearest(name, known)
             hint = f'; did you mean "{meant}"?' if meant else f"; known are {', '.join(known)}"
             problems.append(f'profiles.enabled: there is no profile "{name}"{hint}')
@@ -216,8 +256,11 @@ def load_catalogue(section: ProfilesSection) -> Catalogue:
         ("settings", section.settings),
     ):
         for name in names:
-            if not any(profile.name == name for profile in profiles):
+            of = next((one for one in profiles if one.name == name), None)
+            if of is None and name not in unread and "" not in unread:
                 problems.append(f"profiles.{what}.{name}: no profile of this name is enabled")
+            elif of is not None and what == "bind" and of.workspace != "bound":
+                problems.append(f'profiles.bind.{name}: a profile with workspace = "{of.workspace}" is bound to none')
     if problems:
         raise ProfileError(problems)
     return Catalogue(profiles)
@@ -261,9 +304,17 @@ def parse_profile(text: str, where: str, settings: Mapping[str, Mapping[str, Any
         document = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise ProfileError([f"{where}: not valid TOML: {error}"]) from None
+    name = document.get("name")
+    try:
+        return _parsed(document, where, settings or {})
+    except ProfileError as error:
+        raise ProfileError(error.problems, name if isinstance(name, str) else "") from None
+
+
+def _parsed(document: dict[str, Any], where: str, settings: Mapping[str, Mapping[str, Any]]) -> Profile:
     defaults = document.get("settings")
     values = dict(defaults) if isinstance(defaults, dict) else {}
-    for key, value in (settings or {}).get(str(document.get("name")), {}).items():
+    for key, value in settings.get(str(document.get("name")), {}).items():
         if key not in values:
             known = ", ".join(values) or "none"
             raise ProfileError(
@@ -311,7 +362,7 @@ def _reserved(profile: Profile) -> Iterator[str]:
         first = route.path[1:].split("/")[0]
         if first.startswith("{"):
             yield f"routes: {route.path}: the first segment must be literal, so that calls are told apart at once"
-        elif first in RESERVED_SEGMENTS or f"{route.path}/".startswith(RESERVED_PREFIXES):
+        elif is_own(route.path):
             yield f"routes: {route.path}: this path is the bootstrap's own; choose another"
         if route.mode is Mode.MODELS and profile.workspace != "model":
             yield f'routes: {route.path}: mode = "models" needs workspace = "model"'
@@ -319,11 +370,12 @@ def _reserved(profile: Profile) -> Iterator[str]:
 
 def _lines(error: ValidationError, document: Any) -> Iterator[str]:
     for problem in error.errors(include_url=False):
-        keys = [str(part) for part in problem["loc"]]
+        location = [part for part in problem["loc"] if part not in _TAGS]
+        keys = [str(part) for part in location]
         text = str(problem["msg"]).removeprefix("Value error, ")
-        where = _named(problem["loc"], document)
+        where = _named(location, document)
         if problem["type"] == "extra_forbidden":
-            meant = nearest(keys[-1], _known_keys())
+            meant = nearest(keys[-1], _known_keys(keys))
             hint = f'; did you mean "{meant}"?' if meant else ""
             yield f"{where} is not a known key{hint}"
         elif problem["type"] == "missing":
@@ -348,15 +400,29 @@ def _named(location: Iterable[str | int], document: Any) -> str:
     return text
 
 
-def _known_keys() -> list[str]:
-    from ngpu_bootstrap.profiles import declaration
+# Which kind of job it is, where two are tried: no key of the document.
+_TAGS = ("submitted", "asked")
 
-    models = (
-        declaration.Profile,
-        declaration.Route,
-        declaration.Credential,
-        declaration.FixedAnswer,
-        declaration.Envelope,
-        declaration.FormBounds,
-    )
-    return sorted({field.alias or name for model in models for name, field in model.model_fields.items()})
+
+def _known_keys(keys: Sequence[str]) -> list[str]:
+    """Return the keys of the table that the last of *keys* stands in."""
+    tables = [key for key in keys[:-1] if not key.isdigit()]
+    model = _TABLES.get(tables[-1] if tables else "")
+    models = _JOBS if tables and tables[-1] == "job" else (model,) if model is not None else ()
+    return sorted({field.alias or name for one in models for name, field in one.model_fields.items()})
+
+
+_JOBS: tuple[type[BaseModel], ...] = (SubmittedJob, AskedJob)
+_TABLES: Mapping[str, type[BaseModel]] = {
+    "": Profile,
+    "routes": Route,
+    "credentials": Credential,
+    "affinity": Place,
+    "key": Place,
+    "answer": FixedAnswer,
+    "envelope": Envelope,
+    "form": FormBounds,
+    "links": Links,
+    "poll": Ask,
+    "cancel": Ask,
+}

@@ -13,11 +13,11 @@ import re
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
-import jsonschema
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from ngpu_bootstrap.profiles.job_declaration import AskedJob, JobDeclaration, SubmittedJob
 from ngpu_bootstrap.profiles.places import Declared, Place
+from ngpu_bootstrap.profiles.schemas import check_declared
 
 MIB = 1024 * 1024
 # A body that is validated, or whose credential lies in it, is in memory while that is done.
@@ -240,11 +240,7 @@ class Route(Declared):
         if self.body_schema is not None:
             if self.body_limit > MAX_READ_BYTES:
                 raise ValueError(f"a body that is validated is read whole: max_body_bytes is at most {MAX_READ_BYTES}")
-            try:
-                jsonschema.Draft202012Validator.check_schema(self.body_schema)
-            except jsonschema.SchemaError as error:
-                where = "/".join(str(part) for part in error.absolute_path)
-                raise ValueError(f"schema is no JSON schema at /{where}: {error.message}") from None
+            check_declared(self.body_schema, self.body_limit)
         for place in self.affinity:
             if place.where == "path" and place.name not in parameters_of(self.path):
                 raise ValueError(f"affinity names {{{place.name}}}, which is not in path")
@@ -311,12 +307,3 @@ class Profile(Declared):
     def dialect_of(self, route: Route | None) -> Dialect:
         """Return how errors of *route* look; None: of a call that none of its routes is."""
         return self.dialect if route is None or route.dialect is None else route.dialect
-
-    def reads_body(self, route: Route) -> bool:
-        """Return whether calls of *route* are looked into: their body is read before a node is chosen."""
-        return (
-            self.workspace == "model"
-            or route.body_schema is not None
-            or route.form is not None
-            or any(one.where in ("json", "form") for one in (*self.credentials, *route.affinity))
-        )

@@ -40,8 +40,6 @@ _OPENAI_PARAMETERS: Mapping[str, str] = {
 def refusal_in(dialect: Dialect, refusal: Refusal, *, task_id: str | None = None) -> Answer:
     """Return how *refusal* looks to callers of a profile.
 
-    Where its document knows one status for whatever went wrong behind it (`error_details`: 500), that is the status.
-
     Args:
         task_id: of the task that was accepted and then could not be served; None when there is none.
     """
@@ -52,10 +50,12 @@ def refusal_in(dialect: Dialect, refusal: Refusal, *, task_id: str | None = None
     document.setdefault("reason", refusal.reason)
     if task_id is not None:
         document["task_id"] = task_id
-    status = refusal.status
-    if dialect is Dialect.ERROR_DETAILS and status in (502, 504):
-        status = 500
-    return json_answer(status, document, headers)
+    return json_answer(status_in(dialect, refusal.status), document, headers)
+
+
+def status_in(dialect: Dialect, status: int) -> int:
+    """Return the HTTP status of a refusal; `error_details` knows only 500 for whatever went wrong behind it."""
+    return 500 if dialect is Dialect.ERROR_DETAILS and status in (502, 504) else status
 
 
 def openai_error(refusal: Refusal) -> dict[str, Any]:

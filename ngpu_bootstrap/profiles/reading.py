@@ -10,11 +10,8 @@ Pure: pieces come in, pieces go out; where they are kept meanwhile is `front.spo
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-
-from jsonschema import Draft202012Validator, ValidationError
 
 from ngpu_bootstrap.errors import BadRequest
 from ngpu_bootstrap.profiles.declaration import MAX_READ_BYTES, Credential, FormBounds, Profile, Route
@@ -29,11 +26,14 @@ from ngpu_bootstrap.profiles.form_bodies import (
 )
 from ngpu_bootstrap.profiles.model_of_body import Member, ObjectScan, text_of
 from ngpu_bootstrap.profiles.places import Place
+from ngpu_bootstrap.profiles.schemas import check_document, validator_of
 from ngpu_protocol.job_answers import at_pointer
 
 _ROUTED = ("model", "project")
-MAX_PROBLEMS = 5
-MAX_PROBLEM_CHARS = 2000
+# A parsed body takes some hundred bytes of memory for each value in it, and its schema some microseconds.
+MAX_VALUES = 50_000
+# Parsing and validating what is longer takes so long that others would wait for it.
+SHORT_BYTES = 64 * 1024
 
 
 @dataclass(slots=True)
@@ -43,7 +43,7 @@ class BodyFacts:
     Attributes:
         credentials: texts by place, not judged.
         values: texts at wanted places.
-        document: the body as a JSON value, where a schema or a place deep inside asked for it.
+        document: the body as a JSON value, where a job repeats some of it.
     """
 
     model: str | None = None
@@ -59,16 +59,19 @@ class Wanted:
 
     Attributes:
         routed: `model` and `project` count.
-        parses: the body is parsed whole, so it has at most `MAX_READ_BYTES`.
+        schema: what holds the parsed body to the declared schema; None: anything goes.
+        parses: the body is parsed whole, so it has at most `MAX_READ_BYTES` and `MAX_VALUES`.
+        keeps: it is kept as a JSON value for longer.
     """
 
     routed: bool
     credentials: tuple[Credential, ...]
     places: tuple[Place, ...]
     form: FormBounds
-    schema: Draft202012Validator | None
+    schema: Any
     has_form: bool
     parses: bool
+    keeps: bool
 
     @property
     def anything(self) -> bool:
@@ -88,9 +91,10 @@ def wanted_of(profile: Profile, route: Route) -> Wanted:
         credentials=tuple(one for one in profile.credentials if one.where in ("json", "form")),
         places=tuple(places),
         form=route.form or ANY_FORM,
-        schema=None if route.body_schema is None else Draft202012Validator(route.body_schema),
+        schema=None if route.body_schema is None else validator_of(route.body_schema),
         has_form=route.form is not None,
         parses=deep or route.body_schema is not None,
+        keeps=repeats,
     )
 
 
@@ -151,6 +155,11 @@ class BodyReader:
                 raise BadRequest("body_too_large", f"the body has more than {MAX_READ_BYTES} bytes", status=413)
         return out
 
+    @property
+    def is_long(self) -> bool:
+        """Whether `end` takes so long that it should not be awaited by others."""
+        return len(self._kept or self._urlencoded or b"") > SHORT_BYTES
+
     def end(self) -> bytes:
         """Take note that the body is complete; return the last piece that goes on.
 
@@ -158,27 +167,28 @@ class BodyReader:
             BadRequest: the body is not what it must be.
         """
         out = b""
+        document: Any = None
         if self._form is not None:
             self._form.end()
             out = self._form.feed(b"") if self._fields else b""
             self._take_fields(self._form.values, self._form.credentials)
-            if self._wanted.parses:
-                self.facts.document = self._form.document
+            document = self._form.document
         elif self._urlencoded is not None:
             values, credentials, out = read_urlencoded(bytes(self._urlencoded), self._fields)
             self._take_fields(values, credentials)
-            if self._wanted.parses:
-                self.facts.document = values
+            document = values
         elif self._json is not None:
             self._json.end()
             out = bytes(self._held)
             if self._kept is not None:
                 self._kept += out
-            self._take_members(self._json.found)
+            document = self._take_members(self._json.found)
         elif self._wanted.has_form or self._wanted.schema is not None:
             raise BadRequest("body_missing", "this call needs a body")
         if self._wanted.schema is not None:
-            check_schema(self._wanted.schema, self.facts.document)
+            check_document(self._wanted.schema, document)
+        if self._wanted.keeps:
+            self.facts.document = document
         return out
 
     def _begin(self, data: bytes) -> None:
@@ -215,7 +225,8 @@ class BodyReader:
         self._held_at += ready
         return bytes(out)
 
-    def _take_members(self, found: dict[str, Member]) -> None:
+    def _take_members(self, found: dict[str, Member]) -> Any:
+        """Note what was found; return the whole body as a value, where it is parsed."""
         facts = self.facts
         for name, credential in self._members.items():
             if name in found:
@@ -225,9 +236,14 @@ class BodyReader:
         if self._wanted.routed:
             facts.model = text_of(found.get("model"), "model")
             facts.project = text_of(found.get("project"), "project")
+        document = None
         if self._kept is not None:
+            if sum(map(self._kept.count, b",[{")) > MAX_VALUES:
+                raise BadRequest(
+                    "too_many_values", f"the body has more than {MAX_VALUES} values; send fewer", status=413
+                )
             try:
-                facts.document = json.loads(self._kept)
+                document = json.loads(self._kept)
             except (ValueError, RecursionError) as error:
                 where = (
                     f" at line {error.lineno} column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
@@ -236,14 +252,15 @@ class BodyReader:
         for place in self._wanted.places:
             if place.where == "json":
                 value = (
-                    at_pointer(facts.document, place.pointer or "")
-                    if facts.document is not None
+                    at_pointer(document, place.pointer or "")
+                    if document is not None
                     else found[_member(place)].value
                     if _member(place) in found
                     else None
                 )
                 if isinstance(value, str | int | float) and not isinstance(value, bool):
                     facts.values[place] = str(value)
+        return document
 
     def _take_fields(self, values: dict[str, str], credentials: dict[str, str]) -> None:
         facts = self.facts
@@ -255,84 +272,6 @@ class BodyReader:
         for place in self._wanted.places:
             if place.where == "form" and values.get(place.name or ""):
                 facts.values[place] = values[place.name or ""]
-
-
-def check_body(schema: Mapping[str, Any], body: bytes) -> None:
-    """Return if *body* is JSON that fits *schema*, which was checked when it was declared.
-
-    Raises:
-        BadRequest: what would be right.
-    """
-    try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
-        raise BadRequest("malformed_json", "the body is not valid JSON; send a JSON object") from None
-    check_schema(Draft202012Validator(schema), document)
-
-
-def check_schema(schema: Draft202012Validator, document: Any) -> None:
-    """Return if *document* is what *schema* asks for.
-
-    Raises:
-        BadRequest: with a sentence for each problem, which says what would be right.
-    """
-    problems = sorted(schema.iter_errors(document), key=lambda error: [str(part) for part in error.absolute_path])
-    if not problems:
-        return
-    words = "; ".join(_words(problem) for problem in problems[:MAX_PROBLEMS])
-    if len(problems) > MAX_PROBLEMS:
-        words += f"; and {len(problems) - MAX_PROBLEMS} more"
-    raise BadRequest("invalid", words[:MAX_PROBLEM_CHARS])
-
-
-def _words(problem: ValidationError) -> str:
-    """Return what is wrong, without the value itself, which may be long, or a secret in the wrong place."""
-    where = ".".join(str(part) for part in problem.absolute_path) or "the body"
-    kind, wanted = problem.validator, problem.validator_value
-    if kind == "enum" and isinstance(wanted, Collection):
-        return f"{where} must be one of: {', '.join(str(one) for one in wanted)}"
-    if kind == "required" and isinstance(problem.instance, dict) and isinstance(wanted, Collection):
-        missing = [str(name) for name in wanted if name not in problem.instance]
-        return (
-            f"{', '.join(missing)} is required" if where == "the body" else f"{where}: {', '.join(missing)} is required"
-        )
-    if kind == "type":
-        kinds = [wanted] if isinstance(wanted, str) else list(wanted) if isinstance(wanted, Collection) else []
-        return f"{where} must be of type {' or '.join(str(one) for one in kinds)}"
-    if kind == "const":
-        return f"{where} must be {wanted!r}"
-    if kind in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"):
-        side = (
-            "at least"
-            if kind == "minimum"
-            else "at most"
-            if kind == "maximum"
-            else "beyond"
-            if "Min" in kind
-            else "below"
-        )
-        return f"{where} must be {side} {wanted}"
-    if kind in ("minLength", "minItems", "minProperties"):
-        return f"{where} must have at least {wanted} {_UNITS[kind]}"
-    if kind in ("maxLength", "maxItems", "maxProperties"):
-        return f"{where} must have at most {wanted} {_UNITS[kind]}"
-    if kind == "pattern":
-        return f"{where} must match {wanted}"
-    if kind == "additionalProperties" and isinstance(problem.instance, dict):
-        known = problem.schema.get("properties", {}) if isinstance(problem.schema, dict) else {}
-        extra = [str(name)[:64] for name in problem.instance if name not in known]
-        return f"{where} has {', '.join(extra[:5])}, and may have: {', '.join(known)}"
-    return f"{where} does not fit {kind}"
-
-
-_UNITS = {
-    "minLength": "characters",
-    "maxLength": "characters",
-    "minItems": "items",
-    "maxItems": "items",
-    "minProperties": "members",
-    "maxProperties": "members",
-}
 
 
 def _member(place: Place) -> str:

@@ -54,6 +54,13 @@ def test_every_shipped_profile_is_valid_and_named_like_its_file(name: str) -> No
         ('envelope = { member = "data" }', 'an envelope needs mode = "wrapped"'),
         ('at_once = "$missing"', "$missing names no setting"),
         ('mode = "models"', 'mode = "models" needs workspace = "model"'),
+        (
+            'mode = "job"\njob = { ide = ["/x"] }',
+            'routes[POST /mine/run].job.ide is not a known key; did you mean "id"?',
+        ),
+        ('mode = "job"\njob = { of = "x", kee = 1 }', '.job.kee is not a known key; did you mean "key"?'),
+        ('links = { prefx = "/x" }', '.links.prefx is not a known key; did you mean "prefix"?'),
+        ('affinity = [{ in = "query", nam = "x" }]', 'nam is not a known key; did you mean "name"?'),
     ],
 )
 def test_a_declaration_that_makes_no_sense_names_the_route_and_the_key(extra: str, words: str) -> None:
@@ -109,6 +116,26 @@ def test_one_start_tells_every_problem(tmp_path: Path) -> None:
     assert len(caught.value.problems) == 3
     assert 'there is no profile "opnai"; did you mean "openai"?' in str(caught.value)
     assert "profiles.bind.nobody: no profile of this name is enabled" in str(caught.value)
+
+
+def test_a_file_with_problems_is_not_called_unknown_beside_them(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.toml"
+    broken.write_text('name = "broken"\n[[routes]]\npath = "x"\n')
+    with pytest.raises(ProfileError) as caught:
+        load_catalogue(ProfilesSection(enabled=("broken",), files=(broken,), bind={"broken": "1"}))
+    assert [line.partition(": ")[2][:6] for line in caught.value.problems] == ["routes"]
+
+
+def test_a_file_whose_profile_is_not_enabled_is_not_passed_over(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(MINIMAL)
+    with pytest.raises(ProfileError, match=r'profiles\.enabled does not name "mine", which .*mine\.toml declares'):
+        load_catalogue(ProfilesSection(files=(file,)))
+
+
+def test_what_needs_no_bound_workspace_is_not_bound() -> None:
+    with pytest.raises(ProfileError, match=r'profiles\.bind\.openai: a profile with workspace = "model"'):
+        load_catalogue(ProfilesSection(bind={"openai": "1"}))
 
 
 def test_settings_fill_in_what_a_declaration_leaves_open() -> None:
@@ -191,6 +218,18 @@ def test_of_two_profiles_the_one_named_first_answers_and_what_the_other_lacks_is
 def test_parameters_of_another_name_are_the_same_call() -> None:
     both = catalogue(ROUTES, 'name = "two"\n[[routes]]\npath = "/a/{name}"\n')
     assert [(one.profile, one.by) for one in both.covered] == [("two", "one")]
+
+
+def test_a_route_that_takes_all_calls_of_a_later_profile_is_listed_too() -> None:
+    first = 'name = "first"\n[[routes]]\npath = "/a/{all...}"\n'
+    later = "".join(f'[[routes]]\npath = "{path}"\n' for path in ("/a/b", "/a/{x}", "/a/b/{y...}", "/a", "/b/c"))
+    both = catalogue(first, f'name = "two"\n{later}')
+    assert [one.path for one in both.covered] == ["/a/b", "/a/b/{y...}", "/a/{x}"]
+    found = both.match("POST", "/a/b")
+    assert isinstance(found, Matched)
+    assert found.profile.name == "first"
+    one_segment = catalogue('name = "first"\n[[routes]]\npath = "/a/{x}"\n', 'name = "two"\n' + later)
+    assert [one.path for one in one_segment.covered] == ["/a/b", "/a/{x}"]
 
 
 def test_health_is_a_profiles_on_its_own_listener_only() -> None:

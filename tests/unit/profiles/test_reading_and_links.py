@@ -248,8 +248,23 @@ def test_the_commands_say_what_a_path_means_and_what_is_wrong(tmp_path: Path) ->
     shown = CliRunner().invoke(app, ["profile", "explain", "/v1/chat/completions", "--json", *arguments])
     assert json.loads(shown.stdout)["profile"] == "openai"
     assert CliRunner().invoke(app, ["profile", "list", *arguments]).exit_code == 0
-    wrong = CliRunner().invoke(app, ["profile", "explain", "/v1/models", *arguments])
-    assert wrong.exit_code == 1
+    shown = CliRunner().invoke(app, ["profile", "explain", "/v1/models/a/b", "--json", *arguments])
+    assert json.loads(shown.stdout) | {"method": "GET", "parameters": {"model": "a/b"}} == json.loads(shown.stdout)
+    for path, words in (
+        ("/v1/models", "/v1/models takes GET"),
+        ("/v2", "no profile declares DELETE /v2"),
+        ("/user/x", "/user/x is the bootstrap's own"),
+        ("/health", "on its own listener"),
+        ("v1", "begins with /"),
+    ):
+        wrong = CliRunner().invoke(app, ["profile", "explain", path, "--method", "delete", *arguments])
+        assert (wrong.exit_code, words in wrong.stderr) == (1, True), wrong.stderr
+    config.write_text(
+        'network = "local"\n[profiles.bind]\nakashgen = "7"\n[profiles.listen]\nakashgen = "[::1]:6571"\n'
+    )
+    shown = CliRunner().invoke(app, ["profile", "explain", "/api/generate", *arguments])
+    lines = dict(line.split(None, 1) for line in shown.stdout.splitlines())
+    assert (lines["workspace"], lines["listener"], lines["public"]) == ("bound: 7", "[::1]:6571", "no")
     broken = tmp_path / "mine.toml"
     broken.write_text('name = "mine"\n[[routes]]\npath = "/mine"\nmodee = "fixed"\n')
     checked = CliRunner().invoke(app, ["profile", "check", str(broken), *arguments])
