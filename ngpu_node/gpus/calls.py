@@ -56,18 +56,17 @@ class DriverCalls:
 
         Args:
             what: the call, for people.
-            timeout_s: from now, waiting for an earlier call included.
+            timeout_s: for the call itself. Those that wait before it have limits of their own, and a driver that is
+                slow with one of them is not stuck.
 
         Raises:
             DriverFault: the call's own, or STUCK: it, or one before it, did not return in time.
         """
-        self._raise_if_hung()
-        with trio.move_on_after(timeout_s):
-            async with self._one:
-                self._raise_if_hung()
+        async with self._one:
+            self._raise_if_hung()
+            with trio.move_on_after(timeout_s):
                 return await self._run(what, call)
-        if self._hung() is not None:
-            self.abandoned += 1
+        self.abandoned += 1
         raise DriverFault(FaultKind.STUCK, what, f"the NVIDIA driver did not answer within {timeout_s:g} s")
 
     async def _run(self, what: str, call: Callable[[Driver], T]) -> T:

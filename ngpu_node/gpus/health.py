@@ -39,6 +39,8 @@ class ConditionKind(StrEnum):
     ROWS_FAILED = "rows_failed"
     HOT = "thermal_throttling"
     POWER = "power_brake"
+    HELD_BACK = "hardware_slowdown"
+    """The hardware halved its clocks or worse and does not say whether heat or power made it."""
     SLOWED = "slowed"
     MEMORY = "memory_not_returned"
 
@@ -215,10 +217,14 @@ class DeviceHealth:
         causes = {
             ConditionKind.HOT: (Throttle.HW_THERMAL, "its clocks are held down by heat", True),
             ConditionKind.POWER: (Throttle.POWER_BRAKE, "its clocks are held down by the power supply", True),
+            ConditionKind.HELD_BACK: (Throttle.HW_SLOWDOWN, "its clocks are held down by heat or power", True),
             ConditionKind.SLOWED: (Throttle.SW_THERMAL, "it runs slower to stay below its temperature limit", False),
         }
+        throttles = vitals.throttles
+        if throttles & {Throttle.HW_THERMAL, Throttle.POWER_BRAKE}:
+            throttles -= {Throttle.HW_SLOWDOWN}  # which says the same once more
         for kind, (throttle, words, sick) in causes.items():
-            if throttle not in vitals.throttles:
+            if throttle not in throttles:
                 self._throttled_since_s.pop(kind, None)
                 continue
             since_s = self._throttled_since_s.setdefault(kind, now_s)

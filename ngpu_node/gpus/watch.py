@@ -130,8 +130,9 @@ class GpuWatch:
         self._uuids: dict[bytes, str] = {}
         self._samplings: dict[str, DeviceSampling] = {}
         self._meter = BusyMeter()
-        self._looking = trio.Lock()
         self._awoken = Changes()
+        self._wanted: set[str] = set()
+        self._looked = Changes()
         self._survey_now = Changes()
 
     # -- what others ask -----------------------------------------------------------------------------------------------
@@ -208,10 +209,15 @@ class GpuWatch:
         wall_us = self._clocks.wall_us()
         samplings = [self._samplings[uuid] for name in gpus if (uuid := self._uuids.get(name, "")) in self._samplings]
         worth = [sampling for sampling in samplings if sampling.is_worth_a_look(wall_us)]
-        if worth and self._calls.stuck_for_s is None:
-            # A receipt is owed whatever happens to the task: nothing may be raised here.
-            with trio.move_on_after(LAST_LOOK_S, shield=True):
-                await self._look_at_samples(worth)
+        if not worth or self._calls.stuck_for_s is not None:
+            return
+        self._wanted.update(sampling.uuid for sampling in worth)
+        self._awoken.announce()
+        # A receipt is owed whatever happens to the task: nothing may be raised here. Only the waiting ends; a look that
+        # takes longer is not given up, since a driver that is slow for a moment would seem to hang.
+        with trio.move_on_after(LAST_LOOK_S, shield=True):
+            while not self._wanted.isdisjoint(sampling.uuid for sampling in worth):
+                await self._looked.beyond(self._looked.count)
 
     def stop(self, metered: Metered, now_ns: int) -> Busy:
         """End the metering of a task."""
@@ -351,34 +357,32 @@ class GpuWatch:
             seen = self._awoken.count
             wall_us = self._clocks.wall_us()
             delays = [d for s in self._samplings.values() if (d := s.delay_s(wall_us)) is not None]
-            with trio.move_on_after(min(delays, default=float("inf"))):
+            with trio.move_on_after(0 if self._wanted else min(delays, default=float("inf"))):
                 await self._awoken.beyond(seen)
-            await self._look_at_due()
-
-    async def _look_at_due(self) -> None:
-        wall_us = self._clocks.wall_us()
-        due = [s for s in self._samplings.values() if s.delay_s(wall_us) == 0.0]
-        if due and await self._look_at_samples(due):
-            await trio.sleep(STUCK_WAIT_S)  # one is told at once that it hangs: do not ask in a circle
+            wall_us = self._clocks.wall_us()
+            due = [s for s in self._samplings.values() if s.uuid in self._wanted or s.delay_s(wall_us) == 0.0]
+            if due and await self._look_at_samples(due):
+                await trio.sleep(STUCK_WAIT_S)  # one is told at once that it hangs: do not ask in a circle
 
     async def _look_at_samples(self, samplings: Sequence[DeviceSampling]) -> bool:
         """Look at the samples of devices; return whether the driver hangs."""
-        async with self._looking:  # what is asked depends on what the look before brought
-            asks = [ask for s in samplings if (ask := s.ask(self._clocks.wall_us())) is not None]
-            if not asks:
-                return False
-            try:
+        asks = [ask for s in samplings if (ask := s.ask(self._clocks.wall_us())) is not None]
+        answers: list[Looked] = []
+        try:
+            if asks:
                 answers = await self._calls.run("samples", partial(self._look_at, asks), timeout_s=LOOK_TIMEOUT_S)
-            except DriverFault as fault:
-                answers = [Looked(ask, fault=fault) for ask in asks]
-            holders = self.surroundings.holders()
-            for answer in answers:
-                sampling = self._samplings[answer.ask.uuid]
-                if answer.look is not None:
-                    owners = Owners(answer.containers, holders)
-                    sampling.took(answer.look, owners, whole=answer.whole, calls=answer.calls, cost_us=answer.cost_us)
-                elif answer.fault is not None:
-                    sampling.failed(answer.fault, self._clocks.wall_us(), self._clocks.monotonic_ns())
+        except DriverFault as fault:
+            answers = [Looked(ask, fault=fault) for ask in asks]
+        holders = self.surroundings.holders()
+        for answer in answers:
+            sampling = self._samplings[answer.ask.uuid]
+            if answer.look is not None:
+                owners = Owners(answer.containers, holders)
+                sampling.took(answer.look, owners, whole=answer.whole, calls=answer.calls, cost_us=answer.cost_us)
+            elif answer.fault is not None:
+                sampling.failed(answer.fault, self._clocks.wall_us(), self._clocks.monotonic_ns())
+        self._wanted.difference_update(sampling.uuid for sampling in samplings)
+        self._looked.announce()
         busy = set(self._meter.wanted())
         for sampling in samplings:
             if sampling.uuid not in busy:

@@ -212,6 +212,27 @@ def test_a_driver_that_blocks_stalls_nothing_and_offers_nothing(
 
 
 @trio_test
+async def test_a_look_that_is_slow_at_the_end_of_a_task_makes_no_device_sick() -> None:
+    driver = ScriptedDriver(survey(reading(0)), pids=(4711,))
+    name = gpu_id(NODE, "GPU-00000000")
+    async with watching(a_watch(driver)) as watch:
+        sampling = watch._samplings["GPU-00000000"]
+        sampling._cost_us = 1500.0  # so that looks are rarer than ticks, and one more at the end tells something
+        task = watch.start([name], "workspace", time.monotonic_ns())
+        await trio.sleep(0.5)
+        await until(lambda: sampling.is_worth_a_look(time.time_ns() // 1000))
+        driver.wait = lambda: time.sleep(0.1)  # five rounds of vitals are due in it
+        began = time.monotonic()
+        await watch.look_before_stop([name])
+        assert time.monotonic() - began < 0.09
+        watch.stop(task, time.monotonic_ns())
+        for _ in range(20):
+            await trio.sleep(0.01)
+            assert watch.offers()
+            assert watch.status()["driver_stuck_for_s"] is None
+
+
+@trio_test
 async def test_a_machine_without_a_driver_is_a_state_and_changes_when_one_comes() -> None:
     driver = ScriptedDriver(fault(FaultKind.NO_DRIVER, "no NVIDIA driver on this machine"))
     async with watching(a_watch(driver)) as watch:

@@ -106,7 +106,7 @@ async def test_the_loop_runs_on_while_a_call_hangs() -> None:
 
 
 @trio_test
-async def test_calls_wait_for_each_other_within_their_own_limits() -> None:
+async def test_a_call_that_waits_for_a_slow_one_is_not_told_that_the_driver_is_stuck() -> None:
     gate = Gate()
     calls, _ = calls_through(gate)
     gate.open.clear()
@@ -126,7 +126,8 @@ async def test_calls_wait_for_each_other_within_their_own_limits() -> None:
         nursery.start_soon(ask, "third", 5)
         await trio.sleep(0.2)
         gate.open.set()
-    assert outcomes == ["second driver_stuck", "first answered", "third answered"]
+    assert outcomes[0] == "first answered"
+    assert sorted(outcomes[1:]) == ["second answered", "third answered"]
     assert gate.most_inside == 1
     assert calls.stuck_for_s is None
 

@@ -129,6 +129,16 @@ def test_throttling_by_heat_counts_when_it_lasts() -> None:
     assert "88 °C" in health.reason
 
 
+def test_a_card_whose_hardware_slows_it_and_does_not_say_why_counts_too() -> None:
+    device = Device()
+    slow = replace(WELL, throttles=frozenset({Throttle.HW_SLOWDOWN}))
+    assert device.sees(slow, seconds=21).phase is Phase.SICK
+    assert [condition.kind for condition in device.health.conditions] == [ConditionKind.HELD_BACK]
+    both = replace(WELL, throttles=frozenset({Throttle.HW_SLOWDOWN, Throttle.POWER_BRAKE}))
+    device.sees(both, seconds=21)
+    assert [condition.kind for condition in device.health.conditions] == [ConditionKind.POWER]
+
+
 def test_throttling_that_comes_and_goes_does_not_count() -> None:
     device = Device()
     for _ in range(10):
