@@ -188,7 +188,11 @@ class ModelsSection(Section):
         "registered", description="registered: any token may call a model server that an admitted node registered."
     )
     projects: tuple[str, ...] = Field((), description="Projects whose models are shared. Empty: all.")
-    shared_models: int = Field(1000, ge=1, description="Models shared at most.")
+    shared_models: int = Field(
+        1000,
+        ge=1,
+        description="Models shared at most; one node alone brings half as many.",
+    )
     concurrency: int = Field(64, ge=1, le=4096, description="Calls at once of one shared model on one node.")
     timeout_s: float = Field(600.0, gt=0, le=86_400, description="Seconds one call of a shared model may take.")
     public_url: str = Field(

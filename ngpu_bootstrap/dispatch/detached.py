@@ -24,9 +24,9 @@ from ngpu_bootstrap.dispatch.dispatcher import Dispatcher, Progress
 from ngpu_bootstrap.dispatch.ends import CANCELLED, Ending
 from ngpu_bootstrap.dispatch.jobs import Jobs
 from ngpu_bootstrap.errors import NotServed
+from ngpu_bootstrap.fair_share import may_take
 from ngpu_bootstrap.kill_points import reached
 from ngpu_bootstrap.registry.nodes import Nodes
-from ngpu_bootstrap.scheduling.waiting import may_wait
 from ngpu_bootstrap.store import job_rows
 from ngpu_bootstrap.store.errors import AttemptConflict, BodyMissing, StoreError, TaskIsFinal
 from ngpu_bootstrap.store.job_rows import JobRow
@@ -93,7 +93,8 @@ class DetachedTasks:
 
     Args:
         is_coming: whether a node is about to serve a workspace that none serves yet: its tasks wait for that.
-        limit: unfinished tasks of one workspace at most; of a guest's as many as `waiting.may_wait` says.
+        limit: unfinished tasks of one workspace at most; of a caller that is not its own client as many as
+            `fair_share` says.
         answer_bytes: the largest answer kept.
         attempts: orders signed for one task at most.
         call_back: told when a task has ended whose client wants to be called.
@@ -166,7 +167,8 @@ class DetachedTasks:
         """
         workspace = call.spec.id
         waiting, own = self._unfinished[workspace], self._unfinished_of[workspace, call.caller]
-        if not may_wait(self._limit, waiting, own, is_guest=bool(call.caller)):
+        has_room = may_take(self._limit, waiting, own) if call.caller else waiting < self._limit
+        if not has_room:
             yours = f", {own} of them yours" if call.caller else ""
             raise NotServed(
                 429,

@@ -7,13 +7,15 @@ same owner, and the shared ones.
 A shared workspace is made for each `project/model` that an admitted node registered, the first time it is seen. It has
 no token, so nobody but callers of models reaches it, and its id follows from its name: whichever bootstrap of a
 database sees the model first makes it, and the others find it. What nodes say is bounded: at most `limit` shared
-workspaces, of which those that no node offers any more make room for new ones.
+workspaces, of which those that no node has offered for `UNUSED_S` make room for new ones, and a node brings as many as
+it leaves places (`fair_share`), so that none can fill the list, or the database, with names.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
@@ -21,6 +23,7 @@ import structlog
 import trio
 
 from ngpu_bootstrap.errors import BadRequest, Refusal
+from ngpu_bootstrap.fair_share import may_take
 from ngpu_bootstrap.registry.nodes import Nodes
 from ngpu_bootstrap.registry.workspaces import NewWorkspace, Workspace, Workspaces
 from ngpu_bootstrap.store.errors import StoreError
@@ -30,6 +33,8 @@ from ngpu_protocol.workspaces import WorkspaceSpec
 log = structlog.get_logger(__name__)
 
 SETTLE_S = 0.05
+UNUSED_S = 3600.0
+LOOK_AGAIN_S = 60.0
 _ID_LOW, _ID_HIGH = 10**17, 10**18
 _TRIES = 8
 
@@ -58,7 +63,6 @@ class Model:
     Attributes:
         kind: of the registered server: `text-to-text`, `text-to-image`, `image-edit`; empty where nobody says.
         since_ms: when the workspace was made.
-        is_ready: whether a node serves it now.
     """
 
     name: str
@@ -66,7 +70,6 @@ class Model:
     workspace: Workspace
     kind: str
     since_ms: int
-    is_ready: bool
 
 
 class Models:
@@ -100,7 +103,9 @@ class Models:
         self._timeout_s = timeout_s
         self._index: dict[str, list[tuple[str, Workspace]]] = {}
         self._shared: frozenset[str] = frozenset()
-        self._refused: set[str] = set()
+        self._unfit: set[str] = set()  # of what is offered now: names that no workspace can have
+        self._offered_at_s: dict[str, float] = {}  # shared models, and when a node was last seen to offer them
+        self._without_room = 0
         self._noticed = trio.Event()
 
     # -- finding
@@ -150,14 +155,15 @@ class Models:
 
     def listed(self, caller: Workspace, project: str | None = None) -> list[Model]:
         """Return the models that *caller* may call and some node serves now, by project and name."""
+        ready, kinds = self._served()
         found: dict[tuple[str, str], Model] = {}
         for name, entries in self._index.items():
             for of, workspace in entries:
                 if (project is not None and of != project) or self._rank(caller, workspace) is None:
                     continue
-                if not self._is_ready(workspace):
+                if workspace.id not in ready:
                     continue
-                model = Model(name, of, workspace, self._kind(of, name), workspace.created_at_ms, True)
+                model = Model(name, of, workspace, kinds.get((of, name), ""), workspace.created_at_ms)
                 found.setdefault((of, name), model)
         return [found[key] for key in sorted(found)]
 
@@ -183,25 +189,32 @@ class Models:
             for session in self._nodes
         )
 
-    def _kind(self, project: str, model: str) -> str:
+    def _served(self) -> tuple[set[str], dict[tuple[str, str], str]]:
+        """Return the workspaces that some node serves now, and what each model offered is for."""
+        ready: set[str] = set()
+        kinds: dict[tuple[str, str], str] = {}
         for session in self._nodes:
-            for offer in session.services:
-                if offer.project == project and offer.model == model and session.admitted:
-                    return offer.type
-        return ""
+            if session.admitted:
+                for workspace, state in session.deployments.items():
+                    if state.state == DeploymentPhase.READY:
+                        ready.add(workspace)
+                for offer in session.services:
+                    kinds.setdefault((offer.project, offer.model), offer.type)
+        return ready, kinds
 
     # -- sharing
 
     async def run(self) -> None:
         """Make a shared workspace for what nodes newly offer; for ever."""
         while True:
-            await self._noticed.wait()
+            with trio.move_on_after(LOOK_AGAIN_S if self._without_room else math.inf):
+                await self._noticed.wait()
             self._noticed = trio.Event()
             if not self._share:
                 continue
             await trio.sleep(SETTLE_S)  # a node registers several at once
             try:
-                await self._look()
+                await self.look(trio.current_time())
             except StoreError as error:
                 log.error("shared_models_not_stored", reason=str(error))
                 await trio.sleep(1.0)
@@ -211,43 +224,54 @@ class Models:
         """Have what nodes offer looked at again."""
         self._noticed.set()
 
-    async def _look(self) -> None:
-        offered = set(self._offered())
-        shared = {one.spec.service: one for one in self._workspaces if is_shared(one)}
-        for service in sorted(offered - shared.keys()):
-            if service in self._refused:
-                continue
-            if len(shared) >= self._limit and not await self._make_room(shared, offered):
-                log.warning("too_many_models", limit=self._limit, service=service)
-                self._refused.add(service)
+    async def look(self, now_s: float) -> None:
+        """Make what is offered and not shared yet, as far as there is room."""
+        by_node = self._offered()
+        offered = set().union(*by_node)
+        shared = {one.spec.service or "": one for one in self._workspaces if is_shared(one)}
+        self._unfit &= offered
+        self._offered_at_s = {
+            service: now_s if service in offered else self._offered_at_s.get(service, now_s) for service in shared
+        }
+        without_room = 0
+        for service in sorted(offered - shared.keys() - self._unfit):
+            own = min(len(names & shared.keys()) for names in by_node if service in names)
+            while not (has_room := may_take(self._limit, len(shared), own)):
+                if not await self._make_room(shared, now_s):
+                    break
+            if not has_room:
+                without_room += 1
                 continue
             made = await self._add(service)
             if made is not None:
                 shared[service] = made
+                self._offered_at_s[service] = now_s
+        if without_room > self._without_room:
+            log.warning("too_many_models", limit=self._limit, shared=len(shared), without_room=without_room)
+        self._without_room = without_room
 
-    def _offered(self) -> Iterator[str]:
-        for session in self._nodes:
-            if not session.admitted:
-                continue
-            for offer in session.services:
-                service = f"{offer.project}/{offer.model}"
-                if offer.copies > 0 and self._allows(service):
-                    yield service
+    def _offered(self) -> list[frozenset[str]]:
+        """Return what each admitted node offers, of what may be shared."""
+        return [
+            frozenset(
+                service
+                for offer in session.services
+                if offer.copies > 0 and self._allows(service := f"{offer.project}/{offer.model}")
+            )
+            for session in self._nodes
+            if session.admitted
+        ]
 
     def _allows(self, service: str) -> bool:
         return not self._projects or service.partition("/")[0] in self._projects
 
-    async def _make_room(self, shared: dict[str | None, Workspace], offered: Collection[str]) -> bool:
-        idle = min(
-            (one for one in shared.values() if one.spec.service not in offered),
-            key=lambda one: one.created_at_ms,
-            default=None,
-        )
-        if idle is None:
+    async def _make_room(self, shared: dict[str, Workspace], now_s: float) -> bool:
+        """Remove the model that nobody has offered for longest, if that is long; return whether there was one."""
+        service = min(shared, key=lambda one: self._offered_at_s.get(one, now_s), default=None)
+        if service is None or now_s - self._offered_at_s.get(service, now_s) < UNUSED_S:
             return False
-        await self._workspaces.remove(idle.id)
-        shared.pop(idle.spec.service, None)
-        log.info("model_not_shared_any_more", service=idle.spec.service)
+        await self._workspaces.remove(shared.pop(service).id)
+        log.info("model_not_shared_any_more", service=service)
         return True
 
     async def _add(self, service: str) -> Workspace | None:
@@ -260,14 +284,14 @@ class Models:
                 request_timeout_s=self._timeout_s,
             )
         except ValueError:  # a name that no workspace can have: with spaces
-            self._refused.add(service)
+            self._unfit.add(service)
             log.warning("model_cannot_be_shared", service=service[:256])
             return None
         workspace = await self._workspaces.add_shared(
             new, [shared_id(service, generation) for generation in range(_TRIES)]
         )
         if workspace is None:
-            self._refused.add(service)
+            self._unfit.add(service)
             return None
         log.info("model_shared", service=service, workspace=workspace.id)
         return workspace

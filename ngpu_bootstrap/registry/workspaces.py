@@ -174,19 +174,22 @@ class Workspaces:
     async def load(self) -> None:
         """Read every workspace from the store."""
         async with self._changing:
-            rollouts = {row.workspace: row for row in await self._store.rollouts()}
-            by_id: dict[str, Workspace] = {}
-            strange: set[str] = set()
-            for row in await self._store.list_workspaces():
-                try:
-                    by_id[row.id] = await self._read(row, rollouts.get(row.id))
-                except MalformedError as error:  # as a sibling of a later version wrote it
-                    log.error("workspace_not_understood", workspace=row.id, reason=str(error))
-                    strange.add(row.id)
-                    if row.id in self._by_id:
-                        by_id[row.id] = self._by_id[row.id]
-            self._by_id, self.strange = by_id, frozenset(strange)
-            self._on_change()
+            await self._load()
+
+    async def _load(self) -> None:
+        rollouts = {row.workspace: row for row in await self._store.rollouts()}
+        by_id: dict[str, Workspace] = {}
+        strange: set[str] = set()
+        for row in await self._store.list_workspaces():
+            try:
+                by_id[row.id] = await self._read(row, rollouts.get(row.id))
+            except MalformedError as error:  # as a sibling of a later version wrote it
+                log.error("workspace_not_understood", workspace=row.id, reason=str(error))
+                strange.add(row.id)
+                if row.id in self._by_id:
+                    by_id[row.id] = self._by_id[row.id]
+        self._by_id, self.strange = by_id, frozenset(strange)
+        self._on_change()
 
     async def _read(self, row: WorkspaceRow, rollout: RolloutRow | None) -> Workspace:
         workspace = Workspace(_spec(row.id, row.revision, row.spec), row.owner, row.tokens, row.created_at_ms)
@@ -288,11 +291,11 @@ class Workspaces:
                     self._keep(workspace)
                     return workspace
                 # it was made before: by a sibling, and lives, or it was removed
-                for row in await self._store.list_workspaces():
-                    if row.id == workspace_id:
-                        workspace = _workspace(row)
-                        self._keep(workspace)
-                        return workspace
+                await self._load()
+                if (known := self._by_id.get(workspace_id)) is not None:
+                    return known
+                if workspace_id in self.strange:
+                    return None
             return None
 
     async def rotate_token(self, workspace_id: str, overlap_s: float) -> tuple[Token, WorkspaceToken, int]:
@@ -490,11 +493,6 @@ class Workspaces:
 def _label_number(label: str) -> int:
     number = label.rpartition(".")[2]
     return int(number) if number.isascii() and number.isdigit() else 0
-
-
-def _workspace(row: WorkspaceRow) -> Workspace:
-    spec = WorkspaceSpec.from_wire({**row.spec, "id": row.id, "revision": row.revision})
-    return Workspace(spec, row.owner, row.tokens, row.created_at_ms)
 
 
 def _named_pin(spec: WorkspaceSpec) -> WorkspaceSpec:

@@ -3,7 +3,7 @@
 Most workspaces have one caller, their own client. A model that any token may call has many, and none of them shall wait
 for all that another asked: slots go round the callers that wait, one each, however many calls each has (round robin;
 see Shreedhar and Varghese, *Efficient fair queuing using deficit round robin*, 1995). Who begins to wait stands at the
-end of the round, so a caller of single calls gets a slot a round too. What may wait at once is bounded by `may_wait`.
+end of the round, so a caller of single calls gets a slot a round too. How many may wait at once: `Lines.has_room`.
 
 Within a line it goes by priority, then first come, first served. A priority is the client's own word among its own
 tasks (0 to 9, higher first), so it can starve nobody else's. Most calls have none, and nobody ever looks at everyone.
@@ -21,6 +21,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
+
+from ngpu_bootstrap.fair_share import may_take
 
 HostT = TypeVar("HostT")
 SlotT = TypeVar("SlotT")
@@ -254,10 +256,14 @@ class Lines(Generic[HostT, SlotT]):
         return any(line.head(promised=promised) is not None for line in self._lines.values())
 
     def has_room(self, caller: str, limit: int) -> bool:
-        """Return whether one more client's call of *caller* may wait, of *limit* in all (`may_wait`)."""
+        """Return whether one more client's call of *caller* may wait, of *limit* in all.
+
+        A workspace's own client may take every place, others may not (`fair_share`).
+        """
+        if not caller:
+            return self.clients_waiting < limit
         line = self._lines.get(caller)
-        own = 0 if line is None else line.clients_waiting
-        return may_wait(limit, self.clients_waiting, own, is_guest=bool(caller))
+        return may_take(limit, self.clients_waiting, 0 if line is None else line.clients_waiting)
 
     def ahead_of(self, caller: str) -> int:
         """Return how many calls go before one that *caller* would add: all of its own, and as many of each other."""
@@ -286,15 +292,3 @@ class Lines(Generic[HostT, SlotT]):
             ]
             self._places = {key: place for place, (_, _, key) in enumerate(sorted(turns))}
         return self._places.get(key)
-
-
-def may_wait(limit: int, waiting: int, own: int, *, is_guest: bool) -> bool:
-    """Return whether a caller with *own* of *waiting* calls may have one more wait, where *limit* may in all.
-
-    A workspace's own client may take every place. A guest, who calls a model that is everybody's, may take as many as
-    it leaves: half of them when it is alone, a third each when there are two, so that one who comes always finds room
-    and no fixed share lies idle (Choudhury and Hahne, *Dynamic queue length thresholds for shared-memory packet
-    switches*, 1998, with a factor of one).
-    """
-    left = limit - waiting
-    return left > 0 and (not is_guest or own < left)

@@ -34,7 +34,7 @@ from ngpu_bootstrap.scheduling.reasons import (
     node_exclusion,
     version_of,
 )
-from ngpu_bootstrap.scheduling.waiting import Line, Lines, Waiter, may_wait
+from ngpu_bootstrap.scheduling.waiting import Line, Lines, Waiter
 from ngpu_protocol.identity import Address
 
 NOW = 1_000_000
@@ -633,24 +633,6 @@ def test_between_two_slots_of_a_caller_that_waits_no_other_gets_more_than_one(
         since = {one: counted for one, counted in since.items() if any(w.caller == one for w in waiting)}
         assert all(max(counted.values(), default=0) <= 1 for counted in since.values()), since
         assert len(lines) == len(waiting)
-
-
-@given(st.integers(1, 300), st.integers(1, 20))
-def test_however_many_guests_take_all_they_may_another_finds_room(limit: int, guests: int) -> None:
-    own = [0] * guests
-    moved = True
-    while moved:
-        moved = False
-        for guest in range(guests):
-            if may_wait(limit, sum(own), own[guest], is_guest=True):
-                own[guest] += 1
-                moved = True
-    if guests < limit:
-        assert may_wait(limit, sum(own), 0, is_guest=True)
-        assert max(own) - min(own) <= 1
-    assert may_wait(limit, sum(own), 0, is_guest=False) == (sum(own) < limit)
-    assert not may_wait(limit, limit, 0, is_guest=False)
-    assert all(may_wait(limit, taken, taken, is_guest=False) for taken in range(limit))  # its own client takes them all
 
 
 def test_who_stuck_to_a_node_that_is_gone_takes_any_slot_at_its_old_place() -> None:
