@@ -217,6 +217,9 @@ class Jobs:
                 words = f"the workspace gave the job the id {after.key}, which another job of yours has on another node"
                 after = failed(after, Failure(502, "job_id_taken", f"{words}; its ids must differ between nodes"))
         course.last = sink
+        if course.call.idempotency_key is not None and not course.declared.wait:
+            kept = job_rows.packed(sink.status, sink.body, sink.content_type)
+            course.row = dataclasses.replace(course.row, submission=kept)
         return self._taken_in(course, after)
 
     def _tell_submitted(self, course: _Course, sink: Collector) -> None:

@@ -17,35 +17,18 @@ from ngpu_bootstrap.dispatch.jobs import Jobs
 from ngpu_bootstrap.dispatch.watch import TaskWatch
 from ngpu_bootstrap.errors import BootstrapError, NotServed, Refusal
 from ngpu_bootstrap.front.answers import WorkspaceAnswer
+from ngpu_bootstrap.front.promised import LATE_MS, Promises, TaskEnded
 from ngpu_bootstrap.profiles.jobs import RESUBMIT, Job
 from ngpu_bootstrap.registry.nodes import Nodes
 from ngpu_bootstrap.store import job_rows
-from ngpu_bootstrap.store.errors import BodyMissing, StoreError, TaskIsFinal, UnknownTask
+from ngpu_bootstrap.store.errors import TaskIsFinal, UnknownTask
 from ngpu_bootstrap.store.job_rows import JobRow
-from ngpu_bootstrap.store.records import Part, TaskRecord
 from ngpu_bootstrap.store.store import Store
 from ngpu_bootstrap.tasks.states import TaskState
 from ngpu_protocol.identity import Address
 from ngpu_protocol.job_answers import MAX_ID_CHARS
 from ngpu_protocol.job_terms import JobTerms
 from ngpu_protocol.workspaces import WorkspaceSpec
-
-# How long past its time a job's end may take to be known here.
-LATE_MS = 30_000
-
-
-class JobEnded(BootstrapError):
-    """A job that was accepted as a task ended without a result its client can be given.
-
-    Attributes:
-        task_id: of the job.
-        refusal: what its client gets.
-    """
-
-    def __init__(self, task_id: str, refusal: Refusal) -> None:
-        super().__init__(refusal.message)
-        self.task_id = task_id
-        self.refusal = refusal
 
 
 class JobCalls:
@@ -55,6 +38,7 @@ class JobCalls:
         self,
         *,
         detached: DetachedTasks,
+        promises: Promises,
         jobs: Jobs,
         nodes: Nodes,
         store: Store,
@@ -62,63 +46,72 @@ class JobCalls:
         now_ms: Callable[[], int],
     ) -> None:
         self._detached = detached
+        self._promises = promises
         self._jobs = jobs
         self._nodes = nodes
         self._store = store
         self._watch = watch
         self._now_ms = now_ms
 
-    async def submit(self, call: Call, name: str, declared: JobTerms, caller: str) -> WorkspaceAnswer:
-        """Submit a job and return what its client gets.
+    async def submit(
+        self, call: Call, name: str, declared: JobTerms, caller: str, refused: Refusal | None = None
+    ) -> tuple[str, WorkspaceAnswer]:
+        """Submit a job and return its task's id and what its client gets.
 
         Args:
-            call: with a whole body; becomes the job's task.
+            call: with a whole body; becomes the job's task, unless its client submitted the same under its key before.
             name: of the declaration, with its profile's.
             caller: the client's own workspace.
+            refused: why it may not be taken now, unless it was before.
 
         Raises:
-            Refusal: it was not taken, and there is no task.
-            JobEnded: it was, and ended without a result.
-            IdempotencyKeyUsed: the key was used before.
+            Refusal: it was not taken, and there is no task; or another call was made under its key.
+            TaskEnded: it was, and ended without a result.
         """
-        now_ms = self._now_ms()
-        row = JobRow(call.task_id, call.spec.id, caller, name, declared, Job(since_ms=now_ms))
-        call = dataclasses.replace(call, detach=True, wrapped=True, job=row)
+        row = JobRow(call.task_id, call.spec.id, caller, name, declared, Job(since_ms=self._now_ms()))
+        call = dataclasses.replace(call, detach=True, wrapped=True, tell_place=None, job=row)
         submission = self._jobs.expect(call.task_id)
         try:
-            await self._detached.submit(call)
+            task_id = await self._promises.submit(call, refused)
             if declared.wait:
-                return await self._result(call, declared)
+                return task_id, await self._result(call, task_id, declared)
+            if task_id != call.task_id:
+                return task_id, await self._first_submission(call, task_id, declared)
             await submission.over.wait()
-            answer = submission.answer
-            if answer is not None:
-                return WorkspaceAnswer(answer.status, answer.body, answer.content_type)
-            return await self._result(call, declared)
+            if submission.answer is not None:
+                return task_id, WorkspaceAnswer(
+                    submission.answer.status, submission.answer.body, submission.answer.content_type
+                )
+            return task_id, await self._result(call, task_id, declared)
         finally:
             self._jobs.forget(call.task_id)
 
-    async def _result(self, call: Call, declared: JobTerms) -> WorkspaceAnswer:
+    async def _first_submission(self, call: Call, task_id: str, declared: JobTerms) -> WorkspaceAnswer:
+        """Return what the workspace answered when a job was submitted under this key before; wait until it has."""
+        deadline_ms = call.deadline_ms + int(declared.submit_timeout_s * 1000) + LATE_MS
+        while True:
+            row = await self._store.look_up(lambda connection: job_rows.of_task(connection, task_id))
+            if row is not None and row.submission:
+                return WorkspaceAnswer(*job_rows.unpacked(row.submission))
+            record = await self._store.task_state(task_id)
+            if record is None or (record.state is TaskState.FINISHED and row is not None and row.job.key):
+                raise Refusal(410, "answer_gone", f"the answer to the submission of task {task_id} is not kept")
+            if record.state.is_final:
+                return await self._promises.answer(task_id, deadline_ms)
+            if self._now_ms() >= deadline_ms:
+                raise TaskEnded(task_id, Refusal(504, "deadline", f"task {task_id} is not submitted yet; ask for it"))
+            await self._watch.wait(task_id)
+
+    async def _result(self, call: Call, task_id: str, declared: JobTerms) -> WorkspaceAnswer:
         """Return the answer of a job that has ended, waiting until it has."""
-        late_ms = call.deadline_ms + int(declared.duration_s * 1000) + LATE_MS
         try:
-            while True:
-                record = await self._store.task_state(call.task_id)
-                if record is None:
-                    raise Refusal(410, "answer_gone", f"task {call.task_id} is no longer kept")
-                if record.state.is_final:
-                    break
-                if self._now_ms() >= late_ms:
-                    refusal = Refusal(504, "deadline", f"task {call.task_id} has not ended in time; poll for it")
-                    raise JobEnded(call.task_id, refusal)
-                await self._watch.wait(call.task_id)
+            return await self._promises.answer(task_id, call.deadline_ms + int(declared.duration_s * 1000))
         except BaseException as error:
-            # its client left: nobody waits for what the workspace would go on making
-            if not isinstance(error, BootstrapError) and declared.cancel is not None:
-                self._detached.cancel(call.task_id)
+            # its client left: nobody waits for what the workspace would go on making, unless it has a key to come again
+            left = not isinstance(error, BootstrapError)
+            if left and declared.cancel is not None and call.idempotency_key is None:
+                self._detached.cancel(task_id)
             raise
-        if record.state is not TaskState.FINISHED:
-            raise JobEnded(call.task_id, Refusal(record.result_code or 502, record.reason, record.message))
-        return await self._kept(await self._store.task(call.task_id) or record)
 
     async def node_of(self, task_id: str) -> Address | None:
         """Return the node that has a job, None while none has."""
@@ -143,7 +136,7 @@ class JobCalls:
         """Return the last answer about a job that is done and whose node is not here any more; None: ask the node.
 
         Raises:
-            JobEnded: the node is gone and nothing is known of a result, or it is away and may come back.
+            TaskEnded: the node is gone and nothing is known of a result, or it is away and may come back.
         """
         node = Address(row.job.node)
         if node and self._nodes.serves(spec, node):
@@ -152,21 +145,21 @@ class JobCalls:
         if record is None:
             raise Refusal(404, "job_unknown", f"job {row.job.key} is no longer kept")
         if record.state is TaskState.FINISHED and not row.declared.fetch:
-            return await self._kept(record)
+            return await self._promises.kept(record)
         if record.state is TaskState.FINISHED:
             words = f"job {row.job.key} was done, and its node is gone; its result is kept as task {row.task_id}"
-            raise JobEnded(row.task_id, Refusal(410, "job_node_gone", words))
+            raise TaskEnded(row.task_id, Refusal(410, "job_node_gone", words))
         if record.state.is_final:
             words = record.message if RESUBMIT in record.message else f"{record.message}; {RESUBMIT}"
-            raise JobEnded(row.task_id, Refusal(410, record.reason, words))
+            raise TaskEnded(row.task_id, Refusal(410, record.reason, words))
         if not node:
             words = f"job {row.job.key} is being submitted; ask again"
-            raise JobEnded(row.task_id, NotServed(503, "job_not_submitted", words, retry_after_s=1))
+            raise TaskEnded(row.task_id, NotServed(503, "job_not_submitted", words, retry_after_s=1))
         words = (
             f"the node {node} that took job {row.job.key} is away; ask again, and if it is not back within "
             f"{row.declared.away_s:g} s the job counts as lost and is to be submitted again"
         )
-        raise JobEnded(row.task_id, NotServed(503, "job_node_away", words, retry_after_s=2))
+        raise TaskEnded(row.task_id, NotServed(503, "job_node_away", words, retry_after_s=2))
 
     async def note(self, row: JobRow, call_id: str) -> None:
         """Link a client's question, which was a task of its own, with its job."""
@@ -179,14 +172,3 @@ class JobCalls:
         except (TaskIsFinal, UnknownTask):
             return
         self._detached.cancel(row.task_id)
-
-    async def _kept(self, record: TaskRecord) -> WorkspaceAnswer:
-        body = b""
-        if record.response is not None:
-            try:
-                body = await self._store.read_body(record.task_id, Part.RESPONSE, record.response)
-            except (BodyMissing, StoreError):
-                raise JobEnded(
-                    record.task_id, Refusal(410, "answer_gone", "the answer of this task is no longer kept")
-                ) from None
-        return WorkspaceAnswer(record.status, body, record.content_type)

@@ -40,12 +40,13 @@ from ngpu_bootstrap.errors import BadRequest, NotServed, Refusal
 from ngpu_bootstrap.front.answers import Answer, WorkspaceAnswer, json_answer, refusal_for
 from ngpu_bootstrap.front.callers import Network, affinity_key, client_address, is_within, passed_on
 from ngpu_bootstrap.front.guards import AddressBuckets, TokenLimits
-from ngpu_bootstrap.front.job_calls import JobCalls, JobEnded
+from ngpu_bootstrap.front.job_calls import JobCalls
 from ngpu_bootstrap.front.keeping import KeepingSink
 from ngpu_bootstrap.front.model_sinks import ModelSink, RewritingSink
 from ngpu_bootstrap.front.node_files import NodeFiles
 from ngpu_bootstrap.front.paths import parse_parameters, workspace_target
 from ngpu_bootstrap.front.places import Places
+from ngpu_bootstrap.front.promised import Promises, TaskEnded, idempotency_key
 from ngpu_bootstrap.front.queue_news import place_teller
 from ngpu_bootstrap.front.spool import Spool, SpooledBody
 from ngpu_bootstrap.front.tasks_api import address_header
@@ -110,6 +111,7 @@ class Parts:
     nodes: Nodes
     dispatcher: Dispatcher
     jobs: JobCalls
+    promises: Promises
     sticky: StickyKeys
     brc20: Brc20Desk
     account: Account
@@ -122,7 +124,11 @@ class Parts:
 
 @dataclass(slots=True)
 class _Asked:
-    """One call on its way through here."""
+    """One call on its way through here.
+
+    Attributes:
+        refused: why it may not be taken now, unless its client asked for it under its key before.
+    """
 
     exchange: Exchange
     profile: Profile
@@ -133,6 +139,7 @@ class _Asked:
     address: str
     began_s: float
     status: int = 0
+    refused: Refusal | None = None
     caller: Caller | None = None
     facts: BodyFacts = field(default_factory=BodyFacts)
 
@@ -289,7 +296,12 @@ class Profiled:
             stack.callback(self._token_limits.leave, caller.label)
         desk = self._parts.brc20
         if desk.asks(caller.workspace.id):
-            await desk.admit(caller.workspace.id, address_header(asked.exchange.request.headers))
+            try:
+                await desk.admit(caller.workspace.id, address_header(asked.exchange.request.headers))
+            except Refusal as refusal:
+                if not _is_promised(asked):
+                    raise
+                asked.refused = refusal
 
     # -- the body
 
@@ -353,6 +365,7 @@ class Profiled:
         now_ms = parts.now_ms()
         task_id = parts.new_task_id()
         timeout_s = min(spec.request_timeout_s, route.timeout_s or spec.request_timeout_s)
+        foreign = caller.workspace.id if caller.workspace.id != workspace.id else ""
         return Call(
             task_id=task_id,
             spec=spec,
@@ -364,13 +377,13 @@ class Profiled:
             body=body,
             accepted_at_ms=now_ms,
             deadline_ms=now_ms + int((self._limits.queue_wait_s + timeout_s) * 1000),
-            idempotency_key=_idempotency_key(request.headers) if route.mode is Mode.TRANSPARENT else None,
+            idempotency_key=idempotency_key(request.headers, foreign),
             affinity=self._affinity(asked, workspace),
             tell_place=place_teller(asked.exchange, task_id),
             user_ip=caller.address,
             request_url=asked.path if asked.emptied.query is None else f"{asked.path}?{asked.emptied.query}",
             token_label=caller.label,
-            caller=caller.workspace.id if caller.workspace.id != workspace.id else "",
+            caller=foreign,
             gpu_types=route.gpu_types,
             only=only if only is not None else self._named_node(asked, workspace),
         )
@@ -458,6 +471,9 @@ class Profiled:
 
     async def _wrap(self, asked: _Asked, call: Call) -> None:
         call = dataclasses.replace(call, wrapped=True)
+        if _is_promised(asked):
+            await self._wrap_promised(asked, call)
+            return
         sink = Collector(self._limits.task_answer_bytes)
         result = await self._parts.dispatcher.carry(call, sink)
         if result.ending.state is not TaskState.FINISHED:
@@ -466,6 +482,21 @@ class Profiled:
         if self._is_kept(asked, call) and result.attempt is not None:
             await self._parts.sticky.note(call.spec, call.affinity, result.attempt.signed.order.node)
         await self._respond(asked, self._enveloped(asked, sink.status, sink.body, sink.content_type), call.task_id)
+
+    async def _wrap_promised(self, asked: _Asked, call: Call) -> None:
+        """Answer a call whose client may come again under its key: the task is kept, and runs on without its client."""
+        promises = self._parts.promises
+        call = dataclasses.replace(call, detach=True, tell_place=None)
+        task_id = await promises.submit(call, asked.refused)
+        try:
+            record = await promises.ended(task_id, call.deadline_ms)
+        except TaskEnded as ended:
+            await self._refuse_task(asked, ended.refusal, task_id)
+            return
+        if task_id == call.task_id and record.node and self._is_kept(asked, call):
+            await self._parts.sticky.note(call.spec, call.affinity, Address(record.node))
+        answer = await promises.kept(record)
+        await self._respond(asked, self._enveloped(asked, answer.status, answer.body, answer.content_type), task_id)
 
     def _enveloped(self, asked: _Asked, status: int, body: bytes, content_type: str) -> Answer:
         envelope = asked.route.envelope
@@ -484,14 +515,14 @@ class Profiled:
         jobs = self._parts.jobs
         name, terms = f"{asked.profile.name}.{declared.name}", declared.for_request(asked.facts.document)
         try:
-            answer = await jobs.submit(call, name, terms, caller.workspace.id)
-        except JobEnded as ended:
+            task_id, answer = await jobs.submit(call, name, terms, caller.workspace.id, asked.refused)
+        except TaskEnded as ended:
             await self._refuse_task(asked, ended.refusal, ended.task_id)
             return
-        node = await jobs.node_of(call.task_id)
-        if self._is_kept(asked, call) and node is not None:
+        node = await jobs.node_of(task_id)
+        if task_id == call.task_id and self._is_kept(asked, call) and node is not None:
             await self._parts.sticky.note(call.spec, call.affinity, node)
-        await self._respond_kept(asked, answer, call.spec.id, node, call.task_id)
+        await self._respond_kept(asked, answer, call.spec.id, node, task_id)
 
     async def _ask_job(self, asked: _Asked, body: Body) -> None:
         declared, caller = asked.route.job, asked.caller
@@ -505,7 +536,7 @@ class Profiled:
         workspace = self._parts.workspaces.require(row.workspace)
         try:
             kept = await jobs.answer_kept(row, workspace.spec)
-        except JobEnded as ended:
+        except TaskEnded as ended:
             await self._refuse_task(asked, ended.refusal, ended.task_id)
             return
         if kept is not None:
@@ -683,9 +714,11 @@ def _unbound(profile: str) -> NotServed:
     return NotServed(503, "profile_unbound", f"no workspace serves the calls of the profile {profile} here now")
 
 
-def _idempotency_key(headers: Headers) -> str | None:
-    value = header(headers, b"idempotency-key")
-    return value.decode("latin-1") if value and len(value) <= 255 else None
+def _is_promised(asked: _Asked) -> bool:
+    """Whether a call is kept until it ends, so that its client may come again under its key."""
+    route = asked.route
+    kept = route.mode is Mode.WRAPPED or isinstance(route.job, SubmittedJob)
+    return kept and header(asked.exchange.request.headers, b"idempotency-key") is not None
 
 
 def _model(one: Model, origin: str) -> dict[str, object]:

@@ -30,6 +30,7 @@ from ngpu_bootstrap.front.extension import Extension
 from ngpu_bootstrap.front.guards import FailedTries, TokenLimits
 from ngpu_bootstrap.front.paths import proxied_target, split_target, unslipped
 from ngpu_bootstrap.front.profiled import Profiled, Shape, shape_of
+from ngpu_bootstrap.front.promised import idempotency_key
 from ngpu_bootstrap.front.proxy import ProxySink
 from ngpu_bootstrap.front.queue_news import place_teller
 from ngpu_bootstrap.front.reads_api import Wire
@@ -41,7 +42,7 @@ from ngpu_bootstrap.registry.nodes import Nodes
 from ngpu_bootstrap.registry.workspaces import Workspaces
 from ngpu_bootstrap.store.errors import StoreError
 from ngpu_bootstrap.store.store import Store
-from ngpu_protocol.http1 import Exchange, Handler, RemoteError, header, wants_upgrade
+from ngpu_protocol.http1 import Exchange, Handler, RemoteError, wants_upgrade
 from ngpu_protocol.task_ids import RANDOM_LIMIT, format_task_id
 
 log = structlog.get_logger(__name__)
@@ -49,7 +50,6 @@ log = structlog.get_logger(__name__)
 # A body up to this is read before a node is chosen, so that the call can be tried again elsewhere; a longer one goes
 # to the node piece by piece as it comes.
 WHOLE_BODY_BYTES = 64 * 1024
-MAX_IDEMPOTENCY_KEY = 255
 
 
 class TaskIds:
@@ -246,7 +246,7 @@ class Front:
             body=body,
             accepted_at_ms=now_ms,
             deadline_ms=now_ms + int((self._limits.queue_wait_s + spec.request_timeout_s) * 1000),
-            idempotency_key=idempotency_key(exchange),
+            idempotency_key=idempotency_key(request.headers),
             upgrade=upgrade,
             affinity=affinity_key(request.headers),
             tell_place=place_teller(exchange, task_id),
@@ -311,7 +311,7 @@ class Front:
             query=presented.query,
             headers=presented.headers,
             token=presented.token,
-            idempotency_key=idempotency_key(exchange),
+            idempotency_key=idempotency_key(request.headers),
             user_ip=client_address(exchange.remote.host, request.headers, self._trusted),
             place_teller=partial(place_teller, exchange),
         )
@@ -337,20 +337,6 @@ def _documented(refusal: Refusal) -> Answer:
 
 async def _nothing(exchange: Exchange) -> None:
     raise Refusal(404, "not_found", "nothing is served at this path")
-
-
-def idempotency_key(exchange: Exchange) -> str | None:
-    """Return the client's `Idempotency-Key`, None without one.
-
-    Raises:
-        Refusal: it is longer than anything that is kept.
-    """
-    value = header(exchange.request.headers, b"idempotency-key")
-    if value is None:
-        return None
-    if not value or len(value) > MAX_IDEMPOTENCY_KEY:
-        raise Refusal(400, "bad_idempotency_key", f"Idempotency-Key must have 1 to {MAX_IDEMPOTENCY_KEY} characters")
-    return value.decode("latin-1")
 
 
 async def respond(exchange: Exchange, answer: Answer) -> None:

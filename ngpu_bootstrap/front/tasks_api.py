@@ -19,13 +19,14 @@ from ngpu_bootstrap.dispatch.collector import Collector
 from ngpu_bootstrap.dispatch.detached import DetachedTasks
 from ngpu_bootstrap.dispatch.dispatcher import Dispatcher
 from ngpu_bootstrap.dispatch.watch import TaskWatch
-from ngpu_bootstrap.errors import BadRequest, Forbidden, NotServed, Refusal
+from ngpu_bootstrap.errors import BadRequest, Forbidden, Refusal
 from ngpu_bootstrap.front import answers
 from ngpu_bootstrap.front.answers import Answer, WorkspaceAnswer
 from ngpu_bootstrap.front.bodies import MAX_ADDRESS, unwrap
 from ngpu_bootstrap.front.callers import affinity_key, passed_on_wrapped
 from ngpu_bootstrap.front.extension import Extension, ReadBody, UserCall
 from ngpu_bootstrap.front.paths import Target, parameter_target, parse_parameters, workspace_target
+from ngpu_bootstrap.front.promised import Promises, TaskEnded
 from ngpu_bootstrap.front.queue_news import TellPlace
 from ngpu_bootstrap.front.reads_api import ReadsApi, Wire, task_id_in
 from ngpu_bootstrap.front.task_options import task_options
@@ -34,9 +35,8 @@ from ngpu_bootstrap.profiles.schemas import check_body
 from ngpu_bootstrap.registry.deployments import DeploymentTable
 from ngpu_bootstrap.registry.nodes import Nodes
 from ngpu_bootstrap.registry.workspaces import Workspace, Workspaces
-from ngpu_bootstrap.store.errors import BodyMissing, IdempotencyKeyUsed
 from ngpu_bootstrap.store.job_rows import JobRow
-from ngpu_bootstrap.store.records import Part, TaskRecord, WorkspaceToken
+from ngpu_bootstrap.store.records import TaskRecord, WorkspaceToken
 from ngpu_bootstrap.store.store import Store
 from ngpu_bootstrap.tasks.states import TaskState
 from ngpu_protocol.http1 import Headers, header
@@ -48,9 +48,6 @@ from ngpu_protocol.workspaces import RESERVED_API_NAMES
 _QUERY = "queryTask"
 _SUBMIT = "schedulingTask"
 _ADDRESS_HEADER = b"btcaddress"
-
-# How long past its deadline a promised task's end may take to be known here.
-LATE_MS = 15_000
 
 Read = Callable[[str | None, Token | None], Awaitable[Answer]]
 
@@ -89,6 +86,7 @@ class TasksApi:
     """Answers the calls under `/user/`.
 
     Attributes:
+        promises: tasks that are kept until they end.
         extension: answers the calls of existing NGPU clients, where the operator asked for that.
     """
 
@@ -111,13 +109,12 @@ class TasksApi:
         check_webhook: Callable[[str], str],
         check_operator: Callable[[Token], None],
     ) -> None:
-        self._watch = watch
         self._check_webhook = check_webhook
         self._check_operator = check_operator
         self._workspaces = workspaces
         self._deployments = deployments
         self._dispatcher = dispatcher
-        self._detached = detached
+        self.promises = Promises(detached=detached, store=store, watch=watch, now_ms=now_ms)
         self._nodes = nodes
         self._store = store
         self._limits = limits
@@ -185,13 +182,13 @@ class TasksApi:
         if asked.body_schema is not None:
             check_body(asked.body_schema, unwrapped.body)
         btc_address = unwrapped.btc_address or address_header(request.headers)
-        first: str | None = None  # the task that was asked for under the same key before
+        refused: Refusal | None = None
         try:
             await self._brc20.admit(workspace.id, btc_address)
-        except Refusal:
-            first = await self._first_of_key(workspace, request.idempotency_key)
-            if first is None:
+        except Refusal as refusal:
+            if request.idempotency_key is None:
                 raise
+            refused = refusal
         spec = workspace.spec
         now_ms = self._now_ms()
         runs_s = spec.request_timeout_s if asked.job is None else asked.job.duration_s + asked.job.submit_timeout_s
@@ -235,32 +232,15 @@ class TasksApi:
             answer = await self._wait(call)
             self._brc20.note(workspace.id, call.task_id, btc_address)
             return answer
-        if first is None:
-            try:
-                await self._detached.submit(call)
-                self._brc20.note(workspace.id, call.task_id, btc_address)
-            except IdempotencyKeyUsed as used:
-                first = used.task_id
-            except NotServed:
-                first = await self._first_of_key(workspace, request.idempotency_key)
-                if first is None:
-                    raise
-        if first is not None:
-            task_id = first
-            if not await self._is_same(call, task_id):
-                raise Refusal(
-                    422,
-                    "idempotency_key_reused",
-                    f"this Idempotency-Key was used for another call, task {task_id}; send a new one",
-                ) from None
+        task_id = await self.promises.submit(call, refused)
+        if task_id == call.task_id:
+            self._brc20.note(workspace.id, task_id, btc_address)
         if asked.detach:
             return answers.submitted(task_id, self._submit_code)
-        return await self._kept_answer(task_id, call.deadline_ms)
-
-    async def _first_of_key(self, workspace: Workspace, key: str | None) -> str | None:
-        """Return the task that was asked for under *key* before, None when there is none: who asks again gets the first
-        answer, also when the queue is full by now, no node serves the workspace, or the address holds less."""
-        return await self._store.task_by_key(workspace.id, key) if key is not None else None
+        try:
+            return answers.completed(task_id, await self.promises.answer(task_id, call.deadline_ms))
+        except TaskEnded as ended:
+            return answers.refusal_answer(ended.refusal, documented=True, task_id=task_id)
 
     async def _wait(self, call: Call) -> Answer:
         """Run a synchronous call and return its answer."""
@@ -270,41 +250,6 @@ class TasksApi:
             return answers.completed(call.task_id, WorkspaceAnswer(sink.status, sink.body, sink.content_type))
         return answers.refusal_answer(result.ending.refusal(), documented=True, task_id=call.task_id)
 
-    async def _is_same(self, call: Call, task_id: str) -> bool:
-        """Return whether the task of a used key was asked for by the same call as this one."""
-        record = await self._store.task(task_id)
-        if record is None:
-            return True
-        asked = (call.api, call.method, call.port, call.target)
-        if asked != (record.api, record.method, record.port, record.target):
-            return False
-        if record.request is None or not isinstance(call.body, WholeBody):
-            return True
-        if record.request.size != len(call.body.content):
-            return False
-        try:
-            return await self._store.read_body(task_id, Part.REQUEST, record.request) == call.body.content
-        except BodyMissing:
-            return True
-
-    async def _kept_answer(self, task_id: str, deadline_ms: int) -> Answer:
-        """Wait for the end of a promised task and answer the synchronous call that asked for it."""
-        while True:
-            record = await self._store.task_state(task_id)
-            if record is None:
-                raise Refusal(410, "answer_gone", f"task {task_id} is no longer kept")
-            if record.state.is_final:
-                break
-            if self._now_ms() >= deadline_ms + LATE_MS:
-                refusal = Refusal(504, "deadline", f"task {task_id} has not ended in time; poll for it")
-                return answers.refusal_answer(refusal, documented=True, task_id=task_id)
-            await self._watch.wait(task_id)
-        if record.state is not TaskState.FINISHED:
-            refusal = Refusal(record.result_code or 502, record.reason, record.message)
-            return answers.refusal_answer(refusal, documented=True, task_id=task_id)
-        whole = await self._store.task(task_id) or record
-        return answers.completed(task_id, await self._stored_answer(whole))
-
     async def _poll(self, request: UserRequest, query: str | None) -> Answer:
         task_id = task_id_in(query)
         record = await self.task(task_id, request.token)
@@ -312,7 +257,7 @@ class TasksApi:
             position = self._nodes.place_of(record.workspace, task_id)
             return answers.pending(task_id, record.state, record.state.name.lower(), self.waits_for(record), position)
         if record.state is TaskState.FINISHED:
-            return answers.polled(task_id, record.state, await self._stored_answer(record))
+            return answers.polled(task_id, record.state, await self.promises.kept(record))
         return answers.polled_failure(task_id, record.state, record.result_code, record.reason, record.message)
 
     async def task(self, task_id: str, token: Token | None) -> TaskRecord:
@@ -342,15 +287,6 @@ class TasksApi:
         """Return, in words, what a task waits for while no node serves its workspace yet, else an empty text."""
         workspace = self._workspaces.get(record.workspace) if record.state is TaskState.ACCEPTED else None
         return self._deployments.on_the_way(workspace) if workspace is not None else ""
-
-    async def _stored_answer(self, record: TaskRecord) -> WorkspaceAnswer:
-        body = b""
-        if record.response is not None:
-            try:
-                body = await self._store.read_body(record.task_id, Part.RESPONSE, record.response)
-            except BodyMissing:
-                raise Refusal(410, "answer_gone", "the answer of this task is no longer kept") from None
-        return WorkspaceAnswer(record.status, body, record.content_type)
 
 
 def _named(workspace: Workspace, name: str, query: str | None) -> _Asked:

@@ -23,6 +23,7 @@ from ngpu_protocol.identity import Address
 from ngpu_protocol.job_terms import JobTerms
 
 MAX_CALLS_SHOWN = 100
+MAX_SUBMISSION_BYTES = 64 * 1024
 _TERMS = set(JobTerms.model_fields)
 
 
@@ -35,7 +36,7 @@ class JobRow:
         workspace: that runs it; *caller*: the client's own, whose token may ask for it.
         name: its declaration's, with its profile's: keys of different kinds of jobs never meet.
         declared: how it is asked for: as declared when it was submitted, whatever the profile says since.
-        submission: the workspace's answer to its submission (`KeptAnswer`); empty where nobody can come for it.
+        submission: the workspace's answer to its submission (`packed`); empty where nobody can come for it again.
         loss: what its bootstrap signed of its loss (`ngpu_protocol.losses`); empty for every other.
     """
 
@@ -51,6 +52,18 @@ class JobRow:
     def at(self, job: Job) -> JobRow:
         """Return the row of the same job a step later."""
         return replace(self, job=job)
+
+
+def packed(status: int, body: bytes, content_type: str) -> bytes:
+    """Return an answer as it is kept, b"" where it is too long for that."""
+    return b"%d %b\n%b" % (status, content_type.encode(), body) if len(body) <= MAX_SUBMISSION_BYTES else b""
+
+
+def unpacked(kept: bytes) -> tuple[int, bytes, str]:
+    """Return status, body and content type of an answer that is kept."""
+    head, _, body = kept.partition(b"\n")
+    status, _, content_type = head.decode().partition(" ")
+    return int(status), body, content_type
 
 
 def values(row: JobRow) -> dict[str, Any]:

@@ -37,6 +37,24 @@ duration_s = 30
 away_s = 3
 
 [[routes]]
+path = "/vendor/draw_now"
+mode = "job"
+target = "/vendor/task_submit"
+[routes.job]
+name = "now"
+id = ["/task_id"]
+poll = {method = "POST", target = "/vendor/task_result", body = {task_id = "{id}"}}
+state = ["/state"]
+done = ["done"]
+interval_s = 0.05
+duration_s = 30
+
+[[routes]]
+path = "/vendor/say"
+mode = "wrapped"
+envelope = {member = "data", beside = {code = 0}}
+
+[[routes]]
 path = "/vendor/task_result"
 mode = "job"
 job = {of = "draw", key = {in = "json", pointer = "/task_id"}}
@@ -63,6 +81,7 @@ class Vendor:
 
     def __init__(self) -> None:
         self.jobs: dict[str, str] = {}
+        self.ends_at_once = False
         self.asked: list[tuple[str, Any]] = []
 
     async def __call__(self, asked: Asked) -> None:
@@ -74,7 +93,7 @@ class Vendor:
         status = 200
         if path.endswith("task_submit"):
             job_id = f"{id(self)}-{len(self.jobs)}"
-            self.jobs[job_id] = "pending"
+            self.jobs[job_id] = "done" if self.ends_at_once else "pending"
             answer = {"task_id": job_id}
         elif path.endswith("task_result"):
             state = self.jobs.get(document["task_id"])
@@ -98,9 +117,11 @@ def settings(tmp_path: Path, folder: str = "bootstrap", **changes: Any) -> Any:
     return settings_for(tmp_path / folder, profiles=profiles, **changes)
 
 
-async def post(bootstrap: Bootstrap, path: str, document: Any, token: str = "", query: str = "") -> Answered:
+async def post(
+    bootstrap: Bootstrap, path: str, document: Any, token: str = "", query: str = "", key: bytes = b""
+) -> Answered:
     body = json.dumps({**document, "token": token or bootstrap.token}).encode()
-    fields = [(b"content-type", b"application/json")]
+    fields = [(b"content-type", b"application/json"), *([(b"idempotency-key", key)] if key else [])]
     return await bootstrap.call("POST", f"/vendor/{path}{query}", body, fields, token=None)
 
 
@@ -255,6 +276,76 @@ def test_jobs_and_keys_are_found_after_a_restart(tmp_path: Path) -> None:
                 assert json.loads(answer.body)["info"]["node"] == home
 
     trio.run(main)
+
+
+CALLS = {"task_submit": {"prompt": "sea"}, "draw_now": {"prompt": "sky"}, "say": {"words": "hello"}}
+
+
+def task_of(answer: Answered) -> bytes:
+    return answer.header(b"ngpu-task-id") or b""
+
+
+def test_a_call_that_comes_again_under_its_key_is_the_first_one_after_a_restart_too(tmp_path: Path) -> None:
+    async def main() -> None:
+        vendor = Vendor()
+        vendor.ends_at_once = True
+        node = scripted(new_account(), vendor)
+        async with running(settings(tmp_path), workspace=SPEC) as bootstrap:
+            known = (bootstrap.workspace, bootstrap.token)
+            async with connected(node, bootstrap.multiaddr):
+                await wait_ready(bootstrap)
+                first = {
+                    path: await post(bootstrap, path, body, key=b"k-" + path.encode()) for path, body in CALLS.items()
+                }
+                assert {answer.status for answer in first.values()} == {200}
+                assert json.loads(first["say"].body)["data"]["info"]["node"] == id(vendor)
+                await task_when(bootstrap, task_of(first["task_submit"]).decode(), lambda view: view["state"] == 3)
+                asked = list(vendor.asked)
+                other = (await bootstrap.admin("POST", "/api/v1/workspaces", SPEC))["token"]
+                for path, body in CALLS.items():
+                    again = await post(bootstrap, path, body, key=b"k-" + path.encode())
+                    assert (again.status, again.body, task_of(again)) == (200, first[path].body, task_of(first[path]))
+                    changed = await post(bootstrap, path, {**body, "more": 1}, key=b"k-" + path.encode())
+                    document = json.loads(changed.body)
+                    assert (changed.status, document["reason"]) == (422, "idempotency_key_reused")
+                    assert set(document) >= {"code", "info", "msg"}
+                    assert task_of(changed) == b""
+                assert vendor.asked == asked, "nothing ran again"
+        # no node is here now, and what was answered before still is
+        async with running(settings(tmp_path), known=known) as bootstrap:
+            for path, body in CALLS.items():
+                again = await post(bootstrap, path, body, key=b"k-" + path.encode())
+                assert (again.status, again.body, task_of(again)) == (200, first[path].body, task_of(first[path]))
+            assert (await post(bootstrap, "say", {}, key=b"new")).status == 503
+            assert (await post(bootstrap, "say", {}, key=b"k" * 300)).status == 400
+            # a key is its client's own
+            foreign = await post(bootstrap, "say", CALLS["say"], token=other, key=b"k-say")
+            assert foreign.status == 503
+        assert vendor.asked == asked
+
+    trio.run(main)
+
+
+def test_two_calls_under_one_key_at_once_are_one_task(tmp_path: Path) -> None:
+    async def test(bootstrap: Bootstrap, vendors: list[Vendor]) -> None:
+        for vendor in vendors:
+            vendor.ends_at_once = True
+        for path, body in CALLS.items():
+            answers: list[Answered] = []
+
+            async def call(path: str = path, body: Any = body, answers: list[Answered] = answers) -> None:
+                answers.append(await post(bootstrap, path, body, key=b"once-" + path.encode()))
+
+            async with trio.open_nursery() as nursery:
+                for _ in range(5):
+                    nursery.start_soon(call)
+            assert {(one.status, one.body, task_of(one)) for one in answers} == {
+                (200, answers[0].body, task_of(answers[0]))
+            }
+        asked = [path for vendor in vendors for path, _ in vendor.asked if not path.endswith("task_result")]
+        assert sorted(asked) == ["/vendor/say", "/vendor/task_submit", "/vendor/task_submit"]
+
+    run(tmp_path, test)
 
 
 @pytest.mark.needs_postgres
