@@ -20,6 +20,7 @@ from rich.console import Console
 
 from ngpu_bootstrap.admin_socket import ask_daemon, daemon_is_running
 from ngpu_bootstrap.config import BootstrapSettings
+from ngpu_bootstrap.stand_ins import stored_stand_ins
 from ngpu_bootstrap.store import queries, tables
 from ngpu_bootstrap.store.database import open_engine, reading
 from ngpu_bootstrap.store.errors import StoreMismatch
@@ -43,13 +44,10 @@ from ngpu_daemon.datadir import DataDirectory
 from ngpu_daemon.errors import OperatorError
 from ngpu_daemon.init_command import ask_passphrase
 from ngpu_daemon.keystore import keystore_address, open_keystore
-from ngpu_protocol.acknowledgements import SignedAcknowledgement
 from ngpu_protocol.errors import AddressError, MalformedError
 from ngpu_protocol.identity import Address, parse_address
 from ngpu_protocol.networks import network_named
-from ngpu_protocol.orders import SignedOrder
 from ngpu_protocol.receipt_file import ReceiptFile
-from ngpu_protocol.receipts import SignedReceipt
 from ngpu_protocol.statements import STATEMENT_TYPE, Statement, StatementFile, prove, sign_statement
 
 _FETCH = 2_000
@@ -166,15 +164,12 @@ class Books:
         row = self._connection.execute(sa.select(r.c.task_id, r.c.attempt).where(*where)).one_or_none()
         if row is None:
             return None
+        stand_ins = stored_stand_ins(self._connection, chain_id)
         for record in queries.receipts(self._connection, row.task_id, row.attempt):
-            if record.receipt.sequence == sequence and record.receipt.node == node and record.order:
+            filed = record.receipt
+            if filed.sequence == sequence and filed.node == node and record.order:
                 try:
-                    return ReceiptFile(
-                        order=SignedOrder.from_bytes(record.order),
-                        receipt=SignedReceipt.from_bytes(record.receipt.raw),
-                        acknowledgement=SignedAcknowledgement.from_bytes(record.receipt.acknowledgement),
-                        chain_id=chain_id,
-                    )
+                    return stand_ins.receipt_file(record.order, filed.raw, filed.acknowledgement)
                 except MalformedError:
                     return None
         return None

@@ -38,6 +38,7 @@ from ngpu_bootstrap.credentials import Token
 from ngpu_bootstrap.dispatch.detached import DetachedTasks
 from ngpu_bootstrap.dispatch.dispatcher import Dispatcher, DispatchLimits
 from ngpu_bootstrap.dispatch.errands import Errands
+from ngpu_bootstrap.dispatch.gaps import GapWatch
 from ngpu_bootstrap.dispatch.jobs import Jobs
 from ngpu_bootstrap.dispatch.receipts import ReceiptDesk
 from ngpu_bootstrap.dispatch.verdicts import Judge
@@ -69,6 +70,8 @@ from ngpu_bootstrap.registry.standings import Standings
 from ngpu_bootstrap.registry.sticky_keys import StickyKeys
 from ngpu_bootstrap.registry.workspaces import Workspace, Workspaces
 from ngpu_bootstrap.retention import keep_swept
+from ngpu_bootstrap.stand_ins import ABOUT_KEY as STAND_INS
+from ngpu_bootstrap.stand_ins import StandIns
 from ngpu_bootstrap.store.bodies import BodyLimits
 from ngpu_bootstrap.store.errors import StoreError, StoreMismatch, StoreUnavailable
 from ngpu_bootstrap.store.leases import Sibling
@@ -260,10 +263,21 @@ class _Bootstrap:
             now_ms=now_ms,
             link_before=store.link_before,
         )
+        self.stand_ins = StandIns(self.network.chain_id)
+        self.stand_ins.sign(account, [Address(one) for one in settings.siblings], now_ms())
         self.receipts = ReceiptDesk(
             own=account.address,
             network=self.network,
             judge=judge,
+            stand_ins=self.stand_ins,
+            gaps=GapWatch(
+                account=account,
+                chain_id=self.network.chain_id,
+                standings=self.standings,
+                store=store,
+                metrics=self.metrics,
+                now_ms=now_ms,
+            ),
             standings=self.standings,
             store=store,
             metrics=self.metrics,
@@ -282,7 +296,7 @@ class _Bootstrap:
             deployments=self.deployments,
             confided=confided,
             open_requests=self._requests_to,
-            chain_head=store.chain_head,
+            chain_head=store.chain_top,
             met=self._met,
             keep_prices=self.store.keep_price_list,
             now_ms=now_ms,
@@ -417,7 +431,7 @@ class _Bootstrap:
             find_task=front.tasks_api.task,
             waits_for=front.tasks_api.waits_for,
             status=self._status,
-            chain_id=self.network.chain_id,
+            stand_ins=self.stand_ins,
             sign_statement=lambda statement: sign_statement(statement, self.account, self.network.chain_id),
             open_metrics=settings.has_private_listener,
             now_ms=now_ms,
@@ -775,10 +789,11 @@ class _Bootstrap:
     def _about(self) -> dict[str, Any]:
         """What siblings may know of this bootstrap."""
         where = {name: self.where.get(name, []) for name in ("http", "multiaddrs")}
-        return {**where, "peer_id": self.account.peer_id}
+        return {**where, "peer_id": self.account.peer_id, STAND_INS: self.stand_ins.about}
 
     async def _met_siblings(self, met: Sequence[Sibling]) -> None:
         self.receipts.siblings = frozenset(one.address for one in met if one.address != self.account.address)
+        self.stand_ins.met(met)
         await self.confided.share(met)
 
     async def _adopt(self, tasks: Sequence[OpenTask]) -> None:

@@ -6,37 +6,39 @@ reads the database itself, beside a daemon that may run, as `accounting` does.
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import sqlalchemy as sa
 
-from ngpu_bootstrap.accounting import Books, parse_node
+from ngpu_bootstrap.accounting import Books
 from ngpu_bootstrap.config import BootstrapSettings
+from ngpu_bootstrap.stand_ins import stored_stand_ins
 from ngpu_bootstrap.store import tables
 from ngpu_daemon.datadir import DataDirectory
-from ngpu_daemon.disputes import DisputeError, DisputeRow, export, one_named, show_list, show_one
+from ngpu_daemon.disputes import DisputeError, DisputeRow
 from ngpu_daemon.keystore import keystore_address
-from ngpu_protocol.acknowledgements import SignedAcknowledgement
-from ngpu_protocol.dispute_file import Contradiction, Dispute, DisputeFile, Kind
+from ngpu_protocol.dispute_file import Contradiction, Dispute, DisputeFile, Kind, Withheld
 from ngpu_protocol.errors import MalformedError
+from ngpu_protocol.gap_claims import claimed_gap
 from ngpu_protocol.identity import Address
 from ngpu_protocol.networks import network_named
 from ngpu_protocol.observations import SignedObservation
-from ngpu_protocol.orders import SignedOrder
-from ngpu_protocol.receipt_file import ReceiptFile
 from ngpu_protocol.receipts import SignedReceipt
-
-#: A named dispute is looked for among this many: nobody has more.
-SEARCHED = 1_000_000
 
 
 class Evidence:
     """The disputes in a store, opened to be read."""
 
-    def __init__(self, connection: sa.Connection, chain_id: int) -> None:
+    def __init__(self, connection: sa.Connection, chain_id: int, siblings: Iterable[str] = ()) -> None:
         self._connection = connection
         self._chain_id = chain_id
+        self._siblings = [Address(one) for one in siblings]
+
+    def siblings(self, bootstrap: Address) -> Sequence[Address]:
+        """Return who stands in for *bootstrap*, by the operator's configuration."""
+        return self._siblings
 
     def rows(self, node: Address | None, limit: int) -> list[DisputeRow]:
         """Return the newest disputes, of *node* or of all, newest first."""
@@ -75,9 +77,36 @@ class Evidence:
         query = sa.select(f, o.c.task_id, o.c.attempt).select_from(f.outerjoin(o, seen))
         if node is not None:
             query = query.where(f.c.node == node)
-        return [
-            _fault_row(row) for row in self._connection.execute(query.order_by(f.c.found_at_ms.desc()).limit(limit))
-        ]
+        found = self._connection.execute(query.order_by(f.c.found_at_ms.desc()).limit(limit)).all()
+        return [self._withheld_row(row) if row.kind == "withheld" else _fault_row(row) for row in found]
+
+    def _withheld_row(self, row: Any) -> DisputeRow:
+        expected = bytes(row.expected).decode(errors="replace")
+        actual = "none within an hour"
+        if row.raw:
+            gap = claimed_gap(SignedObservation.from_bytes(bytes(row.raw)).observation)
+            r = tables.receipts
+            where = (
+                r.c.bootstrap == row.bootstrap,
+                r.c.node == row.node,
+                r.c.sequence.between(gap.from_sequence, gap.to_sequence),
+            )
+            came = self._connection.execute(sa.select(sa.func.count()).where(*where)).scalar_one()
+            if came:
+                actual += f", {came} of {gap.to_sequence - gap.from_sequence + 1} later"
+        return DisputeRow(
+            kind=row.kind,
+            node=row.node,
+            bootstrap=row.bootstrap,
+            sequence=row.sequence,
+            task_id="",
+            attempt=0,
+            receipt=_text(row.hash) if row.raw else "",
+            rule="chain",
+            expected=expected,
+            actual=actual,
+            at_ms=row.found_at_ms,
+        )
 
     def file(self, row: DisputeRow) -> DisputeFile | None:
         """Return the file of a dispute; None where nothing is on file to make it of."""
@@ -89,6 +118,8 @@ class Evidence:
                     return self._contradiction(row, Kind.EQUIVOCATION, row.sequence)
                 case "broken_link":
                     return self._contradiction(row, Kind.BROKEN_LINK, row.sequence - 1)
+                case "withheld":
+                    return self._withheld(row)
         except MalformedError as error:
             raise DisputeError(f"what is on file of receipt {row.sequence} cannot be read: {error}") from None
         return None
@@ -115,13 +146,9 @@ class Evidence:
         order = order or self._order(task_id, attempt)
         if order is None:
             return None
+        stand_ins = stored_stand_ins(self._connection, self._chain_id)
         return Dispute(
-            ReceiptFile(
-                order=SignedOrder.from_bytes(bytes(order)),
-                receipt=SignedReceipt.from_bytes(bytes(raw)),
-                acknowledgement=SignedAcknowledgement.from_bytes(bytes(acknowledgement)),
-                chain_id=self._chain_id,
-            ),
+            stand_ins.receipt_file(bytes(order), bytes(raw), bytes(acknowledgement)),
             SignedObservation.from_bytes(bytes(seen.signed_observation)) if seen is not None else None,
         )
 
@@ -132,6 +159,16 @@ class Evidence:
             return None
         first_receipt, second_receipt = (SignedReceipt.from_bytes(bytes(raw)) for raw in (first.raw, second))
         return Contradiction(kind, first_receipt, second_receipt, self._chain_id)
+
+    def _withheld(self, row: DisputeRow) -> Withheld | None:
+        raw = self._fault(row, bytes.fromhex(row.receipt.removeprefix("0x")))
+        if not raw:  # an earlier version kept no claim
+            return None
+        claim = SignedObservation.from_bytes(bytes(raw))
+        after = self._filed(row, claimed_gap(claim.observation).to_sequence + 1)
+        if after is None:
+            return None
+        return Withheld(SignedReceipt.from_bytes(bytes(after.raw)), claim, self._chain_id)
 
     def _filed(self, row: DisputeRow, sequence: int) -> Any:
         r = tables.receipts
@@ -151,8 +188,6 @@ class Evidence:
 
 def _fault_row(row: Any) -> DisputeRow:
     match row.kind:
-        case "withheld":
-            receipt, expected, actual = "", bytes(row.expected).decode(errors="replace"), "none within an hour"
         case "forged":
             receipt, expected, actual = _text(row.hash), row.node, "signed by another key"
         case _:
@@ -176,43 +211,13 @@ def _text(hash: bytes) -> str:
     return "0x" + bytes(hash).hex()
 
 
-def _opened(settings: BootstrapSettings, ask: Any) -> None:
+@contextmanager
+def open_evidence(settings: BootstrapSettings) -> Iterator[Evidence]:
+    """Open the store of *settings* for what it has on disputes.
+
+    Raises:
+        OperatorError: one line for the operator.
+    """
     own = keystore_address(DataDirectory(settings.data_dir).keystore)
     with Books.open(settings, own) as books:
-        ask(Evidence(books.connection, network_named(settings.network).chain_id))
-
-
-def list_disputes(settings: BootstrapSettings, node: str | None, limit: int, *, as_json: bool) -> None:
-    """Print the newest disputes.
-
-    Raises:
-        OperatorError: one line for the operator.
-    """
-    address = parse_node(node) if node is not None else None
-    _opened(settings, lambda evidence: show_list(evidence.rows(address, limit), as_json=as_json))
-
-
-def show_dispute(settings: BootstrapSettings, name: str, *, as_json: bool) -> None:
-    """Print one dispute in full.
-
-    Raises:
-        OperatorError: one line for the operator.
-    """
-
-    def ask(evidence: Evidence) -> None:
-        row = one_named(evidence.rows(None, SEARCHED), name)
-        show_one(row, evidence.file(row), as_json=as_json)
-
-    _opened(settings, ask)
-
-
-def export_dispute(settings: BootstrapSettings, name: str, path: Path | None, *, as_json: bool) -> None:
-    """Write the file of one dispute.
-
-    Raises:
-        OperatorError: one line for the operator.
-    """
-    _opened(
-        settings,
-        lambda evidence: export(one_named(evidence.rows(None, SEARCHED), name), evidence.file, path, as_json=as_json),
-    )
+        yield Evidence(books.connection, network_named(settings.network).chain_id, settings.siblings)

@@ -1,18 +1,19 @@
 """Disputes as people ask for them: which there are, one in full, and the file that anyone can judge.
 
 Both sides use it: `ngpu-bootstrap dispute` on the bootstrap's store, `ngpu-node disputes` on the node's ledger. What a
-file holds and shows is `ngpu_protocol.dispute_file`; a side's own module reads its store and makes the files.
+file holds and shows is `ngpu_protocol.dispute_file`; a side's own module reads its store and makes the files, as its
+`Evidence`.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from rich.console import Console
 from rich.table import Table
@@ -20,9 +21,14 @@ from rich.text import Text
 
 from ngpu_daemon.errors import OperatorError
 from ngpu_protocol.dispute_file import DisputeFile, Finding, check_dispute_file, to_json
+from ngpu_protocol.errors import AddressError
+from ngpu_protocol.identity import Address, parse_address
+from ngpu_protocol.receipt_file import RuleResult
 
 #: Listed when nothing else is asked: the newest.
 DEFAULT_LIMIT: Final = 100
+#: A named dispute is looked for among this many: nobody has more.
+SEARCHED: Final = 1_000_000
 _LEAST_HASH_DIGITS: Final = 8
 
 WHAT_IT_SHOWS: Final = {
@@ -42,7 +48,7 @@ class DisputeRow:
     """One dispute, as a list shows it.
 
     Attributes:
-        kind: `receipt`; or `equivocation`, `broken_link`, `forged`, `withheld`, which only a bootstrap finds.
+        kind: `receipt`; or `equivocation`, `broken_link`, `forged`, `withheld`.
         receipt: the receipt's digest as 0x text; empty where there is none.
         rule: that was broken, with what it wanted and what there was, as far as this side knows.
         at_ms: when the receipt ended by the node's clock, or when the evidence was found.
@@ -70,6 +76,23 @@ class DisputeRow:
         )
 
 
+class Evidence(Protocol):
+    """What one side has on file about disputes, opened to be read."""
+
+    def rows(self, other: Address | None, limit: int) -> list[DisputeRow]:
+        """Return the newest disputes, with *other* or with all, newest first."""
+
+    def file(self, row: DisputeRow) -> DisputeFile | None:
+        """Return the file of a dispute; None where nothing is on file to make it of.
+
+        Raises:
+            DisputeError: what is on file cannot be read.
+        """
+
+    def siblings(self, bootstrap: Address) -> Sequence[Address]:
+        """Return who may acknowledge in the place of *bootstrap*, as far as this side was told."""
+
+
 def one_named(rows: Sequence[DisputeRow], text: str) -> DisputeRow:
     """Return the one dispute that *text* names.
 
@@ -87,8 +110,23 @@ def one_named(rows: Sequence[DisputeRow], text: str) -> DisputeRow:
     return named[0]
 
 
-def show_list(rows: Sequence[DisputeRow], *, as_json: bool) -> None:
-    """Print *rows*."""
+def list_disputes(evidence: Evidence, whose: str | None, limit: int, *, option: str, as_json: bool) -> None:
+    """Print the newest disputes.
+
+    Args:
+        whose: the other side's address; None: with all.
+        option: as which it was given.
+
+    Raises:
+        DisputeError: *whose* is no address.
+    """
+    other = None
+    if whose is not None:
+        try:
+            other = parse_address(whose if whose.startswith("0x") else f"0x{whose}")
+        except AddressError as error:
+            raise DisputeError(f"{option} {whose[:64]}: {error}") from None
+    rows = evidence.rows(other, limit)
     if as_json:
         print(json.dumps({"disputes": [asdict(row) for row in rows]}))
         return
@@ -110,9 +148,15 @@ def show_list(rows: Sequence[DisputeRow], *, as_json: bool) -> None:
     Console(soft_wrap=True).print(table)
 
 
-def show_one(row: DisputeRow, file: DisputeFile | None, *, as_json: bool) -> None:
-    """Print one dispute in full, with what its file shows; *file* None: there is nothing to judge."""
-    results, finding = check_dispute_file(file) if file is not None else ([], None)
+def show_dispute(evidence: Evidence, name: str, *, as_json: bool) -> None:
+    """Print one dispute in full, with what its file shows.
+
+    Raises:
+        DisputeError: none, or several, are named so; or what is on file cannot be read.
+    """
+    row = one_named(evidence.rows(None, SEARCHED), name)
+    file = evidence.file(row)
+    results, finding = ([], None) if file is None else judged(evidence, row, file)
     if as_json:
         rules = [asdict(result) for result in results]
         print(json.dumps({"dispute": asdict(row), "finding": finding and finding.value, "rules": rules}))
@@ -137,23 +181,26 @@ def show_one(row: DisputeRow, file: DisputeFile | None, *, as_json: bool) -> Non
             console.print(Text(f"broken: {result.rule}: {result.actual}, not {result.expected}", "bold red"))
 
 
-def export(
-    row: DisputeRow, make: Callable[[DisputeRow], DisputeFile | None], path: Path | None, *, as_json: bool
-) -> None:
+def judged(evidence: Evidence, row: DisputeRow, file: DisputeFile) -> tuple[list[RuleResult], Finding]:
+    """Return what *file* shows to this side, which knows who belongs together."""
+    return check_dispute_file(file, siblings=evidence.siblings(Address(row.bootstrap)))
+
+
+def export(evidence: Evidence, name: str, path: Path | None, *, as_json: bool) -> None:
     """Write the file of one dispute.
 
     Args:
-        make: returns the file, None where nothing is on file to make it of.
         path: where to; None: a name made of the receipt's hash, in the working directory.
 
     Raises:
         DisputeError: there is none, or it cannot be written.
     """
-    file = make(row)
+    row = one_named(evidence.rows(None, SEARCHED), name)
+    file = evidence.file(row)
     if file is None:
         raise DisputeError(
             f"there is no file of {row.kind} {row.sequence}: "
-            + ("receipts that never came leave none" if row.kind == "withheld" else "the order is not on file any more")
+            + ("no claim is on file" if row.kind == "withheld" else "the order is not on file any more")
         )
     target = path or Path(f"dispute-{row.receipt.removeprefix('0x')[:16]}.json")
     try:
@@ -163,7 +210,7 @@ def export(
             opened.write(to_json(file))
     except OSError as error:
         raise DisputeError(f"cannot write {target}: {error.strerror}") from None
-    _, finding = check_dispute_file(file)
+    _, finding = judged(evidence, row, file)
     if as_json:
         print(json.dumps({"file": str(target), "finding": finding.value}))
     else:

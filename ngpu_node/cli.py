@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ngpu_daemon.datadir import DataDirectory
+from ngpu_daemon.dispute_cli import dispute_commands
+from ngpu_daemon.disputes import Evidence
 from ngpu_daemon.entry import run_main
 from ngpu_daemon.init_command import ask_passphrase, init_command
 from ngpu_daemon.logs import configure_logging
@@ -154,59 +157,23 @@ def earnings(
     run_main(main)
 
 
-disputes_app = typer.Typer(help="Receipts a bootstrap did not accept, with both sides' evidence.", no_args_is_help=True)
-app.add_typer(disputes_app, name="disputes")
-DisputeArgument = Annotated[str, typer.Argument(help="A task's id, or a receipt's hash or number, as `list` shows it.")]
+@contextmanager
+def _evidence(config: Path | None, data_dir: Path | None) -> Iterator[Evidence]:
+    from ngpu_node.disputes import open_evidence
+
+    with open_evidence(_settings(config, data_dir=data_dir)) as evidence:
+        yield evidence
 
 
-@disputes_app.command("list")
-def disputes_list(
-    bootstrap: Annotated[str | None, typer.Option(help="Only this bootstrap's; default: of each.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=100_000, help="The newest so many.")] = 100,
-    config: ConfigOption = None,
-    data_dir: DataDirOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Show which of this node's receipts were disputed, newest first. They are not paid."""
-
-    def main() -> None:
-        from ngpu_node.disputes import list_disputes
-
-        list_disputes(_settings(config, data_dir=data_dir), bootstrap, limit, as_json=as_json)
-
-    run_main(main)
-
-
-@disputes_app.command("show")
-def disputes_show(
-    dispute: DisputeArgument, config: ConfigOption = None, data_dir: DataDirOption = None, as_json: JsonOption = False
-) -> None:
-    """Show one dispute in full, and what its evidence shows."""
-
-    def main() -> None:
-        from ngpu_node.disputes import show_dispute
-
-        show_dispute(_settings(config, data_dir=data_dir), dispute, as_json=as_json)
-
-    run_main(main)
-
-
-@disputes_app.command("export")
-def disputes_export(
-    dispute: DisputeArgument,
-    file: Annotated[Path | None, typer.Option(help="Where to; default: dispute-<hash>.json here.")] = None,
-    config: ConfigOption = None,
-    data_dir: DataDirOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Write one dispute as a file that anyone judges offline with `scripts/verify-dispute`."""
-
-    def main() -> None:
-        from ngpu_node.disputes import export_dispute
-
-        export_dispute(_settings(config, data_dir=data_dir), dispute, file, as_json=as_json)
-
-    run_main(main)
+app.add_typer(
+    dispute_commands(
+        "Receipts of this node that a bootstrap did not accept, or says it was not given, with both sides' evidence.",
+        "bootstrap",
+        str(DEFAULT_DATA_DIR),
+        _evidence,
+    ),
+    name="disputes",
+)
 
 
 @app.command()

@@ -25,10 +25,12 @@ from ngpu_node.trust import Trust, TrustedBootstrap
 from ngpu_protocol.acknowledgements import SignedAcknowledgement, VerdictKind
 from ngpu_protocol.control import MAX_MESSAGE_BYTES, Ack, Gap, Head, Offer, decode_receipts, encode_message
 from ngpu_protocol.errors import MalformedError, SignatureError
+from ngpu_protocol.gap_claims import check_gap_claim, claimed_gap
 from ngpu_protocol.identity import Address
 from ngpu_protocol.observations import SignedObservation
 from ngpu_protocol.p2p import receive_frame, send_frame
 from ngpu_protocol.receipts import ReceiptLink
+from ngpu_protocol.stand_ins import SignedStandIn
 
 log = structlog.get_logger(__name__)
 
@@ -68,6 +70,8 @@ class Courier:
         self._away_s = away_s
         self._offer_after_s = offer_after_s
         self._clock_ms = clock_ms
+        # what is in the ledger already: every acknowledgement of a sibling brings it again
+        self._stand_ins: dict[tuple[Address, Address], bytes] = {}
         self._urgent: dict[Address, set[int]] = {b.address: set() for b in trust}
         self._wake = Changes()
 
@@ -104,7 +108,7 @@ class _Session:
         self._bootstrap = bootstrap
         self._stream = stream
         self._offered_at: dict[Place, float] = {}
-        self._gaps: list[Gap] = []
+        self._gaps: list[tuple[int, int]] = []  # first and last number
         self._progress = Changes()
 
     async def run(self) -> None:
@@ -144,6 +148,8 @@ class _Session:
             log.info("acknowledgement_refused", bootstrap=self._bootstrap.address, reason=f"signed by {ack.bootstrap}")
             return
         among = courier._trust.members(self._bootstrap.service)
+        if message.stand_in:
+            self._keep_stand_in(message.stand_in, ack.bootstrap)
         courier._ledger.acknowledge(signed, among, courier._clock_ms(), self._observed(message, signed))
         courier._metrics.acknowledged(ack.verdict)
         if ack.verdict != VerdictKind.VERIFIED:
@@ -176,18 +182,60 @@ class _Session:
             return b""
         return message.observation
 
+    def _keep_stand_in(self, wire: bytes, acknowledged_by: Address) -> None:
+        """Keep the word that came with a sibling's acknowledgement: others need it to believe that one."""
+        courier = self._courier
+        try:
+            signed = SignedStandIn.from_bytes(wire)
+            orderer = signed.stand_in.bootstrap
+            if not signed.says(orderer, acknowledged_by, courier._chain_id):
+                raise MalformedError("stand-in", f"not {orderer}'s word for {acknowledged_by}")
+            if not courier._trust.same_service(orderer, acknowledged_by):
+                raise MalformedError("stand-in", f"{orderer} is of another service")
+        except MalformedError as error:
+            log.info("stand_in_refused", bootstrap=self._bootstrap.address, reason=str(error))
+            return
+        if courier._stand_ins.get((orderer, acknowledged_by)) != wire:
+            courier._stand_ins[orderer, acknowledged_by] = wire
+            courier._ledger.remember_stand_in(signed)
+
     def _gap(self, message: Gap) -> None:
         if message.to_sequence < message.from_sequence:
             raise BootstrapMisbehaved(f"a gap from {message.from_sequence} to {message.to_sequence}")
-        if message not in self._gaps and len(self._gaps) < MAX_GAPS:
-            self._gaps.append(message)
+        if message.claim:
+            self._keep_claim(message.claim)
+        self._send_again(message.from_sequence, message.to_sequence)
+
+    def _send_again(self, first: int, last: int) -> None:
+        if (first, last) not in self._gaps and len(self._gaps) < MAX_GAPS:
+            self._gaps.append((first, last))
             self._courier._wake.announce()
 
-    async def _adopt(self, message: Head) -> None:
+    def _keep_claim(self, wire: bytes) -> None:
+        """Keep the bootstrap's word that it was not given receipts of ours: the owner's side of the evidence."""
+        courier, bootstrap = self._courier, self._bootstrap.address
         try:
-            await self._courier._ledger.adopt_head(self._bootstrap.address, ReceiptLink(message.sequence, message.hash))
+            signed = check_gap_claim(wire, node=courier._node, bootstrap=bootstrap, chain_id=courier._chain_id)
+            gap = claimed_gap(signed.observation)
+        except MalformedError as error:
+            log.info("gap_claim_refused", bootstrap=bootstrap, reason=str(error))
+            return
+        log.warning("receipts_claimed_withheld", bootstrap=bootstrap, first=gap.from_sequence, last=gap.to_sequence)
+        courier._ledger.remember_gap_claim(bootstrap, gap, wire, courier._clock_ms())
+
+    async def _adopt(self, message: Head) -> None:
+        """Go on from the bootstrap's last link, or have it go on from ours.
+
+        What it once acknowledged and holds no more (its backup was restored) nothing else would ever bring back: what
+        is owed is offered anyway, and a gap it sees only once there is a receipt beyond.
+        """
+        bootstrap, theirs = self._bootstrap.address, ReceiptLink(message.sequence, message.hash)
+        try:
+            higher = await self._courier._ledger.adopt_head(bootstrap, theirs)
         except ValueError as error:
             raise BootstrapMisbehaved(str(error)) from error
+        if theirs.sequence < higher.sequence:
+            self._send_again(theirs.sequence + 1, higher.sequence)
 
     # -- what goes -----------------------------------------------------------------------------------------------------
 
@@ -220,12 +268,12 @@ class _Session:
 
     async def _fill_gaps(self) -> None:
         while self._gaps:
-            gap = self._gaps[0]
-            first = gap.from_sequence
-            while page := await self._courier._ledger.between(self._bootstrap.address, first, gap.to_sequence):
+            gap = first, last = self._gaps[0]
+            while page := await self._courier._ledger.between(self._bootstrap.address, first, last):
                 for owed in page:
-                    await self._make_room()
-                    await self._offer(owed)
+                    if (owed.bootstrap, owed.sequence) not in self._offered_at:  # else it is on its way
+                        await self._make_room()
+                        await self._offer(owed)
                 first = page[-1].sequence + 1
             self._gaps.remove(gap)
 

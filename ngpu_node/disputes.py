@@ -7,43 +7,57 @@ reads the ledger beside a daemon that may be writing it, as `earnings` does.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-from ngpu_daemon.accounts import AccountError
 from ngpu_daemon.datadir import DataDirectory
-from ngpu_daemon.disputes import DisputeError, DisputeRow, export, one_named, show_list, show_one
+from ngpu_daemon.disputes import DisputeError, DisputeRow
 from ngpu_daemon.keystore import keystore_address
 from ngpu_node.config import NodeSettings
 from ngpu_node.earnings import LEDGER_FILE, Books
+from ngpu_node.receipt_files import stored_receipt_file
+from ngpu_node.trust import Trust
 from ngpu_protocol.acknowledgements import SignedAcknowledgement
-from ngpu_protocol.dispute_file import Dispute, Kind
-from ngpu_protocol.errors import AddressError, MalformedError
-from ngpu_protocol.identity import Address, parse_address
+from ngpu_protocol.dispute_file import Dispute, Kind, Withheld
+from ngpu_protocol.errors import MalformedError
+from ngpu_protocol.gap_claims import numbers_text
+from ngpu_protocol.identity import Address
 from ngpu_protocol.networks import network_named
 from ngpu_protocol.observations import SignedObservation
-from ngpu_protocol.orders import SignedOrder
-from ngpu_protocol.receipt_file import ReceiptFile
 from ngpu_protocol.receipts import SignedReceipt
 
-SEARCHED = 1_000_000
 _DISPUTED = (
     "SELECT r.bootstrap, r.sequence, r.hash, r.task_id, r.attempt, r.written_at_ms, r.acknowledgement,"
     " r.signed_order, r.signed_receipt, o.signed_observation"
     " FROM receipts r LEFT JOIN observations o ON o.receipt_hash = r.hash WHERE r.verdict = 'disputed'"
+)
+_CLAIMED = (
+    "SELECT c.bootstrap, c.from_sequence, c.to_sequence, c.signed_claim, c.claimed_at_ms,"
+    " (SELECT count(*) FROM receipts r WHERE r.bootstrap = c.bootstrap"
+    "  AND r.sequence BETWEEN c.from_sequence AND c.to_sequence) FROM gap_claims c"
 )
 
 
 class Evidence:
     """The disputes in a ledger, opened to be read."""
 
-    def __init__(self, connection: sqlite3.Connection, node: Address, chain_id: int) -> None:
+    def __init__(self, connection: sqlite3.Connection, node: Address, chain_id: int, trust: Trust) -> None:
         self._connection = connection
         self._node = node
         self._chain_id = chain_id
+        self._trust = trust
+
+    def siblings(self, bootstrap: Address) -> Sequence[Address]:
+        """Return who stands in for *bootstrap*, by the owner's configuration."""
+        service = self._trust.service_of(bootstrap)
+        return () if service is None else self._trust.members(service)
 
     def rows(self, bootstrap: Address | None, limit: int) -> list[DisputeRow]:
         """Return the newest disputes, by *bootstrap* or by all, newest first."""
+        found = [*self._receipts(bootstrap, limit), *self._claims(bootstrap, limit)]
+        return sorted(found, key=lambda row: -row.at_ms)[:limit]
+
+    def _receipts(self, bootstrap: Address | None, limit: int) -> list[DisputeRow]:
         where, values = ("", ()) if bootstrap is None else (" AND r.bootstrap = ?", (bootstrap,))
         query = f"{_DISPUTED}{where} ORDER BY r.written_at_ms DESC LIMIT ?"
         rows = []
@@ -67,69 +81,66 @@ class Evidence:
             )
         return rows
 
-    def file(self, row: DisputeRow) -> Dispute | None:
-        """Return the file of a dispute."""
+    def _claims(self, bootstrap: Address | None, limit: int) -> list[DisputeRow]:
+        where, values = ("", ()) if bootstrap is None else (" WHERE c.bootstrap = ?", (bootstrap,))
+        query = f"{_CLAIMED}{where} ORDER BY c.claimed_at_ms DESC LIMIT ?"
+        return [
+            DisputeRow(
+                kind=Kind.WITHHELD,
+                node=self._node,
+                bootstrap=owner,
+                sequence=first,
+                task_id="",
+                attempt=0,
+                receipt="0x" + SignedObservation.from_bytes(claim).observation.receipt_hash.hex(),
+                rule="chain",
+                expected=numbers_text(first, last),
+                actual=f"none came, it says; {held} of {last - first + 1} are in this ledger",
+                at_ms=at_ms,
+            )
+            for owner, first, last, claim, at_ms, held in self._connection.execute(query, (*values, limit))
+        ]
+
+    def file(self, row: DisputeRow) -> Dispute | Withheld | None:
+        """Return the file of a dispute; None where nothing is on file to make it of."""
+        try:
+            return self._withheld(row) if row.kind == Kind.WITHHELD else self._dispute(row)
+        except MalformedError as error:
+            raise DisputeError(f"what is on file of receipt {row.sequence} cannot be read: {error}") from None
+
+    def _withheld(self, row: DisputeRow) -> Withheld | None:
+        found = self._connection.execute(
+            "SELECT c.signed_claim, r.signed_receipt FROM gap_claims c JOIN receipts r ON r.bootstrap = c.bootstrap"
+            " AND r.sequence = c.to_sequence + 1 WHERE c.bootstrap = ? AND c.from_sequence = ?",
+            (row.bootstrap, row.sequence),
+        ).fetchone()
+        if found is None:
+            return None
+        claim, after = found
+        return Withheld(SignedReceipt.from_bytes(after), SignedObservation.from_bytes(claim), self._chain_id)
+
+    def _dispute(self, row: DisputeRow) -> Dispute | None:
         found = self._connection.execute(
             f"{_DISPUTED} AND r.bootstrap = ? AND r.sequence = ?", (row.bootstrap, row.sequence)
         ).fetchone()
         if found is None:
             return None
         *_, acknowledgement, order, receipt, observation = found
-        try:
-            return Dispute(
-                ReceiptFile(
-                    order=SignedOrder.from_bytes(order),
-                    receipt=SignedReceipt.from_bytes(receipt),
-                    acknowledgement=SignedAcknowledgement.from_bytes(acknowledgement),
-                    chain_id=self._chain_id,
-                ),
-                SignedObservation.from_bytes(observation) if observation else None,
-            )
-        except MalformedError as error:
-            raise DisputeError(f"what is on file of receipt {row.sequence} cannot be read: {error}") from None
+        return Dispute(
+            stored_receipt_file(self._connection, order, receipt, acknowledgement, self._chain_id),
+            SignedObservation.from_bytes(observation) if observation else None,
+        )
 
 
-def _opened(settings: NodeSettings, ask: Callable[[Evidence], None]) -> None:
+@contextmanager
+def open_evidence(settings: NodeSettings) -> Iterator[Evidence]:
+    """Open the ledger of *settings* for what it has on disputes.
+
+    Raises:
+        OperatorError: one line for the owner.
+    """
     directory = DataDirectory(settings.data_dir)
     node = keystore_address(directory.keystore)
+    trust = settings.trust()
     with Books.open(directory.path / LEDGER_FILE) as books:
-        ask(Evidence(books.connection, node, network_named(settings.network).chain_id))
-
-
-def list_disputes(settings: NodeSettings, bootstrap: str | None, limit: int, *, as_json: bool) -> None:
-    """Print the newest disputes.
-
-    Raises:
-        OperatorError: one line for the owner.
-    """
-    try:
-        address = parse_address(bootstrap) if bootstrap is not None else None
-    except AddressError as error:
-        raise AccountError(f"--bootstrap {(bootstrap or '')[:64]}: {error}") from None
-    _opened(settings, lambda evidence: show_list(evidence.rows(address, limit), as_json=as_json))
-
-
-def show_dispute(settings: NodeSettings, name: str, *, as_json: bool) -> None:
-    """Print one dispute in full.
-
-    Raises:
-        OperatorError: one line for the owner.
-    """
-
-    def ask(evidence: Evidence) -> None:
-        row = one_named(evidence.rows(None, SEARCHED), name)
-        show_one(row, evidence.file(row), as_json=as_json)
-
-    _opened(settings, ask)
-
-
-def export_dispute(settings: NodeSettings, name: str, path: Path | None, *, as_json: bool) -> None:
-    """Write the file of one dispute.
-
-    Raises:
-        OperatorError: one line for the owner.
-    """
-    _opened(
-        settings,
-        lambda evidence: export(one_named(evidence.rows(None, SEARCHED), name), evidence.file, path, as_json=as_json),
-    )
+        yield Evidence(books.connection, node, network_named(settings.network).chain_id, trust)

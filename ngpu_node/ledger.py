@@ -21,13 +21,16 @@ from ngpu_node.group_commit import GroupCommit
 from ngpu_node.ledger_batch import LedgerBatch
 from ngpu_protocol.acknowledgements import SignedAcknowledgement
 from ngpu_protocol.frozen import dataclass
+from ngpu_protocol.gap_claims import ClaimedGap
 from ngpu_protocol.identity import Account, Address
 from ngpu_protocol.orders import SignedOrder
 from ngpu_protocol.prices import SignedPriceList
 from ngpu_protocol.receipts import RECEIPT_TYPE, ReceiptLink, SignedReceipt, TaskReceipt
+from ngpu_protocol.stand_ins import SignedStandIn
 
 #: Beyond this a bootstrap's claim about our own chain is nonsense, not a backup we lost.
 MAX_SEQUENCE = 2**53
+MAX_GAP_CLAIMS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +214,35 @@ class Ledger:
                         " FROM receipts WHERE bootstrap = ? AND sequence = ? AND hash = ?",
                         (observation, bootstrap, ack.sequence, ack.receipt_hash),
                     )
+
+        self._commits.later(job)
+
+    def remember_stand_in(self, signed: SignedStandIn) -> None:
+        """Keep a bootstrap's word for its sibling; returns at once. Lost in a crash, it comes with the next offer."""
+        word = signed.stand_in
+        row = (word.bootstrap, word.sibling, signed.wire)
+
+        def job(connection: sqlite3.Connection) -> None:
+            connection.execute(
+                "INSERT OR REPLACE INTO stand_ins (bootstrap, sibling, signed_stand_in) VALUES (?, ?, ?)", row
+            )
+
+        self._commits.later(job)
+
+    def remember_gap_claim(self, bootstrap: Address, gap: ClaimedGap, wire: bytes, now_ms: int) -> None:
+        """Keep that *bootstrap* says it was not given receipts of ours; returns at once, it is said again.
+
+        Only of numbers that this chain has had, and at most `MAX_GAP_CLAIMS` of each bootstrap.
+        """
+        row = (bootstrap, gap.from_sequence, gap.to_sequence, wire, now_ms)
+
+        def job(connection: sqlite3.Connection) -> None:
+            if gap.to_sequence < self._batch.head(connection, bootstrap).sequence:
+                connection.execute(
+                    "INSERT OR IGNORE INTO gap_claims SELECT ?, ?, ?, ?, ? WHERE"
+                    " (SELECT count(*) FROM gap_claims WHERE bootstrap = ?) < ?",
+                    (*row, bootstrap, MAX_GAP_CLAIMS),
+                )
 
         self._commits.later(job)
 

@@ -78,6 +78,25 @@ MIGRATIONS: tuple[str, ...] = (
     ) WITHOUT ROWID;
     CREATE INDEX receipts_disputed ON receipts (bootstrap, sequence) WHERE verdict = 'disputed';
     """,
+    """
+    -- a bootstrap's word for the sibling that acknowledges in its place (ngpu_protocol/stand_ins.py)
+    CREATE TABLE stand_ins (
+        bootstrap       TEXT NOT NULL,
+        sibling         TEXT NOT NULL,
+        signed_stand_in BLOB NOT NULL,      -- as on the wire, signature included
+        PRIMARY KEY (bootstrap, sibling)
+    ) WITHOUT ROWID;
+
+    -- receipts a bootstrap says it asked for and was not given (ngpu_protocol/gap_claims.py)
+    CREATE TABLE gap_claims (
+        bootstrap     TEXT NOT NULL,
+        from_sequence INTEGER NOT NULL,
+        to_sequence   INTEGER NOT NULL,
+        signed_claim  BLOB NOT NULL,        -- as on the wire, signature included
+        claimed_at_ms INTEGER NOT NULL,
+        PRIMARY KEY (bootstrap, from_sequence)
+    ) WITHOUT ROWID;
+    """,
 )
 
 

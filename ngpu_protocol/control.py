@@ -329,18 +329,26 @@ class Ack:
     Attributes:
         observation: of a disputed receipt, what the bootstrap saw, signed likewise (`observations.Observation`); empty
             where there is none.
+        stand_in: of a receipt that a sibling's order brought about, that one's word for the bootstrap that acknowledges
+            (`stand_ins.StandIn`); empty where there is none.
     """
 
     acknowledgement: Packed
     observation: Packed = b""
+    stand_in: Packed = b""
 
 
 @dataclass(frozen=True, slots=True, config=ConfigDict(extra="ignore"))
 class Gap:
-    """The bootstrap misses the receipts numbered *from_sequence* to *to_sequence*, both included."""
+    """The bootstrap misses the receipts numbered *from_sequence* to *to_sequence*, both included.
+
+    Attributes:
+        claim: once it disputes them, its signed word for that (`gap_claims`); empty before.
+    """
 
     from_sequence: Number
     to_sequence: Number
+    claim: Packed = b""
 
 
 @dataclass(frozen=True, slots=True, config=ConfigDict(extra="ignore"))
@@ -376,6 +384,10 @@ _ADAPTERS: dict[str, TypeAdapter[Any]] = {word: TypeAdapter(kind) for word, kind
 _ADDRESS_FIELDS = frozenset({"node"})
 
 
+# what rarely goes along: left out, a message is what it was before there was any
+_IDLE_WHEN_EMPTY = ("observation", "stand_in", "claim")
+
+
 def encode_message(message: Message) -> bytes:
     """Return the msgpack map of *message*, to be framed.
 
@@ -385,9 +397,12 @@ def encode_message(message: Message) -> bytes:
     # there is one acknowledgement for each task: spelled out, 0.6 us and not 2.9
     wire = (
         {"type": "ack", "acknowledgement": message.acknowledgement}
-        if type(message) is Ack and not message.observation
+        if type(message) is Ack and not message.observation and not message.stand_in
         else {"type": _WORDS[type(message)], **_to_wire(message)}
     )
+    for name in _IDLE_WHEN_EMPTY:
+        if wire.get(name) == b"":
+            del wire[name]
     data: bytes = msgpack.packb(wire)
     if len(data) > MAX_MESSAGE_BYTES:
         raise ValueError(f"a {wire['type']} message of {len(data)} bytes, of which {MAX_MESSAGE_BYTES} are allowed")

@@ -1,10 +1,11 @@
 """Dispute files: evidence about receipts that do not stand, for anyone to judge offline, as JSON.
 
-Two kinds of evidence. A *dispute* is one receipt a bootstrap did not accept: the order, the receipt, the
+Three kinds of evidence. A *dispute* is one receipt a bootstrap did not accept: the order, the receipt, the
 acknowledgement that disputes it, and the observation the bootstrap judged by. Either side can make the file from its
 own store. A *contradiction* is two receipts that one node signed and that cannot both be true: two for one number
 (`equivocation`), or a successor that names another predecessor than the one there is (`broken_link`). Nobody needs to
-be believed for it.
+be believed for it. *Withheld* are receipts that never came: the first receipt after the gap, by which the node says
+that there are some, and the bootstrap's claim that it was not given them (`gap_claims`).
 
 `check_dispute_file` judges a file rule by rule: whether everything in it is signed by whom it should be and belongs
 together, and whether judging again comes to the same. A file whose rules all hold is sound; its `Finding` says what it
@@ -16,16 +17,17 @@ Pure.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
 from ngpu_protocol.acknowledgements import VerdictKind
 from ngpu_protocol.errors import MalformedError, SignatureError
+from ngpu_protocol.gap_claims import claimed_gap
 from ngpu_protocol.identity import Address
 from ngpu_protocol.observations import OBSERVATION_TYPE, Evidence, SignedObservation
-from ngpu_protocol.receipt_file import ReceiptFile, RuleResult, compare
+from ngpu_protocol.receipt_file import ReceiptFile, RuleResult, check_acknowledgement, compare
 from ngpu_protocol.receipts import RECEIPT_TYPE, SignedReceipt
 from ngpu_protocol.verification import Observed, Verdict, verify_receipt
 
@@ -46,6 +48,8 @@ class Kind(StrEnum):
     """Two receipts for one number of a chain."""
     BROKEN_LINK = "broken_link"
     """A receipt that names another predecessor than the one its node signed."""
+    WITHHELD = "withheld"
+    """Receipts that were asked for and did not come."""
 
 
 class Finding(StrEnum):
@@ -101,7 +105,27 @@ class Contradiction:
     chain_id: int
 
 
-DisputeFile = Dispute | Contradiction
+@dataclass(frozen=True, slots=True)
+class Withheld:
+    """Receipts that a node issued and its bootstrap was not given.
+
+    Attributes:
+        after: the first receipt after the gap.
+        claim: the bootstrap's.
+        chain_id: the network's.
+    """
+
+    after: SignedReceipt
+    claim: SignedObservation
+    chain_id: int
+
+    @property
+    def kind(self) -> Kind:
+        """What it is evidence of."""
+        return Kind.WITHHELD
+
+
+DisputeFile = Dispute | Contradiction | Withheld
 
 
 def to_document(file: DisputeFile) -> dict[str, Any]:
@@ -111,6 +135,11 @@ def to_document(file: DisputeFile) -> dict[str, Any]:
         return document | {
             "first": RECEIPT_TYPE.to_json(file.first.receipt, file.first.signature),
             "second": RECEIPT_TYPE.to_json(file.second.receipt, file.second.signature),
+        }
+    if isinstance(file, Withheld):
+        return document | {
+            "after": RECEIPT_TYPE.to_json(file.after.receipt, file.after.signature),
+            "claim": OBSERVATION_TYPE.to_json(file.claim.observation, file.claim.signature),
         }
     observation = file.observation
     return document | {
@@ -147,6 +176,10 @@ def from_document(document: object) -> DisputeFile:
         case Kind.EQUIVOCATION.value | Kind.BROKEN_LINK.value as kind:
             first, second = _receipt(document.get("first")), _receipt(document.get("second"))
             return Contradiction(Kind(kind), first, second, chain_id)
+        case Kind.WITHHELD.value:
+            return Withheld(
+                _receipt(document.get("after")), SignedObservation.from_json(document.get("claim")), chain_id
+            )
     raise MalformedError("dispute file", f"kind must be one of {', '.join(Kind)}")
 
 
@@ -173,12 +206,19 @@ def _receipt(document: object) -> SignedReceipt:
 # -- judged ------------------------------------------------------------------------------------------------------------
 
 
-def check_dispute_file(file: DisputeFile) -> tuple[list[RuleResult], Finding]:
-    """Return one result per rule, in order, and what the file shows."""
+def check_dispute_file(file: DisputeFile, *, siblings: Container[Address] = ()) -> tuple[list[RuleResult], Finding]:
+    """Return one result per rule, in order, and what the file shows.
+
+    Args:
+        siblings: bootstraps that stand in for the one that ordered, by the reader's own word.
+    """
     if isinstance(file, Contradiction):
         results = _check_contradiction(file)
         return results, Finding.PROVEN if all(one.holds for one in results) else Finding.UNSOUND
-    return _check_dispute(file)
+    if isinstance(file, Withheld):
+        results = _check_withheld(file)
+        return results, Finding.STATED if all(one.holds for one in results) else Finding.UNSOUND
+    return _check_dispute(file, siblings)
 
 
 def _check_contradiction(file: Contradiction) -> list[RuleResult]:
@@ -203,7 +243,27 @@ def _check_contradiction(file: Contradiction) -> list[RuleResult]:
     ]
 
 
-def _check_dispute(file: Dispute) -> tuple[list[RuleResult], Finding]:
+def _check_withheld(file: Withheld) -> list[RuleResult]:
+    after, claim, chain_id = file.after.receipt, file.claim.observation, file.chain_id
+    results = [
+        compare("after_signer", after.node, _signer(file.after.signer, chain_id)),
+        compare("claim_signer", after.bootstrap, _signer(file.claim.signer, chain_id)),
+        compare("claim_bootstrap", after.bootstrap, claim.bootstrap),
+        compare("claim_node", after.node, claim.node),
+        compare("claim_receipt", "0x" + after.previous.hex(), "0x" + claim.receipt_hash.hex()),
+    ]
+    try:
+        gap = claimed_gap(claim)
+    except MalformedError as error:
+        return [*results, RuleResult("claim_numbers", False, "the numbers that are missing", str(error))]
+    return [
+        *results,
+        compare("claim_numbers", str(after.sequence - 1), str(gap.to_sequence)),
+        compare("claim_text", gap.text, claim.expected),
+    ]
+
+
+def _check_dispute(file: Dispute, siblings: Container[Address]) -> tuple[list[RuleResult], Finding]:
     order, receipt, chain_id = file.file.order.order, file.file.receipt.receipt, file.chain_id
     digest = "0x" + receipt.digest(chain_id).hex()
     results = [compare("order_signer", order.bootstrap, _signer(file.file.order.signer, chain_id))]
@@ -214,8 +274,7 @@ def _check_dispute(file: Dispute) -> tuple[list[RuleResult], Finding]:
         ack = file.file.acknowledgement.acknowledgement
         rule = ack.reason
         results += [
-            compare("acknowledgement_signer", ack.bootstrap, _signer(file.file.acknowledgement.signer, chain_id)),
-            compare("acknowledgement_receipt", digest, "0x" + ack.receipt_hash.hex()),
+            *check_acknowledgement(file.file, file.file.acknowledgement, siblings),
             compare("acknowledgement_verdict", VerdictKind.DISPUTED.value, ack.verdict),
         ]
     alone = _judged(file, Evidence(_NOTHING_SEEN))

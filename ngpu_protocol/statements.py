@@ -23,7 +23,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final, NamedTuple
@@ -35,6 +35,7 @@ from ngpu_protocol.identity import Account, Address, recover
 from ngpu_protocol.receipt_file import ReceiptFile, RuleResult, check_receipt_file, compare
 from ngpu_protocol.receipts import Meter, TaskReceipt
 from ngpu_protocol.typed_data import MAX_NUMBER, SignedType
+from ngpu_protocol.verification import RULES
 
 FORMAT: Final = "ngpu-statement"
 VERSION: Final = 1
@@ -48,6 +49,15 @@ VERDICT_CODES: Final = {VerdictKind.VERIFIED.value: 1, VerdictKind.SKEW.value: 2
 """The verdict's byte in a line; 0 is a later version's word, and not paid."""
 PAID: Final = frozenset({VerdictKind.VERIFIED.value, VerdictKind.SKEW.value})
 """The verdicts that are paid."""
+
+
+# What a receipt with this verdict breaks by its nature. Never excused: who signed the order and the acknowledgement.
+_RULE_NAMES: Final = frozenset(rule.name for rule in RULES)
+_EXCUSED: Final = {
+    VerdictKind.VERIFIED.value: frozenset[str](),
+    VerdictKind.SKEW.value: frozenset(rule.name for rule in RULES if rule.makes is VerdictKind.SKEW),
+    "none": frozenset[str](),
+}
 
 
 class StatementLine(NamedTuple):
@@ -362,14 +372,18 @@ def prove(
     return StatementFile(file.statement, file.signature, file.chain_id, inclusion=inclusion)
 
 
-def check_statement_file(file: StatementFile) -> list[RuleResult]:
-    """Return one result per rule, in order; only the rules that the file's content allows are judged."""
+def check_statement_file(file: StatementFile, *, siblings: Container[Address] = ()) -> list[RuleResult]:
+    """Return one result per rule, in order; only the rules that the file's content allows are judged.
+
+    Args:
+        siblings: bootstraps that stand in for the statement's, by the reader's own word.
+    """
     statement = file.statement
     results = [compare("statement_signer", statement.bootstrap, _signer(file))]
     if file.lines is not None:
         results += _check_lines(statement, file.lines)
     if file.inclusion is not None:
-        results += _check_inclusion(file, file.inclusion)
+        results += _check_inclusion(file, file.inclusion, siblings)
     return results
 
 
@@ -406,7 +420,7 @@ def _most(line: StatementLine) -> int:
     return max(line.reserved_gpu_ms, line.busy_gpu_ms) if line.verdict in PAID else 0
 
 
-def _check_inclusion(file: StatementFile, inclusion: Inclusion) -> list[RuleResult]:
+def _check_inclusion(file: StatementFile, inclusion: Inclusion, siblings: Container[Address]) -> list[RuleResult]:
     statement, line = file.statement, inclusion.line
     try:
         leaf = merkle.leaf_hash(line.encode())
@@ -419,15 +433,18 @@ def _check_inclusion(file: StatementFile, inclusion: Inclusion) -> list[RuleResu
     if inclusion.receipt is None:
         return results
     receipt, signed_ack = inclusion.receipt.receipt.receipt, inclusion.receipt.acknowledgement
-    broken = [result.rule for result in check_receipt_file(inclusion.receipt) if not result.holds]
-    # a disputed receipt breaks a rule by its nature; what it must not do is to be paid
-    excused = signed_ack is not None and signed_ack.acknowledgement.verdict != VerdictKind.VERIFIED
+    verdict = signed_ack.acknowledgement.verdict if signed_ack is not None else "none"
+    excused = _EXCUSED.get(verdict, _RULE_NAMES)
+    broken = [
+        result.rule
+        for result in check_receipt_file(inclusion.receipt, siblings=siblings)
+        if not result.holds and result.rule not in excused
+    ]
     results.append(
         RuleResult("receipt_rules", True)
-        if not broken or excused
+        if not broken
         else RuleResult("receipt_rules", False, "every rule holds", ", ".join(broken))
     )
-    verdict = signed_ack.acknowledgement.verdict if signed_ack is not None else "none"
     reason = signed_ack.acknowledgement.reason if signed_ack is not None else ""
     expected = line_of(receipt, verdict, file.chain_id, reason)
     results += [

@@ -1,61 +1,40 @@
 """Judge one dispute file offline and say what it shows. Started by `scripts/verify-dispute`.
 
 The file is what `ngpu-bootstrap dispute export` or `ngpu-node disputes export` writes: a receipt the bootstrap did not
-accept, or two receipts of one node that cannot both be true. The rules are `ngpu_protocol.dispute_file`'s.
+accept, two receipts of one node that cannot both be true, or receipts that never came. The rules are
+`ngpu_protocol.dispute_file`'s.
 
 Exit code 0 when every rule holds, whoever it speaks against; 1 when one does not, and the file shows nothing; 2 when it
 cannot be read.
 """
 
-import argparse
-import json
 import sys
+from argparse import Namespace
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from verifying import Judged, Program, read_bounded
 
 from ngpu_daemon.disputes import WHAT_IT_SHOWS
 from ngpu_protocol.dispute_file import (
     MAX_FILE_BYTES,
     Contradiction,
     DisputeFile,
-    Finding,
+    Withheld,
     check_dispute_file,
     from_json,
 )
-from ngpu_protocol.errors import MalformedError
-from ngpu_protocol.receipt_file import RuleResult
+from ngpu_protocol.receipts import SignedReceipt
 
 
-def main() -> int:
-    """Return the exit code."""
-    parser = argparse.ArgumentParser(prog="scripts/verify-dispute", description="Judge a dispute file offline.")
-    parser.add_argument("file", help="the dispute file; - reads it from standard input")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    arguments = parser.parse_args()
-    try:
-        file = _read(arguments.file)
-    except (OSError, MalformedError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    results, finding = check_dispute_file(file)
-    if arguments.json:
-        print(json.dumps(_document(file, results, finding)))
-    else:
-        _show(file, results, finding)
-    return 1 if finding is Finding.UNSOUND else 0
-
-
-def _read(name: str) -> DisputeFile:
-    if name == "-":
-        return from_json(sys.stdin.buffer.read(MAX_FILE_BYTES + 1))
-    with open(name, "rb") as file:
-        return from_json(file.read(MAX_FILE_BYTES + 1))
+def judge(arguments: Namespace) -> Judged:
+    file = from_json(read_bounded(arguments.file, MAX_FILE_BYTES))
+    results, finding = check_dispute_file(file, siblings=arguments.sibling)
+    facts = _facts(file)
+    return Judged(facts.items(), {"finding": finding.value, **facts}, results, says=f"shows: {WHAT_IT_SHOWS[finding]}")
 
 
 def _facts(file: DisputeFile) -> dict[str, str]:
-    receipt = file.second.receipt if isinstance(file, Contradiction) else file.file.receipt.receipt
+    signed = _accused(file)
+    receipt = signed.receipt
     facts = {
         "kind": file.kind.value,
         "node": receipt.node,
@@ -65,6 +44,9 @@ def _facts(file: DisputeFile) -> dict[str, str]:
     }
     if isinstance(file, Contradiction):
         return facts | {"other": "0x" + file.first.receipt.digest(file.chain_id).hex()}
+    if isinstance(file, Withheld):
+        claim = file.claim.observation
+        return facts | {"rule": claim.rule, "wanted": claim.expected, "was": claim.actual, "seen": claim.seen}
     order = file.file.order.order
     facts["node"] = order.node  # the one asked; a forged receipt may name any
     facts["task"] = f"{order.task_id}, attempt {order.attempt}"
@@ -74,29 +56,11 @@ def _facts(file: DisputeFile) -> dict[str, str]:
     return facts
 
 
-def _document(file: DisputeFile, results: list[RuleResult], finding: Finding) -> dict[str, object]:
-    return {
-        "ok": finding is not Finding.UNSOUND,
-        "finding": finding.value,
-        **_facts(file),
-        "rules": [
-            {"rule": result.rule, "holds": result.holds, "expected": result.expected, "actual": result.actual}
-            for result in results
-        ],
-    }
-
-
-def _show(file: DisputeFile, results: list[RuleResult], finding: Finding) -> None:
-    console = Console(highlight=False, soft_wrap=True)
-    for label, value in _facts(file).items():
-        console.print(Text(f"{label:<11}{value}"))
-    table = Table("rule", "", "expected", "actual", box=None, pad_edge=False)
-    for result in results:
-        mark = Text("holds", "green") if result.holds else Text("BROKEN", "bold red")
-        table.add_row(result.rule, mark, Text(result.expected), Text(result.actual))
-    console.print(table)
-    console.print(Text(f"shows      {WHAT_IT_SHOWS[finding]}", "bold red" if finding is Finding.UNSOUND else "green"))
+def _accused(file: DisputeFile) -> SignedReceipt:
+    if isinstance(file, Contradiction):
+        return file.second
+    return file.after if isinstance(file, Withheld) else file.file.receipt
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(Program("verify-dispute", "dispute", judge).main())

@@ -36,6 +36,7 @@ from ngpu_bootstrap.registry.nodes import Nodes
 from ngpu_bootstrap.registry.placements import Placements
 from ngpu_bootstrap.registry.standings import Standings
 from ngpu_bootstrap.registry.workspaces import NewWorkspace, Workspace, Workspaces
+from ngpu_bootstrap.stand_ins import StandIns
 from ngpu_bootstrap.store import recheck_rows
 from ngpu_bootstrap.store.errors import StoreError, UnknownTask
 from ngpu_bootstrap.store.recheck_rows import RecheckRow
@@ -98,7 +99,7 @@ class Parts:
     find_task: FindTask
     waits_for: Callable[[TaskRecord], str]
     status: Callable[[], dict[str, Any]]
-    chain_id: int
+    stand_ins: StandIns
     sign_statement: Callable[[Statement], bytes]
     open_metrics: bool
     now_ms: Callable[[], int]
@@ -319,7 +320,7 @@ def build_app(parts: Parts, *, is_operators_own: bool = False) -> FastAPI:
         presented=presented,
         owner=owner,
         live=live,
-        chain_id=parts.chain_id,
+        stand_ins=parts.stand_ins,
         is_operators_own=is_operators_own,
         errors=_ERRORS,
     )

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import BaseModel, ConfigDict, Field
 
 from ngpu_bootstrap.registry.deployments import DeploymentTable
 from ngpu_bootstrap.registry.nodes import Nodes, NodeSession
 from ngpu_bootstrap.registry.workspaces import Workspace
 from ngpu_bootstrap.store.records import NewReceipt, RolloutRow, TaskDetail
-from ngpu_protocol.acknowledgements import SignedAcknowledgement
 from ngpu_protocol.control import DeploymentPhase, DeploymentState
-from ngpu_protocol.orders import SignedOrder
-from ngpu_protocol.receipt_file import ReceiptFile
-from ngpu_protocol.receipts import SignedReceipt
 from ngpu_protocol.workspaces import WorkspaceSpec
 
 
@@ -402,17 +396,6 @@ def task_view(detail: TaskDetail, waits_for: str = "", queue_position: int | Non
         ],
         receipts=[_receipt_view(filed.receipt) for filed in detail.receipts],
     )
-
-
-def receipt_document(order: bytes, receipt: NewReceipt, chain_id: int) -> dict[str, Any]:
-    """Return the receipt file of a filed receipt, as JSON values (`scripts/verify-receipt` reads it)."""
-    acknowledged = receipt.acknowledgement
-    return ReceiptFile(
-        order=SignedOrder.from_bytes(order),
-        receipt=SignedReceipt.from_bytes(receipt.raw),
-        acknowledgement=SignedAcknowledgement.from_bytes(acknowledged) if acknowledged else None,
-        chain_id=chain_id,
-    ).to_document()
 
 
 def _receipt_view(receipt: NewReceipt) -> ReceiptView:

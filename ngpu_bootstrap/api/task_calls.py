@@ -20,6 +20,7 @@ from ngpu_bootstrap.dispatch.watch import TaskWatch
 from ngpu_bootstrap.errors import Forbidden, Refusal
 from ngpu_bootstrap.operator_keys import Scope
 from ngpu_bootstrap.registry.workspaces import Workspaces
+from ngpu_bootstrap.stand_ins import StandIns
 from ngpu_bootstrap.store.errors import TaskIsFinal
 from ngpu_bootstrap.store.records import TaskRecord
 from ngpu_bootstrap.store.store import Store
@@ -119,7 +120,7 @@ def add_task_calls(
     presented: Callable[..., Token | None],
     owner: Owner,
     live: Live,
-    chain_id: int,
+    stand_ins: StandIns,
     is_operators_own: bool,
     errors: dict[int | str, dict[str, Any]],
 ) -> None:
@@ -183,7 +184,7 @@ def add_task_calls(
         if filed is None:
             raise Refusal(404, "no_receipt", f"task {task_id} has no receipt yet")
         try:
-            return models.receipt_document(filed.order, filed.receipt, chain_id)
+            return stand_ins.receipt_file(filed.order, filed.receipt.raw, filed.receipt.acknowledgement).to_document()
         except MalformedError as error:
             raise Refusal(404, "no_receipt", f"the receipt on file cannot be shown: {error}") from None
 

@@ -655,7 +655,7 @@ class Dispatcher:
         """Tell the node what became of its receipt, which is filed."""
         if filed.filing is Filing.EQUIVOCATION:
             judged = self._contradicted(judged, filed)
-        self._desk.acknowledge(judged.record.node, judged.acknowledgement.wire, judged.record.observation)
+        self._desk.acknowledge_judged(judged)
 
     def _contradicted(self, judged: Judged, filed: FiledReceipt) -> Judged:
         """Return *judged* as what it is, the second receipt for one number, which its node answers for."""
@@ -678,9 +678,9 @@ class Dispatcher:
         if filed.filing is Filing.EQUIVOCATION:
             judged = self._contradicted(judged, filed)
         if filed.filing is Filing.DUPLICATE:
-            self._desk.acknowledge(judged.record.node, filed.acknowledgement)
+            self._desk.acknowledge(judged.record.node, judged.record.bootstrap, filed.acknowledgement)
         else:
-            self._desk.acknowledge(judged.record.node, judged.acknowledgement.wire, judged.record.observation)
+            self._desk.acknowledge_judged(judged)
 
     def _record_soon(self, record: Callable[..., Awaitable[None]], *arguments: object) -> None:
         """Commit something while its task's client goes on."""

@@ -8,7 +8,6 @@ offer until it has it. So nothing here needs to be sent twice: what a lost strea
 
 from __future__ import annotations
 
-import contextlib
 from collections import OrderedDict
 from collections.abc import Callable, Container
 from dataclasses import dataclass, field, replace
@@ -16,13 +15,14 @@ from dataclasses import dataclass, field, replace
 import structlog
 import trio
 
-from ngpu_bootstrap.dispatch.verdicts import Judge
+from ngpu_bootstrap.dispatch.gaps import GapWatch
+from ngpu_bootstrap.dispatch.verdicts import Judge, Judged
 from ngpu_bootstrap.metrics import Metrics
 from ngpu_bootstrap.registry.standings import Standings
+from ngpu_bootstrap.stand_ins import StandIns
 from ngpu_bootstrap.store.errors import StoreError
-from ngpu_bootstrap.store.records import Filing, Gap
+from ngpu_bootstrap.store.records import Filing
 from ngpu_bootstrap.store.store import Store
-from ngpu_protocol import control
 from ngpu_protocol.acknowledgements import SignedAcknowledgement, VerdictKind
 from ngpu_protocol.control import MAX_MESSAGE_BYTES, Ack, Head, Offer, UnknownMessage, decode_receipts, encode_message
 from ngpu_protocol.errors import MalformedError, SignatureError
@@ -46,11 +46,6 @@ RUNNING_PATIENCE_S = 60.0
 AWAITED_LIMIT = 10_000
 # How long after our side of an attempt was cut the node may take to notice and end it; its receipt counts until then.
 NOTICE_MS = 10_000
-# Receipts overtake each other by milliseconds; what is missing for longer than this is asked for.
-GAP_CHECK_S = 15.0
-GAPS_ASKED = 16
-# A receipt a connected node has owed for this long is withheld (design: Signatures).
-GAP_DISPUTED_S = 3600.0
 
 AttemptKey = tuple[str, int]
 
@@ -85,6 +80,8 @@ class ReceiptDesk:
 
     Args:
         own: this bootstrap's address.
+        stand_ins: whose word there is for acknowledgements of siblings' orders.
+        gaps: asks for what is missing.
     """
 
     def __init__(
@@ -93,6 +90,8 @@ class ReceiptDesk:
         own: Address,
         network: Network,
         judge: Judge,
+        stand_ins: StandIns,
+        gaps: GapWatch,
         standings: Standings,
         store: Store,
         metrics: Metrics,
@@ -102,6 +101,8 @@ class ReceiptDesk:
         self._own = own
         self._chain_id = network.chain_id
         self._judge = judge
+        self._stand_ins = stand_ins
+        self._gaps = gaps
         self._standings = standings
         self._store = store
         self._metrics = metrics
@@ -128,15 +129,26 @@ class ReceiptDesk:
         if ended is not None:
             ended.set()
 
-    def acknowledge(self, node: Address, acknowledgement: bytes, observation: bytes = b"") -> None:
+    def acknowledge(self, node: Address, bootstrap: Address, acknowledgement: bytes, observation: bytes = b"") -> None:
         """Send an acknowledgement, if the node listens now; if not, it will ask by offering the receipt again.
 
         Args:
+            bootstrap: whose order it was: a sibling's word for this bootstrap goes with it.
             observation: what was seen of a disputed receipt.
         """
         line = self._lines.get(node)
         if line is not None:
-            line.put(encode_message(Ack(acknowledgement, observation)))
+            word = b"" if bootstrap == self._own else self._word(bootstrap, self._own)
+            line.put(encode_message(Ack(acknowledgement, observation, word)))
+
+    def acknowledge_judged(self, judged: Judged) -> None:
+        """Send the acknowledgement of a receipt that was judged here."""
+        record = judged.record
+        self.acknowledge(record.node, record.bootstrap, record.acknowledgement, record.observation)
+
+    def _word(self, bootstrap: Address, acknowledged_by: Address) -> bytes:
+        word = self._stand_ins.word(bootstrap, acknowledged_by)
+        return b"" if word is None else word.wire
 
     # -- the protocol
 
@@ -145,12 +157,12 @@ class ReceiptDesk:
         node = stream.remote_address
         line = _Line()
         try:
-            head = await self._store.chain_head(node) or ReceiptLink(0, FIRST_PREVIOUS)
+            head = await self._store.chain_top(node) or ReceiptLink(0, FIRST_PREVIOUS)
             await send_frame(stream, encode_message(Head(head.sequence, head.hash)))
             self._lines[node] = line
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._send, stream, line)
-                nursery.start_soon(self._ask_for_gaps, node, line)
+                nursery.start_soon(self._gaps.run, node, lambda gap: line.put(encode_message(gap)))
                 await self._listen(stream, node, line)
                 nursery.cancel_scope.cancel()
         except* (MalformedError, FrameError) as group:
@@ -185,7 +197,7 @@ class ReceiptDesk:
             if order.order.node != node or not self._is_ours(order):
                 log.info("offer_not_ours", node=node, bootstrap=order.order.bootstrap, task_id=order.order.task_id[:64])
                 return
-            answer = await self._file(order.order, receipt)
+            answer = await self._file(order, receipt)
             if answer is not None:
                 line.put(encode_message(answer))
         finally:
@@ -200,8 +212,9 @@ class ReceiptDesk:
         except SignatureError:
             return False
 
-    async def _file(self, order: TaskOrder, receipt: SignedReceipt) -> Ack | None:
+    async def _file(self, signed: SignedOrder, receipt: SignedReceipt) -> Ack | None:
         """Judge and store an offered receipt; return what to answer, None for nothing now."""
+        order = signed.order
         key = (order.task_id, order.attempt)
         if key in self._running:
             running = self._running[key] = self._running[key] or trio.Event()
@@ -224,10 +237,10 @@ class ReceiptDesk:
         )
         if filed:
             judged = self._judge.repeated(judged, ReceiptLink(filed[0].sequence, filed[0].hash))
-        outcome = await self._store.late_receipt(judged.record)
+        outcome = await self._store.late_receipt(replace(judged.record, order=signed.wire))
         if outcome.filing is Filing.REPEATED:  # another one was faster
             judged = self._judge.repeated(judged, ReceiptLink(outcome.first_sequence, outcome.first_hash))
-            outcome = await self._store.late_receipt(judged.record)
+            outcome = await self._store.late_receipt(replace(judged.record, order=signed.wire))
         if judged.record.authentic:  # what is not signed by the node must not cost what was seen of it
             self._awaited.pop(key, None)
         if outcome.filing is Filing.EQUIVOCATION:
@@ -246,7 +259,7 @@ class ReceiptDesk:
             return await self._as_before(order, outcome.acknowledgement)
         self._metrics.judged(judged.verdict.kind.value, judged.verdict.rule)
         self._standings.judged(order.node, judged.verdict.kind, rule=judged.verdict.rule, task_id=order.task_id)
-        return Ack(judged.acknowledgement.wire, judged.record.observation)
+        return Ack(judged.acknowledgement.wire, judged.record.observation, self._word(order.bootstrap, self._own))
 
     async def _is_open(self, order: TaskOrder) -> bool:
         """Whether the attempt is on file as one that has not ended."""
@@ -261,7 +274,7 @@ class ReceiptDesk:
         observation = b""
         if ack.verdict == VerdictKind.DISPUTED:
             observation = await self._store.observation(order.bootstrap, order.node, ack.receipt_hash)
-        return Ack(acknowledgement, observation)
+        return Ack(acknowledgement, observation, self._word(order.bootstrap, ack.bootstrap))
 
     def _seen(self, order: TaskOrder, awaited: Awaited | None) -> Observed:
         """Return what was seen of an attempt whose receipt came on its own way: when it ended, only the node saw."""
@@ -282,22 +295,3 @@ class ReceiptDesk:
             frames = b"".join(len(payload).to_bytes(HEADER_BYTES, "big") + payload for payload in payloads)
             for start in range(0, len(frames), BATCH_BYTES):
                 await stream.send_all(frames[start : start + BATCH_BYTES])
-
-    async def _ask_for_gaps(self, node: Address, line: _Line) -> None:
-        """Ask, for ever, for receipts that were missing at two checks in a row; dispute those owed for too long."""
-        missing_since: dict[Gap, float] = {}
-        while True:
-            await trio.sleep(GAP_CHECK_S)
-            with contextlib.suppress(StoreError):
-                now_s = trio.current_time()
-                gaps = await self._store.gaps(node)
-                asked = [gap for gap in gaps if gap in missing_since][:GAPS_ASKED]
-                missing_since = {gap: missing_since.get(gap, now_s) for gap in gaps}
-                for gap in asked:
-                    overdue = now_s - missing_since[gap] > GAP_DISPUTED_S
-                    if overdue and await self._store.note_withheld(node, gap, self._now_ms()):
-                        self._metrics.judged(VerdictKind.DISPUTED.value, "chain")
-                        self._standings.judged(node, VerdictKind.DISPUTED, rule="chain", task_id="")
-                    say = log.warning if overdue else log.info
-                    say("receipts_missing", node=node, first=gap.from_sequence, last=gap.to_sequence, overdue=overdue)
-                    line.put(encode_message(control.Gap(gap.from_sequence, gap.to_sequence)))

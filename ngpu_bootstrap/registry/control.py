@@ -103,7 +103,7 @@ class ControlDesk:
 
     Args:
         open_requests: makes the pooled HTTP client over the connection of a peer.
-        chain_head: the last receipt of a node that this bootstrap holds; None for none.
+        chain_head: the last receipt of a node that this bootstrap knows of; None for none.
         met: notes in the store that the node was here.
         keep_prices: makes durable what a node asks in a session, empty for nothing, and returns what holds for it.
     """

@@ -28,7 +28,7 @@ class Chain:
         return Chain(self.sequence, self.hash, dict(self.ahead))
 
     def has(self, sequence: int) -> bool:
-        """Whether a receipt of this sequence is filed."""
+        """Whether a receipt of this sequence is filed, or was given up."""
         return sequence <= self.sequence or sequence in self.ahead
 
     def add(self, sequence: int, hash: bytes, previous: bytes) -> list[BrokenLink]:
@@ -39,6 +39,9 @@ class Chain:
         if self.has(sequence):
             raise ValueError(f"sequence {sequence} is filed already")
         self.ahead[sequence] = (hash, previous)
+        return self._advance()
+
+    def _advance(self) -> list[BrokenLink]:
         broken = []
         while (entry := self.ahead.pop(self.sequence + 1, None)) is not None:
             if entry[1] != self.hash:
@@ -46,6 +49,27 @@ class Chain:
             self.sequence += 1
             self.hash = entry[0]
         return broken
+
+    def skip(self, gap: Gap) -> list[BrokenLink]:
+        """Go on beyond *gap*, whose receipts are given up; return the breaks this makes visible.
+
+        Nothing changes where receipts below it are missing too, or it was filled meanwhile.
+        """
+        after = self.ahead.get(gap.to_sequence + 1)
+        # not by counting: how wide a gap is, a stranger says
+        came = any(gap.from_sequence <= sequence <= gap.to_sequence for sequence in self.ahead)
+        if gap.from_sequence != self.sequence + 1 or came or after is None:
+            return []
+        self.sequence, self.hash = gap.to_sequence, after[1]
+        return self._advance()
+
+    @property
+    def top(self) -> tuple[int, bytes]:
+        """The highest receipt known, and its hash: beyond it no number has been seen."""
+        if not self.ahead:
+            return self.sequence, self.hash
+        last = max(self.ahead)
+        return last, self.ahead[last][0]
 
     def gaps(self) -> list[Gap]:
         """Return the missing sequences between the head and the highest receipt known, lowest first."""

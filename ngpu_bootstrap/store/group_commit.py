@@ -30,7 +30,7 @@ from ngpu_bootstrap.store.database import is_medium_fault
 from ngpu_bootstrap.store.errors import StoreError, StoreUnavailable
 from ngpu_bootstrap.store.handoff import Handoff
 from ngpu_bootstrap.store.operations import Operation, Operations, Step
-from ngpu_bootstrap.store.records import BrokenLink, FiledReceipt, Filing, NewReceipt
+from ngpu_bootstrap.store.records import BrokenLink, FiledReceipt, Filing, Gap, NewReceipt
 from ngpu_bootstrap.store.statements import ANY_ROWS, Prepared
 
 BATCH_LIMIT = 256
@@ -137,6 +137,8 @@ class GroupCommit:
                         filed, extra = filings.file(operation.receipt, shown=bool(operation.steps))
                         operation.outcome = outcome.Value(filed)
                         steps.extend(extra)
+                    elif operation.given_up is not None:
+                        steps.extend(filings.give_up(*operation.given_up))
                 _execute_quickly(cursor, steps)
             _execute_quickly(cursor, filings.heads())
             cursor.close()
@@ -162,6 +164,8 @@ class GroupCommit:
                         if operation.receipt is not None:
                             result, extra = filings.file(operation.receipt, shown=bool(operation.steps))
                             steps.extend(extra)
+                        elif operation.given_up is not None:
+                            steps.extend(filings.give_up(*operation.given_up))
                         execute_steps(connection, steps)
                         execute_steps(connection, filings.heads())
                 except _RowsMissed:
@@ -229,18 +233,27 @@ class _Filings:
             evidence = [] if self._has_enough_against(receipt) else [fault, *self._observed(receipt)]
             return FiledReceipt(Filing.FORGED), [*evidence, *self._shown(receipt, shown)]
         chain = self._chain((receipt.bootstrap, receipt.node))
-        if chain.has(receipt.sequence):
-            return self._file_again(receipt, shown=shown)
+        passed = chain.has(receipt.sequence)
+        if passed and (first := self._filed(receipt, receipt.sequence)) is not None:
+            return self._file_again(receipt, first, shown=shown)
         # One that came with its answer is the first: no other is taken while its attempt is not known to have ended.
         if not shown and receipt.verdict != "disputed" and (first := self._of_order(receipt)) is not None:
             return FiledReceipt(Filing.REPEATED, first_hash=bytes(first.hash), first_sequence=first.sequence), []
-        broken = chain.add(receipt.sequence, receipt.hash, receipt.previous)
+        # passed: it was given up, and comes after all
+        broken = self._broken_after(receipt) if passed else chain.add(receipt.sequence, receipt.hash, receipt.previous)
         self._fresh[(receipt.bootstrap, receipt.node, receipt.sequence)] = receipt
         steps = [self._operations.file_receipt(receipt), *self._shown(receipt, shown)]
+        if receipt.order:
+            steps.append(self._operations.keep_order(receipt))
         if receipt.observation:
             steps.extend(self._observed(receipt))
         steps.extend(self._broken_link(receipt, link) for link in broken)
         return FiledReceipt(Filing.FILED, receipt.acknowledgement, tuple(broken)), steps
+
+    def give_up(self, bootstrap: str, node: str, gap: Gap) -> list[Step]:
+        """Let the chain of *node* go on beyond *gap*; return the steps that keep what this shows."""
+        broken = self._chain((bootstrap, node)).skip(gap)
+        return [self._broken_on_file(bootstrap, node, link) for link in broken]
 
     def heads(self) -> list[Step]:
         """Return the steps that record the heads that moved."""
@@ -250,9 +263,8 @@ class _Filings:
             if chain.sequence != self._heads[(bootstrap, node)]
         ]
 
-    def _file_again(self, receipt: NewReceipt, *, shown: bool) -> tuple[FiledReceipt, list[Step]]:
-        """Return what becomes of *receipt*, whose sequence is taken."""
-        first = self._filed(receipt, receipt.sequence)
+    def _file_again(self, receipt: NewReceipt, first: Any, *, shown: bool) -> tuple[FiledReceipt, list[Step]]:
+        """Return what becomes of *receipt*, whose sequence *first* has."""
         if first.hash == receipt.hash:
             # the first verdict stands, and its acknowledgement with it
             stands = replace(receipt, verdict=first.verdict, rule=first.rule)
@@ -290,6 +302,13 @@ class _Filings:
         kept = sa.select(f.c.sequence).where(f.c.bootstrap == receipt.bootstrap, f.c.node == receipt.node)
         return len(self._connection.execute(kept.limit(FAULTS_KEPT)).all()) >= FAULTS_KEPT
 
+    def _broken_after(self, receipt: NewReceipt) -> list[BrokenLink]:
+        """Return the break that *receipt* makes visible, beyond whose place the chain has gone on."""
+        after = self._filed(receipt, receipt.sequence + 1)
+        if after is None or bytes(after.previous) == receipt.hash:
+            return []
+        return [BrokenLink(receipt.sequence + 1, expected=receipt.hash, actual=bytes(after.previous))]
+
     def _observed(self, receipt: NewReceipt) -> list[Step]:
         return [self._operations.observe(receipt)] if receipt.observation else []
 
@@ -304,17 +323,36 @@ class _Filings:
             offender = replace(receipt, sequence=link.sequence, hash=row.hash, raw=row.raw)
         return self._operations.fault(receipt, "broken_link", offender, expected=link.expected, actual=link.actual)
 
+    def _broken_on_file(self, bootstrap: str, node: str, link: BrokenLink) -> Step:
+        r = tables.receipts
+        at = (r.c.bootstrap == bootstrap, r.c.node == node, r.c.sequence == link.sequence)
+        row = self._connection.execute(sa.select(r.c.hash, r.c.raw, r.c.received_at_ms).where(*at)).one()
+        return self._operations.evidence(
+            bootstrap=bootstrap,
+            node=node,
+            sequence=link.sequence,
+            kind="broken_link",
+            hash=row.hash,
+            raw=row.raw,
+            expected=link.expected,
+            actual=link.actual,
+            found_at_ms=row.received_at_ms,
+        )
+
     def _filed(self, receipt: NewReceipt, sequence: int) -> Any:
-        """Return the receipt filed at *sequence* of the chain of *receipt*: by this transaction, or a row."""
+        """Return the receipt filed at *sequence* of the chain of *receipt*: by this transaction, or a row.
+
+        None where it was given up, or is gone.
+        """
         fresh = self._fresh.get((receipt.bootstrap, receipt.node, sequence))
         if fresh is not None:
             return fresh
         r = tables.receipts
         return self._connection.execute(
-            sa.select(r.c.hash, r.c.acknowledgement, r.c.raw, r.c.verdict, r.c.rule).where(
+            sa.select(r.c.hash, r.c.previous, r.c.acknowledgement, r.c.raw, r.c.verdict, r.c.rule).where(
                 r.c.bootstrap == receipt.bootstrap, r.c.node == receipt.node, r.c.sequence == sequence
             )
-        ).one()
+        ).one_or_none()
 
     def _chain(self, key: ChainKey) -> Chain:
         chain = self.chains.get(key)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from operator import attrgetter
 from typing import Any
@@ -30,7 +30,7 @@ from ngpu_bootstrap.store.errors import (
 )
 from ngpu_bootstrap.store.handoff import Job
 from ngpu_bootstrap.store.records import (
-    NO_HASH,
+    AskedGap,
     AttemptEnd,
     AttemptStart,
     DeploymentRow,
@@ -47,6 +47,7 @@ from ngpu_bootstrap.store.records import (
 )
 from ngpu_bootstrap.store.statements import Prepared, Statements
 from ngpu_bootstrap.tasks.states import TaskState
+from ngpu_protocol.gap_claims import numbers_text
 from ngpu_protocol.identity import Address
 
 _NO_BOXES: Mapping[str, bytes] = {}
@@ -62,10 +63,11 @@ class Operation(Job):
         key: Operations of one key in one batch are executed in their order of arrival; others may be interleaved.
         steps: Statements with their parameters.
         receipt: A receipt to file along; where it goes in its chain is decided inside the transaction.
+        given_up: Receipts of a chain (bootstrap, node) that it goes on without.
         explain: Called inside the transaction after the operation was undone; returns what the caller is told.
     """
 
-    __slots__ = ("explain", "key", "receipt", "steps")
+    __slots__ = ("explain", "given_up", "key", "receipt", "steps")
 
     def __init__(self, key: str, steps: list[Step], explain: Explain, receipt: NewReceipt | None = None) -> None:
         super().__init__()
@@ -73,6 +75,7 @@ class Operation(Job):
         self.steps = steps
         self.explain = explain
         self.receipt = receipt
+        self.given_up: tuple[str, str, Gap] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +201,8 @@ class Operations:
     def late_receipt(self, receipt: NewReceipt) -> Operation:
         """A receipt that did not come with its answer.
 
+        Its *order* stays with it where there is no attempt that has it.
+
         Raises:
             RecordRefused: its sequence is none.
         """
@@ -208,6 +213,19 @@ class Operations:
         """The step that files *receipt* itself."""
         s = self.statements.insert_receipt
         return s, _receipt_values(s.names)(receipt)
+
+    def keep_order(self, receipt: NewReceipt) -> Step:
+        """The step that keeps the order of a filed receipt, where no attempt has it."""
+        s = self.statements.keep_order
+        values = {
+            "of_bootstrap": receipt.bootstrap,
+            "of_node": receipt.node,
+            "at_sequence": receipt.sequence,
+            "key": receipt.task_id,
+            "number": receipt.attempt,
+            "signed_order": receipt.order,
+        }
+        return s, s.bind(values)
 
     def judge(self, receipt: NewReceipt) -> Step:
         """The step that shows the verdict on *receipt* with its task, if it is the last attempt's."""
@@ -228,35 +246,68 @@ class Operations:
 
     def fault(self, receipt: NewReceipt, kind: str, offender: NewReceipt, *, expected: bytes, actual: bytes) -> Step:
         """The step that keeps *offender*, found out by the arrival of *receipt*, as evidence against its node."""
+        return self.evidence(
+            bootstrap=offender.bootstrap,
+            node=offender.node,
+            sequence=offender.sequence,
+            kind=kind,
+            hash=offender.hash,
+            raw=offender.raw,
+            expected=expected,
+            actual=actual,
+            found_at_ms=receipt.received_at_ms,
+        )
+
+    def evidence(self, **values: Any) -> Step:
+        """The step that keeps a row of `chain_faults`, unless it is there."""
         s = self.statements.insert_fault
-        values = {
-            "bootstrap": offender.bootstrap,
-            "node": offender.node,
-            "sequence": offender.sequence,
-            "kind": kind,
-            "hash": offender.hash,
-            "raw": offender.raw,
-            "expected": expected,
-            "actual": actual,
-            "found_at_ms": receipt.received_at_ms,
-        }
         return s, s.bind(values)
 
-    def withheld(self, bootstrap: str, node: str, gap: Gap, at_ms: int) -> Operation:
-        """Receipts that a node has owed for too long, as evidence against it: there is nothing of theirs to keep."""
-        s = self.statements.insert_fault
+    def write_off(
+        self, bootstrap: str, node: str, asked: AskedGap, missing_hash: bytes, claim: bytes, at_ms: int
+    ) -> Operation:
+        """Receipts that a node has owed for too long: evidence against it, and its chain goes on without them."""
+        gap = asked.gap
+        found = self.evidence(
+            bootstrap=bootstrap,
+            node=node,
+            sequence=gap.from_sequence,
+            kind="withheld",
+            hash=missing_hash,
+            raw=claim,
+            expected=numbers_text(gap.from_sequence, gap.to_sequence).encode(),
+            actual=b"",
+            found_at_ms=at_ms,
+        )
+        steps = [found, self._ask_for(bootstrap, node, replace(asked, claim=claim))]
+        operation = Operation(node, steps, _refused)
+        operation.given_up = (bootstrap, node, gap)
+        return operation
+
+    def ask_for(self, bootstrap: str, node: str, asked: Iterable[AskedGap]) -> Operation:
+        """The gaps a node is asked to fill now; those that were given up stay."""
+        s = self.statements.drop_asked_gaps
+        steps: list[Step] = [(s, s.bind({"of_bootstrap": bootstrap, "of_node": node}))]
+        steps += [self._ask_for(bootstrap, node, one) for one in asked]
+        return Operation(node, steps, _refused)
+
+    def filled(self, bootstrap: str, node: str, first: Iterable[int]) -> Operation:
+        """Gaps that were given up and came after all, by their first number: nothing more is asked."""
+        s = self.statements.drop_asked_gap
+        rows = [{"of_bootstrap": bootstrap, "of_node": node, "first": sequence} for sequence in first]
+        return Operation(node, [(s, s.bind(row)) for row in rows], _refused)
+
+    def _ask_for(self, bootstrap: str, node: str, asked: AskedGap) -> Step:
+        s = self.statements.keep_asked_gap
         values = {
             "bootstrap": bootstrap,
             "node": node,
-            "sequence": gap.from_sequence,
-            "kind": "withheld",
-            "hash": NO_HASH,
-            "raw": b"",
-            "expected": f"receipts {gap.from_sequence} to {gap.to_sequence}".encode(),
-            "actual": b"",
-            "found_at_ms": at_ms,
+            "from_sequence": asked.gap.from_sequence,
+            "to_sequence": asked.gap.to_sequence,
+            "asked_at_ms": asked.asked_at_ms,
+            "claim": asked.claim,
         }
-        return Operation(node, [(s, s.bind(values))], _refused)
+        return s, s.bind(values)
 
     def see_node(self, node: NodeRow) -> Operation:
         """A node as it was last seen."""

@@ -15,9 +15,11 @@ from ngpu_bootstrap.store import tables
 from ngpu_bootstrap.store.database import insert_or_ignore
 from ngpu_bootstrap.store.errors import RecordRefused, UnknownTask
 from ngpu_bootstrap.store.records import (
+    AskedGap,
     AttemptRecord,
     ChainFault,
     DeploymentRow,
+    Gap,
     HeaderList,
     NewReceipt,
     NodeRow,
@@ -354,6 +356,22 @@ def faults(connection: sa.Connection, node: str) -> list[ChainFault]:
             found_at_ms=row.found_at_ms,
             expected=bytes(row.expected),
             actual=bytes(row.actual),
+        )
+        for row in rows
+    ]
+
+
+def asked_gaps(connection: sa.Connection, bootstrap: str, node: str) -> list[tuple[AskedGap, bool]]:
+    """Return what a node is asked for, lowest first, and whether all of it is there by now."""
+    g, r = tables.chain_gaps, tables.receipts
+    there = (r.c.bootstrap == bootstrap, r.c.node == node, r.c.sequence.between(g.c.from_sequence, g.c.to_sequence))
+    came = sa.select(sa.func.count()).where(*there).scalar_subquery()
+    mine = (g.c.bootstrap == bootstrap, g.c.node == node)
+    rows = connection.execute(sa.select(g, came.label("came")).where(*mine).order_by(g.c.from_sequence))
+    return [
+        (
+            AskedGap(Gap(row.from_sequence, row.to_sequence), row.asked_at_ms, bytes(row.claim)),
+            row.came > row.to_sequence - row.from_sequence,
         )
         for row in rows
     ]

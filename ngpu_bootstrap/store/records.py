@@ -189,7 +189,8 @@ class NewReceipt:
     *expected* and *actual* say what a disputed one broke. The numbers are copies of the receipt's own, so that
     statements and ``gpudursion`` need no decoding.
 
-    *observation* is what was seen of a disputed one, signed; empty otherwise.
+    *observation* is what was seen of a disputed one, signed; empty otherwise. *order* is the signed order of one that
+    was offered, since its attempt may not be on file; empty otherwise.
 
     *authentic* False means that the node did not sign it: it is kept as evidence and takes no place in the chain.
     """
@@ -216,6 +217,7 @@ class NewReceipt:
     reserved_gpu_ms: int = 0
     busy_gpu_ms: int = 0
     observation: bytes = field(default=b"", repr=False)
+    order: bytes = field(default=b"", repr=False)
     authentic: bool = True
 
 
@@ -442,7 +444,8 @@ class ChainFault:
     """Evidence against a node: *raw* is the offending receipt.
 
     *kind* is ``equivocation``, ``broken_link``, ``forged`` (then the node may be innocent), or ``withheld``: receipts
-    from *sequence* on that never came; *raw* is empty then and *expected* names them.
+    from *sequence* on that did not come in time; *raw* is the bootstrap's claim then, *hash* the last one missing, and
+    *expected* names them.
     """
 
     bootstrap: Address
@@ -462,3 +465,36 @@ class Gap:
 
     from_sequence: int
     to_sequence: int
+
+    def lies_in(self, other: Gap) -> bool:
+        """Return whether all of it is part of *other*."""
+        return other.from_sequence <= self.from_sequence and self.to_sequence <= other.to_sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """What a chain lacks.
+
+    Attributes:
+        gaps: the lowest first.
+        held_up: receipts that are there beyond the first gap.
+        previous_of: for each receipt after a gap, the hash of the one before it, by its sequence.
+    """
+
+    gaps: tuple[Gap, ...]
+    held_up: int
+    previous_of: Mapping[int, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class AskedGap:
+    """A gap a node is asked to fill.
+
+    Attributes:
+        asked_at_ms: since when.
+        claim: signed, once it is disputed; empty before.
+    """
+
+    gap: Gap
+    asked_at_ms: int
+    claim: bytes = b""

@@ -166,6 +166,21 @@ class Statements:
         receipt_columns = [name for name in _names(tables.receipts) if name != "signed_order"]
         self.insert_receipt = self._insert("insert_receipt", tables.receipts, receipt_columns)
         # the verdict of the last attempt is the task's; an earlier attempt's late receipt does not replace it
+        # a receipt whose task this store does not have (it was restored from a backup) keeps its order itself
+        r = tables.receipts
+        has_attempt = sa.exists().where(a.c.task_id == sa.bindparam("key"), a.c.attempt == sa.bindparam("number"))
+        self.keep_order = self._prepare(
+            "keep_order",
+            sa.update(r)
+            .where(
+                r.c.bootstrap == sa.bindparam("of_bootstrap"),
+                r.c.node == sa.bindparam("of_node"),
+                r.c.sequence == sa.bindparam("at_sequence"),
+                r.c.signed_order.is_(None),
+                ~has_attempt,
+            )
+            .values(_binds("signed_order")),
+        )
         self.judge_task = self._prepare(
             "judge_task",
             sa.update(t)
@@ -175,6 +190,24 @@ class Statements:
         self.insert_fault = self._prepare(
             "insert_fault", insert_or_ignore(name, tables.chain_faults, _names(tables.chain_faults))
         )
+        g = tables.chain_gaps
+        self.drop_asked_gaps = self._prepare(
+            "drop_asked_gaps",
+            sa.delete(g).where(
+                g.c.bootstrap == sa.bindparam("of_bootstrap"),
+                g.c.node == sa.bindparam("of_node"),
+                sa.func.length(g.c.claim) == _sql("0"),
+            ),
+        )
+        self.drop_asked_gap = self._prepare(
+            "drop_asked_gap",
+            sa.delete(g).where(
+                g.c.bootstrap == sa.bindparam("of_bootstrap"),
+                g.c.node == sa.bindparam("of_node"),
+                g.c.from_sequence == sa.bindparam("first"),
+            ),
+        )
+        self.keep_asked_gap = self._prepare("keep_asked_gap", upsert(name, g, _names(g)), rows=1)
         # never backwards: another bootstrap of the service may have moved it
         self.move_head = self._prepare(
             "move_head", upsert(name, tables.chains, _names(tables.chains), only_greater="head_sequence")

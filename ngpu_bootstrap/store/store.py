@@ -32,6 +32,7 @@ from ngpu_bootstrap.store.operations import Operation, Operations
 from ngpu_bootstrap.store.readers import Reader
 from ngpu_bootstrap.store.recent_links import RecentLinks
 from ngpu_bootstrap.store.records import (
+    AskedGap,
     AttemptEnd,
     AttemptRecord,
     AttemptStart,
@@ -39,7 +40,7 @@ from ngpu_bootstrap.store.records import (
     DeploymentRow,
     FiledReceipt,
     Finish,
-    Gap,
+    Missing,
     NewReceipt,
     NewTask,
     NodeRow,
@@ -611,10 +612,36 @@ class Store:
         self._links.note(owner, node, chain.sequence, chain.hash)
         return ReceiptLink(chain.sequence, chain.hash)
 
-    async def gaps(self, node: Address, bootstrap: Address | None = None) -> list[Gap]:
-        """Return the sequences missing below the highest receipt of *node*."""
-        owner = bootstrap or self._bootstrap
-        return (await self._lookups.read(lambda connection: load_chain(connection, owner, node))).gaps()
+    async def chain_top(self, node: Address) -> ReceiptLink | None:
+        """Return the highest receipt of *node*, whatever is missing below; None when there is none yet.
+
+        What its chain must continue from, so that no number is given twice.
+        """
+        owner = self._bootstrap
+        chain = await self._lookups.read(lambda connection: load_chain(connection, owner, node))
+        if chain.sequence:
+            self._links.note(owner, node, chain.sequence, chain.hash)
+        sequence, hash = chain.top
+        return ReceiptLink(sequence, hash) if sequence else None
+
+    async def missing(self, node: Address) -> Missing:
+        """Return what the chain of *node* lacks below its highest receipt."""
+        chain = await self._lookups.read(lambda connection: load_chain(connection, self._bootstrap, node))
+        gaps = tuple(chain.gaps())
+        after = (gap.to_sequence + 1 for gap in gaps)
+        return Missing(gaps, len(chain.ahead), {sequence: bytes(chain.ahead[sequence][1]) for sequence in after})
+
+    async def asked_gaps(self, node: Address) -> list[AskedGap]:
+        """Return what *node* is asked for, lowest first; with a claim, what was given up and did not all come since."""
+        found = await self._lookups.read(lambda connection: queries.asked_gaps(connection, self._bootstrap, node))
+        filled = [one.gap.from_sequence for one, came in found if one.claim and came]
+        if filled:
+            await self._writes.submit(self._operations.filled(self._bootstrap, node, filled))
+        return [one for one, came in found if not (one.claim and came)]
+
+    async def keep_asked_gaps(self, node: Address, asked: Iterable[AskedGap]) -> None:
+        """Store what *node* is asked for now, in place of what it was asked for; what was given up stays."""
+        await self._writes.submit(self._operations.ask_for(self._bootstrap, node, asked))
 
     def link_before(self, node: Address, sequence: int, bootstrap: Address | None = None) -> ReceiptLink | None:
         """Return the receipt just before *sequence* if it is at hand, else None: then its link cannot be judged now.
@@ -624,13 +651,14 @@ class Store:
         """
         return self._links.before(bootstrap or self._bootstrap, node, sequence)
 
-    async def note_withheld(self, node: Address, gap: Gap, at_ms: int) -> bool:
-        """Keep as evidence that *node* has owed the receipts of *gap* for too long; False if it is known already."""
-        known = await self.faults(node)
-        if any(one.kind == "withheld" and one.sequence == gap.from_sequence for one in known):
-            return False
-        await self._writes.submit(self._operations.withheld(self._bootstrap, node, gap, at_ms))
-        return True
+    async def write_off(self, node: Address, asked: AskedGap, missing_hash: bytes, claim: bytes, at_ms: int) -> None:
+        """Keep as evidence that *node* has owed receipts for too long, and let its chain go on without them.
+
+        Args:
+            missing_hash: of the last one missing.
+            claim: that they are, signed.
+        """
+        await self._writes.submit(self._operations.write_off(self._bootstrap, node, asked, missing_hash, claim, at_ms))
 
     async def faults(self, node: Address) -> list[ChainFault]:
         """Return the evidence kept against *node*."""

@@ -289,6 +289,18 @@ chain_faults = sa.Table(
     sa.Column("found_at_ms", _MS, nullable=False),
 )
 
+# receipts a node is asked for, and since when; with a claim they were given up (dispatch/gaps.py)
+chain_gaps = sa.Table(
+    "chain_gaps",
+    metadata,
+    sa.Column("bootstrap", sa.Text, primary_key=True),
+    sa.Column("node", sa.Text, primary_key=True),
+    sa.Column("from_sequence", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("to_sequence", sa.BigInteger, nullable=False),
+    sa.Column("asked_at_ms", _MS, nullable=False),
+    sa.Column("claim", sa.LargeBinary, nullable=False),
+)
+
 # who shares this database; one whose lease has ended is taken for dead
 bootstraps = sa.Table(
     "bootstraps",

@@ -37,9 +37,11 @@ from ngpu_protocol.control import (
     Welcome,
     encode_message,
 )
-from ngpu_protocol.dispute_file import Contradiction, Dispute, Kind, to_document
+from ngpu_protocol.dispute_file import Contradiction, Dispute, Kind, Withheld, to_document
+from ngpu_protocol.gap_claims import ClaimedGap, sign_gap_claim
 from ngpu_protocol.identity import Account, gpu_id, keccak
 from ngpu_protocol.networks import network_named
+from ngpu_protocol.node_bindings import NODE_BINDING_TYPE, NodeBinding, sign_node_binding
 from ngpu_protocol.node_records import (
     DEFAULT_LIFETIME_MS,
     MigSlice,
@@ -66,6 +68,7 @@ from ngpu_protocol.receipts import (
     sign_receipt,
 )
 from ngpu_protocol.sealing import seal
+from ngpu_protocol.stand_ins import STAND_IN_TYPE, StandIn, sign_stand_in
 from ngpu_protocol.statements import StatementFile, draw_up, line_of, prove, sign_statement
 from ngpu_protocol.typed_data import ZERO32, SignedType, domain_separator
 from ngpu_protocol.verification import Observed
@@ -266,6 +269,20 @@ EQUIVOCATION = Contradiction(
     sign_receipt(replace(FIRST, status=201), NODE, NETWORK.chain_id),
     NETWORK.chain_id,
 )
+SIBLING = Account.from_key(keccak(b"vector: sibling"))
+STAND_IN = sign_stand_in(StandIn(BOOTSTRAP.address, SIBLING.address, AT_MS), BOOTSTRAP, NETWORK.chain_id)
+BY_SIBLING = sign_acknowledgement(replace(VERIFIED, bootstrap=SIBLING.address), SIBLING, NETWORK.chain_id)
+AFTER_A_GAP = sign_receipt(replace(FIRST, sequence=9, previous=keccak(b"vector: receipt 8")), NODE, NETWORK.chain_id)
+GAP_CLAIM = sign_gap_claim(
+    ClaimedGap(3, 8, AT_MS),
+    AFTER_A_GAP.receipt.previous,
+    node=NODE.address,
+    account=BOOTSTRAP,
+    chain_id=NETWORK.chain_id,
+    now_ms=AT_MS + 3_600_000,
+)
+WITHHELD = Withheld(AFTER_A_GAP, GAP_CLAIM, NETWORK.chain_id)
+BINDING = NodeBinding(NODE.address, Account.from_key(keccak(b"vector: wallet")).address, "Acme GPU Works", AT_MS)
 CAPABILITIES = ("gpu:RTX4090", "workspace:1001", "model:acme/llama", "region:eu-central", "role:bootstrap")
 
 
@@ -335,7 +352,7 @@ def _records(signed_type: SignedType[Any], records: dict[str, Any], sign: Any, a
     }
 
 
-def _signed_texts(signed_type: SignedType[Any], signed: Any, record: Any, account: Account) -> dict[str, Any]:
+def _signed_texts(signed_type: SignedType[Any], signature: bytes, record: Any, account: Account) -> dict[str, Any]:
     return {
         "type": signed_type.text,
         "typeHash": _hex(keccak(signed_type.text.encode())),
@@ -344,10 +361,10 @@ def _signed_texts(signed_type: SignedType[Any], signed: Any, record: Any, accoun
         "privateKey": _hex(account.key_bytes),
         "vectors": [
             {
-                "record": signed_type.to_json(record, signed.signature),
-                "structHash": _hex(record.struct_hash()),
+                "record": signed_type.to_json(record, signature),
+                "structHash": _hex(signed_type.struct_hash(record)),
                 "digest": _hex(record.digest(NETWORK.chain_id)),
-                "msgpack": _hex(signed.wire),
+                "msgpack": _hex(signed_type.pack(record, signature)),
             }
         ],
     }
@@ -383,7 +400,9 @@ def _messages() -> list[dict[str, str]]:
         Offer(_signed_order(ORDER).wire, _signed_receipt(FIRST).wire),
         Ack(_signed_acknowledgement(VERIFIED).wire),
         Ack(_signed_acknowledgement(SAYS_OTHERWISE).wire, OBSERVATION.wire),
+        Ack(BY_SIBLING.wire, stand_in=STAND_IN.wire),
         Gap(1, 1),
+        Gap(3, 8, GAP_CLAIM.wire),
         Head(2, NO_ANSWER.digest(NETWORK.chain_id)),
     ]
     return [{"type": type(message).__name__, "msgpack": _hex(encode_message(message))} for message in messages]
@@ -492,9 +511,18 @@ def documents() -> dict[str, Any]:
         "sealed.json": _sealed(),
         "receipt-file.json": file.to_document(),
         "statements.json": _statements(),
-        "price-lists.json": _signed_texts(PRICE_LIST_TYPE, PRICE_LIST, PRICE_LIST.price_list, NODE),
-        "observations.json": _signed_texts(OBSERVATION_TYPE, OBSERVATION, OBSERVATION.observation, BOOTSTRAP),
-        "dispute-files.json": {"dispute": to_document(DISPUTE), "equivocation": to_document(EQUIVOCATION)},
+        "price-lists.json": _signed_texts(PRICE_LIST_TYPE, PRICE_LIST.signature, PRICE_LIST.price_list, NODE),
+        "observations.json": _signed_texts(OBSERVATION_TYPE, OBSERVATION.signature, OBSERVATION.observation, BOOTSTRAP),
+        "stand-ins.json": _signed_texts(STAND_IN_TYPE, STAND_IN.signature, STAND_IN.stand_in, BOOTSTRAP),
+        "node-bindings.json": _signed_texts(
+            NODE_BINDING_TYPE, sign_node_binding(BINDING, NODE, NETWORK.chain_id), BINDING, NODE
+        ),
+        "dispute-files.json": {
+            "dispute": to_document(DISPUTE),
+            "equivocation": to_document(EQUIVOCATION),
+            "withheld": to_document(WITHHELD),
+        },
+        "receipt-file-by-sibling.json": replace(file, acknowledgement=BY_SIBLING, stand_in=STAND_IN).to_document(),
     }
 
 

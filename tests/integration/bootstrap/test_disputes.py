@@ -12,14 +12,15 @@ import trio
 
 from ngpu_bootstrap.accounting import Books
 from ngpu_bootstrap.config import BootstrapSettings, RetentionSection
-from ngpu_bootstrap.disputes import Evidence, export_dispute, list_disputes, show_dispute
+from ngpu_bootstrap.disputes import Evidence, open_evidence
 from ngpu_bootstrap.retention import sweep
 from ngpu_bootstrap.store.store import open_store
-from ngpu_daemon.disputes import DisputeError, DisputeRow
+from ngpu_daemon.disputes import DisputeError, DisputeRow, export, list_disputes, show_dispute
 from ngpu_daemon.keystore import keystore_address
 from ngpu_protocol.acknowledgements import SignedAcknowledgement
-from ngpu_protocol.control import MAX_MESSAGE_BYTES, Ack, decode_receipts
-from ngpu_protocol.dispute_file import Contradiction, Dispute, Finding, Kind, check_dispute_file, from_json
+from ngpu_protocol.control import MAX_MESSAGE_BYTES, Ack, Gap, decode_receipts
+from ngpu_protocol.dispute_file import Contradiction, Dispute, Finding, Kind, Withheld, check_dispute_file, from_json
+from ngpu_protocol.gap_claims import check_gap_claim
 from ngpu_protocol.observations import SignedObservation
 from ngpu_protocol.p2p import P2PStream, receive_frame
 from tests.integration.bootstrap.rig import Bootstrap, running, settings_for, wait_ready
@@ -40,6 +41,8 @@ class Watcher(ScriptedNode):
             message = decode_receipts(frame)
             if isinstance(message, Ack):
                 self.acks.append(message)
+            elif isinstance(message, Gap):
+                self.gaps.append(message)
             self.heard.set()
             self.heard = trio.Event()
 
@@ -54,6 +57,11 @@ def run(tmp_path: Path, test: Callable[[Bootstrap, Watcher, BootstrapSettings], 
             await test(bootstrap, node, settings)
 
     trio.run(main)
+
+
+def export_dispute(settings: BootstrapSettings, name: str, path: Path | None, *, as_json: bool) -> None:
+    with open_evidence(settings) as evidence:
+        export(evidence, name, path, as_json=as_json)
 
 
 def rows(settings: BootstrapSettings) -> list[DisputeRow]:
@@ -142,13 +150,17 @@ def test_a_disputed_receipt_is_a_file_anyone_can_judge(
     run(tmp_path, test)
     settings = settings_for(tmp_path / "data")
     monkeypatch.setenv("COLUMNS", "200")
-    list_disputes(settings, None, 10, as_json=False)
-    assert rule in capsys.readouterr().out
-    show_dispute(settings, rows(settings)[0].receipt[:12], as_json=True)
+    with open_evidence(settings) as evidence:
+        list_disputes(evidence, None, 10, option="--node", as_json=False)
+        assert rule in capsys.readouterr().out
+        show_dispute(evidence, rows(settings)[0].receipt[:12], as_json=True)
     shown = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (shown["finding"], shown["dispute"]["rule"]) == (finding.value, rule)
-    list_disputes(settings, new_account().address, 10, as_json=False)
-    assert "no disputes" in capsys.readouterr().out
+    with open_evidence(settings) as evidence:
+        list_disputes(evidence, new_account().address, 10, option="--node", as_json=False)
+        assert "no disputes" in capsys.readouterr().out
+        with pytest.raises(DisputeError, match="--node nobody"):
+            list_disputes(evidence, "nobody", 10, option="--node", as_json=False)
 
 
 def test_two_receipts_for_one_number_are_a_proof_whichever_way_the_second_came(tmp_path: Path) -> None:
@@ -242,11 +254,11 @@ def test_evidence_outlives_the_task_it_is_about(tmp_path: Path) -> None:
     assert check_dispute_file(from_json((tmp_path / "d.json").read_text()))[1] is Finding.STATED
 
 
-def test_receipts_that_never_came_are_listed_and_have_no_file(
+def test_receipts_that_never_came_are_disputed_with_what_the_node_signed_after_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("ngpu_bootstrap.dispatch.receipts.GAP_CHECK_S", 0.05)
-    monkeypatch.setattr("ngpu_bootstrap.dispatch.receipts.GAP_DISPUTED_S", 0.1)
+    for name, value in (("GAP_CHECK_S", 0.05), ("GAP_DISPUTED_S", 0.1), ("ANSWER_S", 0.0)):
+        monkeypatch.setattr(f"ngpu_bootstrap.dispatch.gaps.{name}", value)
 
     async def test(bootstrap: Bootstrap, node: Watcher, settings: BootstrapSettings) -> None:
         await bootstrap.call("POST", "/proxy/8080/", b"x")
@@ -256,12 +268,33 @@ def test_receipts_that_never_came_are_listed_and_have_no_file(
             while not (found := await trio.to_thread.run_sync(rows, settings)):  # noqa: ASYNC110 (a database)
                 await trio.sleep(0.05)
         assert [(row.kind, row.sequence, row.expected) for row in found] == [("withheld", 2, "receipts 2 to 3")]
+        await node.until(lambda: bool(node.gaps) and node.gaps[-1].claim != b"")
+        gap = node.gaps[-1]
+        assert (gap.from_sequence, gap.to_sequence) == (2, 3)
+        claim = check_gap_claim(
+            gap.claim,
+            node=node.account.address,
+            bootstrap=keystore_address(settings.data_dir / "keystore.json"),
+            chain_id=NETWORK.chain_id,
+        )
+        [shown] = (await bootstrap.admin("GET", "/api/v1/nodes"))["nodes"]
+        assert (shown["standing"]["disputed"], shown["standing"]["rules"]) == (1, {"chain": 1})
+        file = tmp_path / "withheld.json"
+        await trio.to_thread.run_sync(lambda: export_dispute(settings, "2", file, as_json=True))
+        made = from_json(file.read_text())
+        assert isinstance(made, Withheld)
+        assert (made.claim.wire, made.after.receipt.sequence) == (claim.wire, 4)
+        assert (await verified(file))["finding"] == "stated"
+        # it is over: nothing more is asked on this connection, and the chain goes on
+        asked = len(node.gaps)
+        await bootstrap.call("POST", "/proxy/8080/", b"x")
+        await trio.sleep(0.3)
+        assert len(node.gaps) == asked
 
     run(tmp_path, test)
     settings = settings_for(tmp_path / "data")
-    show_dispute(settings, "2", as_json=False)
-    assert "the bootstrap's word alone" in capsys.readouterr().out
-    with pytest.raises(DisputeError, match="receipts that never came leave none"):
-        export_dispute(settings, "2", tmp_path / "x.json", as_json=False)
-    with pytest.raises(DisputeError, match="no dispute is named 9"):
-        export_dispute(settings, "9", tmp_path / "x.json", as_json=False)
+    with open_evidence(settings) as evidence:
+        show_dispute(evidence, "2", as_json=False)
+        assert "signed word against the node's" in capsys.readouterr().out
+        with pytest.raises(DisputeError, match="no dispute is named 9"):
+            export(evidence, "9", tmp_path / "x.json", as_json=False)

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from trio.testing import trio_test
 
-from ngpu_daemon.disputes import DisputeError
+from ngpu_daemon.disputes import DisputeError, export, list_disputes, show_dispute
 from ngpu_daemon.keystore import Kdf, write_keystore
 from ngpu_node.config import NodeSettings
-from ngpu_node.disputes import export_dispute, list_disputes, show_dispute
+from ngpu_node.disputes import open_evidence
 from ngpu_protocol.acknowledgements import Acknowledgement, VerdictKind, sign_acknowledgement
 from ngpu_protocol.control import Ack
 from ngpu_protocol.dispute_file import Finding, check_dispute_file, from_json
@@ -94,8 +94,8 @@ async def test_an_owner_has_the_bootstraps_words_and_can_show_them(
             await bootstrap.acknowledge(receipts[3])
             await eventually(lambda: disputed(chosen) == 3)
 
-    found = []
-    list_disputes(chosen, None, 10, as_json=True)
+    with open_evidence(chosen) as evidence:
+        list_disputes(evidence, None, 10, option="--bootstrap", as_json=True)
     found = json.loads(capsys.readouterr().out.splitlines()[-1])["disputes"]
     assert sorted(row["sequence"] for row in found) == [1, 2, 3]
     first = next(row for row in found if row["sequence"] == 1)
@@ -103,16 +103,18 @@ async def test_an_owner_has_the_bootstraps_words_and_can_show_them(
     shows = {}
     for number in (1, 2, 3):
         file = tmp_path / f"{number}.json"
-        export_dispute(chosen, str(number), file, as_json=False)
+        with open_evidence(chosen) as evidence:
+            export(evidence, str(number), file, as_json=False)
         shows[number] = check_dispute_file(from_json(file.read_text()))[1]
     assert shows == {1: Finding.STATED, 2: Finding.UNSOUND, 3: Finding.UNSOUND}
     capsys.readouterr()
-    show_dispute(chosen, "2", as_json=False)
-    assert "broken: breach" in capsys.readouterr().out
-    show_dispute(chosen, first["task_id"], as_json=False)
-    assert "signed word against the node's" in capsys.readouterr().out
-    with pytest.raises(DisputeError, match="no dispute is named 4"):
-        show_dispute(chosen, "4", as_json=False)
+    with open_evidence(chosen) as evidence:
+        show_dispute(evidence, "2", as_json=False)
+        assert "broken: breach" in capsys.readouterr().out
+        show_dispute(evidence, first["task_id"], as_json=False)
+        assert "signed word against the node's" in capsys.readouterr().out
+        with pytest.raises(DisputeError, match="no dispute is named 4"):
+            show_dispute(evidence, "4", as_json=False)
 
 
 @trio_test

@@ -44,7 +44,7 @@ async def lane(store: Store, numbers: count[int], sequences: count[int]) -> None
 async def main(directory: Path, first: int) -> None:
     async with a_store(directory) as store:
         head = await store.chain_head(a_start(1).node)
-        gaps = await store.gaps(a_start(1).node)
+        gaps = (await store.missing(a_start(1).node)).gaps
         # a node offers again what was not acknowledged, so the chain is filled before it goes on
         after = head.sequence if head else 0
         for gap in gaps:

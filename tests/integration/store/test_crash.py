@@ -86,7 +86,7 @@ async def check(directory: Path, accepted: set[int], begun: set[int], finished: 
                 assert (found.last is not None) == (task.state is TaskState.DISPATCHED)
                 assert found.last is not None or number not in begun
         head = await store.chain_head(NODE)
-        missing = {n for gap in await store.gaps(NODE) for n in range(gap.from_sequence, gap.to_sequence + 1)}
+        missing = {n for gap in (await store.missing(NODE)).gaps for n in range(gap.from_sequence, gap.to_sequence + 1)}
         assert missing.isdisjoint(finished.values())
         assert head is not None or not finished
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from trio.testing import trio_test
 
 from ngpu_bootstrap.store import group_commit
-from ngpu_bootstrap.store.records import BrokenLink, FiledReceipt, Filing, Gap
+from ngpu_bootstrap.store.records import AskedGap, BrokenLink, FiledReceipt, Filing, Gap, Missing
 from ngpu_protocol.receipts import ReceiptLink
 from tests.unit.store.builders import (
     BOOTSTRAP,
@@ -33,12 +34,12 @@ async def test_receipts_out_of_order_leave_gaps_that_close(directory: Path) -> N
         await store.finish(a_finish(3, a_receipt(3)))
         await store.finish(a_finish(1, a_receipt(1)))
         assert await store.chain_head(NODE) == ReceiptLink(1, receipt_hash(1))
-        assert await store.gaps(NODE) == [Gap(2, 2)]
+        assert (await store.missing(NODE)).gaps == (Gap(2, 2),)
     async with a_store(directory) as store:
         filed = await store.late_receipt(a_receipt(2))
         assert filed == FiledReceipt(Filing.FILED, b"acknowledgement 2")
         assert await store.chain_head(NODE) == ReceiptLink(3, receipt_hash(3))
-        assert await store.gaps(NODE) == []
+        assert (await store.missing(NODE)).gaps == ()
         assert await store.chain_head(OTHER_NODE) is None
 
 
@@ -162,14 +163,76 @@ async def test_receipts_owed_for_too_long_are_evidence_once(directory: Path) -> 
     async with a_store(directory) as store:
         for number in (1, 4):
             await store.late_receipt(a_receipt(number))
-        [gap] = await store.gaps(NODE)
-        assert await store.note_withheld(NODE, gap, 5_000)
-        assert not await store.note_withheld(NODE, gap, 6_000)
+        missing = await store.missing(NODE)
+        assert missing == Missing((Gap(2, 3),), 1, {4: receipt_hash(3)})
+        asked = AskedGap(Gap(2, 3), 4_000)
+        await store.keep_asked_gaps(NODE, [asked])
+        assert await store.asked_gaps(NODE) == [asked]
     async with a_store(directory) as store:
-        assert not await store.note_withheld(NODE, gap, 7_000)
+        assert await store.asked_gaps(NODE) == [asked], "a restart does not begin the hour anew"
+        assert await store.chain_top(NODE) == ReceiptLink(4, receipt_hash(4))
+        await store.write_off(NODE, asked, receipt_hash(3), b"claim", 5_000)
         [fault] = await store.faults(NODE)
         assert (fault.kind, fault.sequence, fault.found_at_ms) == ("withheld", 2, 5_000)
-        assert fault.expected == b"receipts 2 to 3"
+        assert (fault.expected, fault.raw, fault.hash) == (b"receipts 2 to 3", b"claim", receipt_hash(3))
+        # the chain goes on without them, and nothing is missing any more
+        assert await store.chain_head(NODE) == ReceiptLink(4, receipt_hash(4))
+        assert (await store.missing(NODE)).gaps == ()
+        await store.keep_asked_gaps(NODE, [])
+        assert await store.asked_gaps(NODE) == [AskedGap(Gap(2, 3), 4_000, b"claim")]
+    async with a_store(directory) as store:
+        assert await store.late_receipt(a_receipt(5)) == FiledReceipt(Filing.FILED, a_receipt(5).acknowledgement)
+        # late, they are taken all the same; one that does not fit shows it
+        late = await store.late_receipt(a_receipt(2))
+        assert (late.filing, late.broken) == (Filing.FILED, ())
+        assert (await store.late_receipt(a_receipt(2))).filing is Filing.DUPLICATE
+        assert len(await store.asked_gaps(NODE)) == 1
+        odd = await store.late_receipt(a_receipt(3, fork="x"))
+        assert odd.broken == (BrokenLink(4, expected=receipt_hash(3, "x"), actual=receipt_hash(3)),)
+        assert await store.asked_gaps(NODE) == []
+        assert {fault.kind for fault in await store.faults(NODE)} == {"broken_link", "withheld"}
+        assert await store.chain_head(NODE) == ReceiptLink(5, receipt_hash(5))
+
+
+@trio_test
+async def test_a_gap_is_not_given_up_before_what_is_below_it_nor_when_it_was_filled(directory: Path) -> None:
+    async with a_store(directory) as store:
+        for number in (1, 3, 5):
+            await store.late_receipt(a_receipt(number))
+        await store.write_off(NODE, AskedGap(Gap(4, 4), 0), receipt_hash(4), b"claim", 1)
+        assert await store.chain_head(NODE) == ReceiptLink(1, receipt_hash(1))
+        await store.late_receipt(a_receipt(2))
+        await store.write_off(NODE, AskedGap(Gap(2, 2), 0), receipt_hash(2), b"claim", 1)
+        assert await store.chain_head(NODE) == ReceiptLink(3, receipt_hash(3))
+
+
+@trio_test
+async def test_a_chain_goes_on_beyond_a_gap_that_a_stranger_made_very_wide_and_shows_its_breaks(
+    directory: Path,
+) -> None:
+    far = 2**62
+    async with a_store(directory) as store:
+        for receipt in (a_receipt(1), a_receipt(far), a_receipt(far + 1, previous=b"\x09" * 32)):
+            await store.late_receipt(receipt)
+        gap = AskedGap(Gap(2, far - 1), 0)
+        await store.write_off(NODE, gap, receipt_hash(far - 1), b"claim", 1)
+        assert await store.chain_head(NODE) == ReceiptLink(far + 1, receipt_hash(far + 1))
+        broken = [fault for fault in await store.faults(NODE) if fault.kind == "broken_link"]
+        assert [(fault.sequence, fault.actual) for fault in broken] == [(far + 1, b"\x09" * 32)]
+
+
+@trio_test
+async def test_an_offered_receipt_keeps_its_order_only_where_no_attempt_has_it(directory: Path) -> None:
+    async with a_store(directory) as store:
+        await store.accept_and_begin(a_task(1), a_start(1))
+        await store.late_receipt(replace(a_receipt(1), order=b"an order"))
+        await store.late_receipt(replace(a_receipt(2), order=b"another order"))
+        kept = await store.receipt(task_id(1))
+        assert kept is not None
+        assert kept.order == a_start(1).order
+        lost = await store.receipt(a_receipt(2).task_id)
+        assert lost is not None
+        assert lost.order == b"another order"
 
 
 @trio_test

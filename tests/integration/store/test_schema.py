@@ -129,7 +129,7 @@ async def check_released(directory: Path) -> None:
         assert len(detail.attempts) == 1
         assert [one.task.task_id for one in await store.unfinished()] == [task_id(2), task_id(3)]
         assert await store.chain_head(NODE) == ReceiptLink(1, receipt_hash(1))
-        assert [(gap.from_sequence, gap.to_sequence) for gap in await store.gaps(NODE)] == [(2, 2)]
+        assert [(gap.from_sequence, gap.to_sequence) for gap in (await store.missing(NODE)).gaps] == [(2, 2)]
         assert len(await store.nodes()) == 1
         # and it goes on from there
         await store.finish(a_finish(2))

@@ -243,6 +243,7 @@ async def network(
     nodes: int = 1,
     spec: dict[str, Any] | None = None,
     bootstrap_lines: tuple[str, ...] = (),
+    bootstrap_module: str = "ngpu_bootstrap",
     node_module: str = "ngpu_node.cli",
     engine: str = "none",
     node_lines: tuple[str, ...] = (),
@@ -279,7 +280,7 @@ async def network(
         ]
         prepare(folder, lines)
         node_daemons.append(Daemon(node_module, folder, "node.json"))
-    bootstrap = Daemon("ngpu_bootstrap", boot_folder, "bootstrap.json")
+    bootstrap = Daemon(bootstrap_module, boot_folder, "bootstrap.json")
     async with trio.open_nursery() as nursery:
         bound = await nursery.start(partial(serve_tcp, handler, host="127.0.0.1", port=0))
         net = Network(bootstrap, node_daemons, bound[0].port)

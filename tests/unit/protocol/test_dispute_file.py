@@ -30,6 +30,7 @@ from ngpu_protocol.observations import Evidence, Observation, SignedObservation,
 from ngpu_protocol.orders import sign_order
 from ngpu_protocol.receipt_file import ReceiptFile
 from ngpu_protocol.receipts import ReceiptLink, TaskReceipt, sign_receipt
+from ngpu_protocol.stand_ins import StandIn, sign_stand_in
 from ngpu_protocol.verification import Observed, verify_receipt
 from tests.unit.protocol.samples import (
     BOOTSTRAP,
@@ -45,6 +46,9 @@ from tests.unit.protocol.samples import (
 )
 
 OTHER_HASH = b"\x77" * 32
+
+
+STOOD_IN = sign_stand_in(StandIn(BOOTSTRAP.address, STRANGER.address, SENT_AT_MS), BOOTSTRAP, CHAIN_ID)
 
 
 def a_dispute(
@@ -81,6 +85,7 @@ def a_dispute(
             receipt=signed,
             acknowledgement=sign_acknowledgement(ack, judge, CHAIN_ID),
             chain_id=CHAIN_ID,
+            stand_in=None if judge is BOOTSTRAP else STOOD_IN,
         ),
         sign_observation(replace(observation, **said), judge, CHAIN_ID),
     )
@@ -166,6 +171,16 @@ def test_each_part_must_be_signed_by_its_own_and_speak_of_the_same() -> None:
     assert broken(replace(file, file=replace(file.file, acknowledgement=None)))[0] == "acknowledgement"
     forged_order = replace(file.file.order, signature=NODE.sign(an_order().digest(CHAIN_ID)))
     assert broken(replace(file, file=replace(file.file, order=forged_order))) == ["order_signer"]
+
+
+def test_a_stranger_disputes_nothing_unless_the_orderer_or_the_reader_says_that_he_counts() -> None:
+    """A stranger lays his own acknowledgement and observation beside somebody's receipt."""
+    file, finding = disputes()["judged by a sibling"]
+    alone = replace(file, file=replace(file.file, stand_in=None))
+    assert broken(alone) == ["acknowledgement_bootstrap"]
+    assert check_dispute_file(alone, siblings={STRANGER.address})[1] is finding
+    forged = replace(STOOD_IN, signature=STRANGER.sign(STOOD_IN.stand_in.digest(CHAIN_ID)))
+    assert broken(replace(file, file=replace(file.file, stand_in=forged))) == ["acknowledgement_bootstrap"]
 
 
 def test_without_an_observation_only_what_the_papers_contradict_is_shown() -> None:

@@ -15,6 +15,7 @@ from ngpu_protocol.errors import MalformedError
 from ngpu_protocol.orders import TaskOrder, sign_order
 from ngpu_protocol.receipt_file import ReceiptFile, check_receipt_file
 from ngpu_protocol.receipts import ReceiptLink, TaskReceipt
+from ngpu_protocol.stand_ins import SignedStandIn, StandIn, checked_stand_in, sign_stand_in
 from tests.unit.protocol.samples import (
     BOOTSTRAP,
     CHAIN_ID,
@@ -90,6 +91,38 @@ def test_each_forgery_fails_its_own_rules() -> None:
     assert failing(replace(file, acknowledgement=other)) == ["acknowledgement_bootstrap"]
 
 
+def test_a_siblings_acknowledgement_counts_by_the_orderers_word_or_the_readers() -> None:
+    file = a_file()
+    ack = replace(an_acknowledgement(), bootstrap=STRANGER.address)
+    by_sibling = replace(file, acknowledgement=sign_acknowledgement(ack, STRANGER, CHAIN_ID))
+    assert failing(by_sibling) == ["acknowledgement_bootstrap"]
+    assert not failing(by_sibling, siblings={STRANGER.address})
+    word = StandIn(BOOTSTRAP.address, STRANGER.address, SENT_AT_MS)
+    stood_in = replace(by_sibling, stand_in=sign_stand_in(word, BOOTSTRAP, CHAIN_ID))
+    assert not failing(stood_in)
+    assert ReceiptFile.from_json(stood_in.to_json()) == stood_in
+    assert "standIn" not in file.to_document()
+
+    def with_word(signed: SignedStandIn) -> list[str]:
+        return failing(replace(by_sibling, stand_in=signed))
+
+    # for another, by another, of another network, altered afterwards: nobody's word for this one
+    other = replace(word, sibling=NODE.address)
+    assert with_word(sign_stand_in(other, BOOTSTRAP, CHAIN_ID)) == ["acknowledgement_bootstrap"]
+    self_made = replace(word, bootstrap=STRANGER.address, sibling=NODE.address)
+    assert with_word(sign_stand_in(self_made, STRANGER, CHAIN_ID)) == ["acknowledgement_bootstrap"]
+    assert with_word(sign_stand_in(word, BOOTSTRAP, CHAIN_ID + 1)) == ["acknowledgement_bootstrap"]
+    signed = sign_stand_in(word, BOOTSTRAP, CHAIN_ID)
+    assert with_word(replace(signed, stand_in=replace(word, at_ms=1))) == ["acknowledgement_bootstrap"]
+    assert with_word(replace(signed, signature=bytes(65))) == ["acknowledgement_bootstrap"]
+    with pytest.raises(ValueError, match="cannot say who stands in"):
+        sign_stand_in(word, STRANGER, CHAIN_ID)
+    with pytest.raises(ValueError, match="needs nobody's word"):
+        sign_stand_in(replace(word, sibling=BOOTSTRAP.address), BOOTSTRAP, CHAIN_ID)
+    with pytest.raises(MalformedError, match="not 0x"):
+        checked_stand_in(signed.wire, BOOTSTRAP.address, NODE.address, CHAIN_ID)
+
+
 def test_dispute_over_traffic_the_file_does_not_show_is_no_breach() -> None:
     ack = an_acknowledgement(verdict=VerdictKind.DISPUTED, reason="response_hash")
     assert not failing(a_file(ack=ack))
@@ -123,6 +156,8 @@ def test_bodies_and_predecessor_are_judged_when_given() -> None:
         {"receipt": []},
         {"acknowledgement": {}},
         {"acknowledgement": False},
+        {"standIn": {}},
+        {"standIn": False},
     ],
 )
 def test_damaged_file_is_malformed(change: dict[str, Any]) -> None:

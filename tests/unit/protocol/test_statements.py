@@ -42,7 +42,13 @@ VERDICTS = [VerdictKind.VERIFIED, VerdictKind.SKEW, VerdictKind.DISPUTED]
 
 def receipts(count: int) -> list[TaskReceipt]:
     return [
-        a_receipt(sequence=number, reserved_gpu_ms=1800 - number, busy_gpu_ms=number, meter=Meter.NVML_PROCESS)
+        a_receipt(
+            sequence=number,
+            previous=bytes(32) if number == 1 else a_receipt().previous,
+            reserved_gpu_ms=1800 - number,
+            busy_gpu_ms=number,
+            meter=Meter.NVML_PROCESS,
+        )
         for number in range(1, count + 1)
     ]
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import pkgutil
 from typing import Any
 
 import pytest
 
+import ngpu_protocol
 from ngpu_protocol.acknowledgements import ACKNOWLEDGEMENT_TYPE, SignedAcknowledgement
 from ngpu_protocol.control import UnknownMessage, decode_control, decode_receipts, encode_message
+from ngpu_protocol.dispute_file import Finding, check_dispute_file, from_document
 from ngpu_protocol.identity import address_of_peer_id, address_of_public_key
 from ngpu_protocol.orders import ORDER_TYPE, SignedOrder
 from ngpu_protocol.receipt_file import ReceiptFile, check_receipt_file
 from ngpu_protocol.receipts import RECEIPT_TYPE, SignedReceipt
+from ngpu_protocol.statements import STATEMENT_TYPE
+from ngpu_protocol.typed_data import SignedType
 from tests.vectors import generate
 
 
@@ -78,6 +84,31 @@ def test_well_known_address_of_the_key_one() -> None:
     assert stored("identity.json")[0]["address"] == "0x7E5F4552091A69125d5DfCb7b8C2659029395Bdf"
 
 
-def test_stored_receipt_file_holds_in_every_rule() -> None:
-    file = ReceiptFile.from_document(stored("receipt-file.json"))
+@pytest.mark.parametrize("name", ["receipt-file.json", "receipt-file-by-sibling.json"])
+def test_stored_receipt_files_hold_in_every_rule(name: str) -> None:
+    file = ReceiptFile.from_document(stored(name))
     assert all(result.holds for result in check_receipt_file(file))
+
+
+@pytest.mark.parametrize(
+    ("kind", "shows"), [("dispute", Finding.STATED), ("equivocation", Finding.PROVEN), ("withheld", Finding.STATED)]
+)
+def test_stored_dispute_files_show_what_they_show(kind: str, shows: Finding) -> None:
+    results, finding = check_dispute_file(from_document(stored("dispute-files.json")[kind]))
+    assert (finding, [one for one in results if not one.holds]) == (shows, [])
+
+
+def test_every_signed_type_has_vectors() -> None:
+    """A type that is signed and not written down cannot be checked by anybody else's program."""
+    written = {document["type"] for path in generate.FOLDER.glob("*.json")
+               if isinstance(document := json.loads(path.read_text()), dict) and "type" in document}  # fmt: skip
+    written.add(STATEMENT_TYPE.text)  # statements.json, whose file has no such key
+    modules = [module.name for module in pkgutil.iter_modules(ngpu_protocol.__path__, "ngpu_protocol.")]
+    types = {
+        value.text
+        for name in modules
+        for value in vars(importlib.import_module(name)).values()
+        if isinstance(value, SignedType)
+    }
+    assert types == written
+    assert len(types) == 8
