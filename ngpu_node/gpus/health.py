@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from ngpu_node.gpus.driver import DriverFault, FaultKind, Throttle, Vitals
+from ngpu_node.gpus.inventory import MAX_MEMORY_BYTES
 from ngpu_node.gpus.xids import Blame, blame, in_words
 
 
@@ -207,6 +208,7 @@ class DeviceHealth:
             found.append(Condition(kind, reading.text, True))
             self._held = held or self._held
             return found
+        reading = believable(reading)
         found += _of_memory_cells(reading)
         found += self._of_throttling(reading, now_s)
         found += self._of_memory(reading, now_s, held)
@@ -279,6 +281,19 @@ class DeviceHealth:
                 self._clean_since_s = now_s
             self._clean_looks += 1
         return self.phase is not before
+
+
+def believable(vitals: Vitals) -> Vitals:
+    """Return *vitals* without readings no device can have, as drivers give them for "not known" (all bits set) or after
+    a counter went below nothing: they say nothing, least of all that the device is sick.
+    """
+    used, celsius, errors = vitals.memory_used_bytes, vitals.temperature_celsius, vitals.ecc_uncorrected
+    return replace(
+        vitals,
+        memory_used_bytes=used if used is not None and 0 <= used <= MAX_MEMORY_BYTES else None,
+        temperature_celsius=celsius if celsius is not None and -50 <= celsius <= 250 else None,
+        ecc_uncorrected=errors if errors is not None and 0 <= errors < (1 << 32) - 1 else None,
+    )
 
 
 def _of_memory_cells(vitals: Vitals) -> list[Condition]:

@@ -183,7 +183,10 @@ class SampleReader:
         self._cursor_us, self._boundary_ns = look.wall_us, look.monotonic_ns
         if not look.samples:  # the first: there is nothing to compare the counters with
             return [Window(from_ns, look.monotonic_ns, None, "counters were not read before")]
-        percent = min(100.0, max(0.0, look.samples[-1].percent))
+        percent = look.samples[-1].percent
+        if not 0.0 <= percent <= 101.0:  # NaN is not either
+            return [Window(from_ns, look.monotonic_ns, None, f"the counters make {percent:g} %: did they wrap?")]
+        percent = min(100.0, percent)
         return [Window(from_ns, look.monotonic_ns, {None: int((look.monotonic_ns - from_ns) * percent / 100)})]
 
     def _merged(self, samples: Sequence[Sample], newest_us: int) -> dict[int | None, int]:

@@ -25,7 +25,7 @@ from ngpu_node.changes import Changes
 from ngpu_node.gpus.calls import DriverCalls
 from ngpu_node.gpus.choice import UsableGpu
 from ngpu_node.gpus.driver import DeviceState, Driver, DriverFault, FaultKind, Round, Vitals
-from ngpu_node.gpus.health import ConditionKind, DeviceHealth, Phase, Policy
+from ngpu_node.gpus.health import ConditionKind, DeviceHealth, Phase, Policy, believable
 from ngpu_node.gpus.inventory import NOT_LOOKED, Gpu, Inventory, InventoryState, Withheld, moves, of_fault, of_survey
 from ngpu_node.gpus.looks import Ask, Looked, have
 from ngpu_node.gpus.machine import Machine, look_around
@@ -328,7 +328,7 @@ class GpuWatch:
         if reading is None:
             return False
         if state.vitals is not None:
-            self._vitals[state.uuid] = state.vitals
+            self._vitals[state.uuid] = believable(state.vitals)
         changed = health.observe(reading, now_s, xids=xids, held=is_held)
         if xids:
             log.info("gpu_xid", gpu=state.uuid, xids=list(xids))

@@ -194,3 +194,19 @@ def test_what_changed_is_told_once() -> None:
     assert not health.observe(fault(FaultKind.LOST), 3.0)
     assert health.conditions[0].since_s == 2.0
     assert health.observe(WELL, 4.0)
+
+
+@pytest.mark.parametrize("absurd", [(1 << 64) - 1, (1 << 32) - 1, -5])
+def test_readings_that_no_device_can_have_say_nothing(absurd: int) -> None:
+    device = Device()
+    wrong = replace(WELL, memory_used_bytes=absurd << 30, temperature_celsius=absurd, ecc_uncorrected=absurd)
+    device.sees(WELL, seconds=3, held=True)
+    assert device.sees(wrong, seconds=60).phase is Phase.WELL
+    assert device.health.conditions == ()
+
+
+def test_errors_counted_anew_after_a_reload_are_errors_all_the_same() -> None:
+    device = Device()
+    assert device.sees(replace(WELL, ecc_uncorrected=7)).phase is Phase.SICK
+    assert device.sees(replace(WELL, ecc_uncorrected=0)).phase is Phase.RECOVERING
+    assert device.sees(replace(WELL, ecc_uncorrected=1)).phase is Phase.SICK

@@ -160,6 +160,26 @@ def test_counters_give_exact_windows_after_the_first() -> None:
     assert busy_ms(window, None) == 201.0
 
 
+@pytest.mark.parametrize("percent", [float("nan"), float("inf"), -3.2e9, 1e12, 150.0])
+def test_a_counter_that_wrapped_is_a_gap_and_nobody_s_busy_time(percent: float) -> None:
+    samples = reader()
+    samples.read(look(100 * MS, continuous=True))
+    (gap,) = samples.read(look(700 * MS, (None, 700 * MS, percent), continuous=True))
+    assert (gap.from_ns, gap.to_ns, gap.busy_ns) == (100_000_000, 700_000_000, None)
+    assert "wrap" in gap.why
+    (window,) = samples.read(look(1300 * MS, (None, 1300 * MS, 50), continuous=True))
+    assert busy_ms(window, None) == 300.0
+
+
+@pytest.mark.parametrize("wrapped_us", [(1 << 32) - 1, (1 << 64) - 1, 0])
+def test_a_time_that_wrapped_is_not_read(wrapped_us: int) -> None:
+    samples = reader()
+    samples.read(look(220 * MS, (PID, 200 * MS, 0)))
+    (window,) = samples.read(look(420 * MS, (PID, wrapped_us - WALL, 99), (PID, 400 * MS, 40)))
+    assert window.to_ns == 400_000_000
+    assert busy_ms(window) == 81.0
+
+
 @pytest.mark.parametrize("period", [20, 167, 200, 1000])
 def test_the_period_is_learnt_from_the_devices_samples(period: int) -> None:
     samples = reader()
