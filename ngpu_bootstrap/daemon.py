@@ -24,6 +24,7 @@ import trio
 
 from ngpu_bootstrap.admin_socket import serve_admin_socket
 from ngpu_bootstrap.api.app import Parts, build_app
+from ngpu_bootstrap.api.profile_calls import ProfileCalls
 from ngpu_bootstrap.api.task_calls import TaskControl
 from ngpu_bootstrap.brc20.checker import Brc20Checker
 from ngpu_bootstrap.brc20.desk import Brc20Desk
@@ -444,9 +445,10 @@ class _Bootstrap:
             self.compat = self._compat(front)
             front.tasks_api.extension = self.compat
         scheme = "https" if self.tls is not None else "http"
+        profiles = ProfileCalls(self.catalogue, frozenset(settings.profiles.public), settings.limits.request_body_bytes)
         if len(self.catalogue):
             front.profiled = self._profiled(front, scheme)
-        front.application = AsgiHandler(build_app(parts), scheme=scheme)
+        front.application = AsgiHandler(build_app(parts, profiles=profiles), scheme=scheme)
         self.admin = AsgiHandler(build_app(parts, is_operators_own=True))
         return front
 

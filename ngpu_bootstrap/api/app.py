@@ -22,6 +22,7 @@ from ngpu_bootstrap.api.challenges import add_challenge_calls
 from ngpu_bootstrap.api.documented_calls import complete
 from ngpu_bootstrap.api.live import EVENT_STREAM, LOG_LINES_MAX, Live
 from ngpu_bootstrap.api.nodes import NodeParts, add_node_calls
+from ngpu_bootstrap.api.profile_calls import ProfileCalls
 from ngpu_bootstrap.api.rechecks import RechecksView, recheck_view
 from ngpu_bootstrap.api.task_calls import TaskControl, add_task_calls
 from ngpu_bootstrap.brc20.desk import Brc20Desk
@@ -109,10 +110,11 @@ class Parts:
     challenges: ChallengeDesk
 
 
-def build_app(parts: Parts, *, is_operators_own: bool = False) -> FastAPI:
+def build_app(parts: Parts, *, profiles: ProfileCalls | None = None, is_operators_own: bool = False) -> FastAPI:
     """Return the application.
 
     Args:
+        profiles: the declared calls that are served beside the application, for its document.
         is_operators_own: every caller is the operator (the daemon's Unix socket).
     """
     app = FastAPI(
@@ -365,7 +367,7 @@ def build_app(parts: Parts, *, is_operators_own: bool = False) -> FastAPI:
 
     def whole_document() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = complete(own_document())
+            app.openapi_schema = complete(own_document(), profiles)
         return app.openapi_schema
 
     app.openapi = whole_document  # type: ignore[method-assign]

@@ -11,6 +11,8 @@ import json
 from importlib import resources
 from typing import Any
 
+from ngpu_bootstrap.api.profile_calls import ProfileCalls
+
 TASK_ID = "20261120_18_24_28_43667151477142904981"
 NODE = "0xd5B4dbFa70209f57b009Dc595F41C56BB58bf635"
 ADDRESS = "bc1pp8vyhh2ma0ntzjwr26xxrn5r0w296yu68wdwle5rrhgtv3a2lgkqtyayus"
@@ -391,7 +393,7 @@ _BESIDE = {
 _NULLABLE = frozenset({"brc20", "receipt"})
 
 
-def complete(document: dict[str, Any]) -> dict[str, Any]:
+def complete(document: dict[str, Any], profiles: ProfileCalls | None = None) -> dict[str, Any]:
     """Return the application's own OpenAPI document with these calls, credentials and examples added."""
     examples = _application_examples()
     document["paths"] = {**documented_paths(), **document["paths"]}
@@ -406,6 +408,8 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
                 if parameter["in"] == "path" and (example := _PATH_EXAMPLES.get(parameter["name"])):
                     parameter.setdefault("example", example)
             _add_examples(operation, examples.get(path, {}).get(method, {}))
+    if profiles is not None:
+        profiles.add_to(document)
     return document
 
 

@@ -127,6 +127,12 @@ class Catalogue:
         """Return the enabled profile of this name."""
         return next((one for one in self.profiles if one.name == name), None)
 
+    def routes(self) -> Iterator[tuple[Profile, Route]]:
+        """Yield what the bootstrap's own listener answers, in the order in which profiles and routes were declared."""
+        answered = {id(one.route) for several in self._by_first.values() for one in several}
+        for profile in self.profiles:
+            yield from ((profile, route) for route in profile.routes if id(route) in answered)
+
     def match(self, method: str, path: str, *, only: str = "") -> Matched | WrongMethod | None:
         """Return what answers *method* and *path* (raw, with its leading slash); None when no profile is concerned.
 

@@ -84,6 +84,32 @@ def check_declared(schema: Mapping[str, Any], max_bytes: int) -> None:
     walk(schema, "#", ("#",))
 
 
+def laid_out(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a checked *schema* without references: what each names stands in its place, so that it means the same in
+    another document."""
+
+    def whole(part: Any, at: str) -> Any:
+        if not isinstance(part, dict):
+            return part
+        out: dict[str, Any] = {}
+        for keyword, value in part.items():
+            if keyword in (*_ONE, *_ONE_MORE):
+                out[keyword] = whole(value, at)
+            elif keyword in _SEVERAL:
+                out[keyword] = [whole(one, at) for one in value]
+            elif keyword in _NAMED and keyword != "$defs":
+                out[keyword] = {name: whole(one, at) for name, one in value.items()}
+            elif keyword not in ("$ref", "$defs", "$schema"):
+                out[keyword] = value
+        if "$ref" in part:
+            named = whole(_target(schema, part["$ref"], at), at)
+            out = {**out, "allOf": [named, *out.get("allOf", ())]} if out else named
+        return out
+
+    laid: dict[str, Any] = whole(dict(schema), "#")
+    return laid
+
+
 def _target(schema: Mapping[str, Any], reference: str, where: str) -> Any:
     """Return the part of *schema* that a reference names."""
     if not reference.startswith("#/") and reference != "#":

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
+import secrets
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -14,24 +17,50 @@ import trio
 from ngpu_bootstrap.credentials import reveal
 from ngpu_bootstrap.operator_keys import OperatorKeys
 from tests.integration.bootstrap.rig import running, settings_for, wait_ready
-from tests.integration.bootstrap.scripted_node import ScriptedNode, connected, new_account
+from tests.integration.bootstrap.scripted_node import Asked, ScriptedNode, connected, echo, new_account
 from tests.integration.bootstrap.test_brc20 import indexing
 
 ROOT = Path(__file__).parents[3]
 EXAMPLES = 3
 
 
+async def workspace(asked: Asked) -> None:
+    """What the calls of the shipped profiles need of a workspace: jobs that are done at once; else an echo."""
+    path = asked.signed.order.target.partition("?")[0]
+    document: Any = None
+    if path == "/api/generate":
+        document = {"job_id": "1"}
+    elif path == "/api/status":
+        document = [{"status": "succeeded", "result": "/1.png"}]
+    elif path.startswith("/api/v1b/"):
+        task_id = secrets.token_hex(8)
+        info = {"task_id": task_id, "task_status": "done"}
+        document = {"code": 0, "info": info, "msg": "", "task_id": task_id, "state": "done"}
+    if document is None:
+        await echo(asked)
+        return
+    await asked.read()
+    await asked.answer(200, json.dumps(document).encode(), [(b"content-type", b"application/json")])
+
+
 @pytest.mark.parametrize("caller", ["workspace", "operator"])
 def test_no_call_of_the_document_is_answered_with_5xx(tmp_path: Path, caller: str) -> None:
     async def main() -> subprocess.CompletedProcess[bytes]:
-        node = ScriptedNode(new_account())
+        node = ScriptedNode(new_account(), script=workspace)
+        async with running(settings_for(tmp_path / "bootstrap")) as first:
+            known = (first.workspace, first.token)
         async with indexing() as (_, url):
             settings = settings_for(
                 tmp_path / "bootstrap",
                 brc20={"indexer": "hiro", "url": url, "checks_per_minute": 100_000},
                 limits={"queue_wait_s": 0.5},
+                profiles={
+                    "bind": {"akashgen": known[0]},
+                    "settings": {"akashgen": {"polling_interval_s": 0.05}},
+                    "public": {"akashgen": {"workspace": known[0], "calls_per_minute": 100_000}},
+                },
             )
-            async with running(settings) as bootstrap, connected(node, bootstrap.multiaddr):
+            async with running(settings, known=known) as bootstrap, connected(node, bootstrap.multiaddr):
                 await wait_ready(bootstrap)
                 credential = bootstrap.token
                 if caller == "operator":
