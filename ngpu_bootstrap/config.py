@@ -366,7 +366,8 @@ class BootstrapSettings(DaemonSettings):
     siblings: tuple[NodeAddress, ...] = Field(
         (),
         description="Addresses of the other bootstraps of a PostgreSQL database. What clients confide for their "
-        "workspaces is sealed to them too, so that each can run every workspace.",
+        "workspaces is sealed to them too, so that each can run every workspace; and this one signs that they may "
+        "acknowledge receipts of its orders while it is away.",
     )
     wire_timezone: WireZone = Field(
         "UTC+8", description="Zone of task ids and of the times in /user/ answers and queries, as UTC+8 or UTC-03:30."

@@ -29,7 +29,7 @@ from ngpu_protocol.receipt_file import RuleResult
 DEFAULT_LIMIT: Final = 100
 #: A named dispute is looked for among this many: nobody has more.
 SEARCHED: Final = 1_000_000
-_LEAST_HASH_DIGITS: Final = 8
+LEAST_HASH_DIGITS: Final = 8
 
 WHAT_IT_SHOWS: Final = {
     Finding.PROVEN: "proven: the node signed what cannot be right; nobody needs to be believed",
@@ -71,8 +71,8 @@ class DisputeRow:
         hash = text.lower().removeprefix("0x")
         return (
             text in (self.task_id, f"{self.task_id}/{self.attempt}")
-            or (text.isascii() and text.isdigit() and len(text) < _LEAST_HASH_DIGITS and int(text) == self.sequence)
-            or (len(hash) >= _LEAST_HASH_DIGITS and self.receipt.removeprefix("0x").startswith(hash))
+            or (text.isascii() and text.isdigit() and len(text) < LEAST_HASH_DIGITS and int(text) == self.sequence)
+            or (len(hash) >= LEAST_HASH_DIGITS and self.receipt.removeprefix("0x").startswith(hash))
         )
 
 
@@ -203,18 +203,26 @@ def export(evidence: Evidence, name: str, path: Path | None, *, as_json: bool) -
             + ("no claim is on file" if row.kind == "withheld" else "the order is not on file any more")
         )
     target = path or Path(f"dispute-{row.receipt.removeprefix('0x')[:16]}.json")
-    try:
-        # never over something else by accident: the name may have been typed
-        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        with os.fdopen(descriptor, "w") as opened:
-            opened.write(to_json(file))
-    except OSError as error:
-        raise DisputeError(f"cannot write {target}: {error.strerror}") from None
+    write_new(target, to_json(file))
     _, finding = judged(evidence, row, file)
     if as_json:
         print(json.dumps({"file": str(target), "finding": finding.value}))
     else:
         print(f"wrote {target}: `scripts/verify-dispute {target}` judges it offline")
+
+
+def write_new(target: Path, text: str) -> None:
+    """Write *text* to a file that is not there yet: the name may have been typed.
+
+    Raises:
+        DisputeError: it cannot be written.
+    """
+    try:
+        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        with os.fdopen(descriptor, "w") as opened:
+            opened.write(text)
+    except OSError as error:
+        raise DisputeError(f"cannot write {target}: {error.strerror}") from None
 
 
 def _short(text: str) -> str:

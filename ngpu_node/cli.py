@@ -157,6 +157,26 @@ def earnings(
     run_main(main)
 
 
+@app.command()
+def receipt(
+    name: Annotated[str, typer.Argument(help="A task's id (and /attempt), or a receipt's hash or number.")],
+    file: Annotated[Path | None, typer.Option(help="Where to; default: receipt-<hash>.json here.")] = None,
+    config: ConfigOption = None,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write one receipt of the ledger, with its order and acknowledgement, as a file that anyone checks offline.
+
+    A statement that leaves it out is shown to with it: `scripts/verify-statement STATEMENT --receipt FILE`."""
+
+    def main() -> None:
+        from ngpu_node.receipt_files import write_receipt
+
+        write_receipt(_settings(config, data_dir=data_dir), name, file, as_json=as_json)
+
+    run_main(main)
+
+
 @contextmanager
 def _evidence(config: Path | None, data_dir: Path | None) -> Iterator[Evidence]:
     from ngpu_node.disputes import open_evidence

@@ -387,6 +387,48 @@ def check_statement_file(file: StatementFile, *, siblings: Container[Address] = 
     return results
 
 
+def check_held(file: StatementFile, receipt: ReceiptFile, *, siblings: Container[Address] = ()) -> list[RuleResult]:
+    """Return one result per rule on whether a statement holds *receipt*, as it must: what a bootstrap acknowledged it
+    cannot leave out, nor state otherwise.
+
+    Args:
+        file: a statement with all its lines.
+        siblings: as of `check_statement_file`.
+    """
+    statement, signed_ack = file.statement, receipt.acknowledgement
+    if signed_ack is None:
+        return [RuleResult("held_acknowledged", False, "an acknowledgement of the receipt", "none")]
+    if file.lines is None:
+        return [RuleResult("held", False, "a statement with all its lines", "one without")]
+    ack = signed_ack.acknowledgement
+    excused = _EXCUSED.get(ack.verdict, _RULE_NAMES)
+    broken = [
+        one.rule for one in check_receipt_file(receipt, siblings=siblings) if not one.holds and one.rule not in excused
+    ]
+    record = receipt.receipt.receipt
+    results = [
+        RuleResult("held_receipt_rules", not broken, *(("every rule holds", ", ".join(broken)) if broken else ())),
+        compare("held_network", str(file.chain_id), str(receipt.chain_id)),
+        compare("held_node", statement.node, record.node),
+        compare("held_bootstrap", statement.bootstrap, record.bootstrap),
+    ]
+    if not statement.from_ms <= record.ended_at_ms < statement.to_ms:
+        span = f"{statement.from_ms} to {statement.to_ms}"
+        return [*results, RuleResult("held_span", False, f"a receipt that ended in {span}", str(record.ended_at_ms))]
+    if ack.at_ms > statement.at_ms:
+        said = f"one acknowledged until {statement.at_ms}"
+        return [*results, RuleResult("held_in_time", False, said, str(ack.at_ms))]
+    expected = line_of(record, ack.verdict, file.chain_id, ack.reason)
+    line = next((line for line in file.lines if line.sequence == record.sequence), None)
+    wanted = str(line_document(expected))
+    return [
+        *results,
+        RuleResult("held", False, wanted, "left out")
+        if line is None
+        else compare("held", wanted, str(line_document(line))),
+    ]
+
+
 def _check_lines(statement: Statement, lines: Sequence[StatementLine]) -> list[RuleResult]:
     drawn, _ = draw_up(
         lines,

@@ -377,12 +377,12 @@ def asked_gaps(connection: sa.Connection, bootstrap: str, node: str) -> list[tup
     ]
 
 
-def price_list(connection: sa.Connection, bootstrap: str, node: str, session: bytes) -> bytes:
-    """Return what a node asks of a bootstrap in one session, signed; empty for nothing."""
+def price_list(connection: sa.Connection, bootstrap: str, node: str, session: bytes) -> bytes | None:
+    """Return what a node asks of a bootstrap in one session, signed, empty for nothing; None for a new session."""
     p = tables.price_lists
     found = sa.select(p.c.signed_list).where(p.c.bootstrap == bootstrap, p.c.node == node, p.c.session == session)
     wire = connection.execute(found).scalar()
-    return b"" if wire is None else bytes(wire)
+    return None if wire is None else bytes(wire)
 
 
 def observation(connection: sa.Connection, bootstrap: str, node: str, receipt_hash: bytes) -> bytes:

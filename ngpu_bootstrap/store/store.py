@@ -682,12 +682,19 @@ class Store:
     async def keep_price_list(self, node: Address, session: bytes, wire: bytes, at_ms: int) -> bytes:
         """Store what *node* asks in a session, and return what holds: the first it said, empty for nothing.
 
-        That it asked nothing is stored too, so that it cannot ask later for what was ordered before.
+        That it asked nothing is stored too, so that it cannot ask later for what was ordered before. A session that is
+        on file is only looked up: when thousands of nodes come again at once, none of them waits for a write.
         """
-        await self._writes.submit(self._operations.keep_price_list(self._bootstrap, node, session, wire, at_ms))
-        return await self._lookups.read(
-            lambda connection: queries.price_list(connection, self._bootstrap, node, session)
-        )
+
+        def on_file(connection: sa.Connection) -> bytes | None:
+            return queries.price_list(connection, self._bootstrap, node, session)
+
+        held = await self._lookups.read(on_file)
+        if held is None:
+            await self._writes.submit(self._operations.keep_price_list(self._bootstrap, node, session, wire, at_ms))
+            # not what was written: a second hello of the session may have been faster
+            held = await self._lookups.read(on_file)
+        return held or b""
 
     async def observation(self, bootstrap: Address, node: Address, receipt_hash: bytes) -> bytes:
         """Return what was seen of a disputed receipt, signed; empty where nothing is on file."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import trio
+from trio.testing import trio_test
 
 from ngpu_bootstrap.accounting import Books as BootstrapBooks
 from ngpu_bootstrap.config import BootstrapSettings
@@ -27,7 +28,7 @@ from ngpu_protocol.prices import Prices, sign_price_list
 from ngpu_protocol.receipts import Meter
 from ngpu_protocol.statements import same_account
 from tests.unit.protocol.samples import BOOTSTRAP, CHAIN_ID, NODE, SENT_AT_MS, a_receipt, an_order
-from tests.unit.store.builders import database_of
+from tests.unit.store.builders import a_store, database_of
 
 SPAN = Span(0, END_OF_TIME_MS)
 ONE, TWO = a_receipt().gpus
@@ -106,6 +107,24 @@ async def file(store: Store, signed: SignedOrder, written: Written, number: int)
 def shown(account: Account) -> dict[str, Any]:
     document = account_document(account)
     return {key: value for key, value in document.items() if key not in ("at_ms", "waiting_receipts")}
+
+
+@trio_test
+async def test_a_session_that_is_on_file_is_looked_up_and_not_written_again(directory: Path) -> None:
+    asks, nothing = secrets.token_bytes(32), secrets.token_bytes(32)
+    wire = sign_price_list(Prices.of_models("USD", {"RTX 4090": "1"}), asks, NODE, CHAIN_ID).wire
+    dearer = sign_price_list(Prices.of_models("USD", {"RTX 4090": "2"}), asks, NODE, CHAIN_ID).wire
+    async with a_store(directory) as store:
+        assert await store.keep_price_list(NODE.address, asks, wire, 1) == wire
+        assert await store.keep_price_list(NODE.address, nothing, b"", 1) == b""
+        written = store.counts.operations
+        for _ in range(3):  # as many connections
+            assert await store.keep_price_list(NODE.address, asks, wire, 2) == wire
+            assert await store.keep_price_list(NODE.address, nothing, b"", 2) == b""
+        # what holds is still the first
+        assert await store.keep_price_list(NODE.address, asks, dearer, 3) == wire
+        assert await store.keep_price_list(NODE.address, nothing, wire, 3) == b""
+        assert store.counts.operations == written
 
 
 @pytest.mark.parametrize("kept", ["orders with their attempts", "orders with their receipts"])

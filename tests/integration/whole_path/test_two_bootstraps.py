@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +12,10 @@ import pytest
 import trio
 
 from ngpu_protocol.http1 import HttpError, serve_tcp
+from ngpu_protocol.identity import address_of_peer_id
+from ngpu_protocol.receipt_file import ReceiptFile, check_receipt_file
 from tests.integration.whole_path.rig import SPEC, Daemon, Network, add_workspace, free_port, prepare
+from tests.integration.whole_path.test_statements import command
 from tests.integration.whole_path.workspace import Workspace
 from tests.support.postgres import new_database
 
@@ -30,7 +34,7 @@ def test_one_of_two_is_killed_and_the_other_carries_its_tasks_on(tmp_path: Path)
 
 async def main(tmp_path: Path, url: str) -> None:
     workspace = Workspace()
-    bootstraps, multiaddrs = [], []
+    bootstraps, multiaddrs, addresses = [], [], []
     for name in ("one", "two"):
         folder, port = tmp_path / name, free_port()
         peer_id = prepare(
@@ -43,8 +47,12 @@ async def main(tmp_path: Path, url: str) -> None:
                 "drain_s = 3",
             ],
         )
+        addresses.append(address_of_peer_id(peer_id))
         bootstraps.append(Daemon("ngpu_bootstrap", folder, "bootstrap.json"))
         multiaddrs.append(f"/ip4/127.0.0.1/tcp/{port}/p2p/{peer_id}")
+    for daemon, other in zip(bootstraps, reversed(addresses), strict=True):
+        with (daemon.folder / "config.toml").open("a") as config:
+            config.write(f"siblings = [{json.dumps(other)}]\n")
     folder = tmp_path / "node"
     lines = ['listen = ["/ip4/127.0.0.1/tcp/0"]', 'model_listen = "127.0.0.1:0"', 'engine = "none"', "slots = 64"]
     for multiaddr in multiaddrs:
@@ -68,7 +76,7 @@ async def main(tmp_path: Path, url: str) -> None:
             await one.ready()
             await two.ready()
             with trio.fail_after(150):
-                await die_and_be_replaced(one, two, workspace)
+                await die_and_be_replaced(one, two, workspace, tmp_path)
         finally:
             with trio.CancelScope(shield=True):
                 for daemon in (node, *bootstraps):
@@ -77,7 +85,7 @@ async def main(tmp_path: Path, url: str) -> None:
         nursery.cancel_scope.cancel()
 
 
-async def die_and_be_replaced(one: Network, two: Network, workspace: Workspace) -> None:
+async def die_and_be_replaced(one: Network, two: Network, workspace: Workspace, tmp: Path) -> None:
     attached: list[str] = []
 
     async def attached_call() -> None:
@@ -115,6 +123,18 @@ async def die_and_be_replaced(one: Network, two: Network, workspace: Workspace) 
         assert (view["verdict"], len(view["attempts"])) == ("verified", 1)
     view = await two.task(attached[0])
     assert (view["state"], view["reason"]) == (4, "bootstrap_lost")
+
+    # who holds such a receipt can show it: the one that ordered said beforehand that the other's word counts
+    shown = (await two.call("GET", f"/api/v1/tasks/{tasks[0]}/receipt", token=None)).document
+    node_side = tmp / "by-sibling.json"
+    await command(two.nodes[0], "receipt", tasks[0], "--file", str(node_side))
+    for file in (ReceiptFile.from_document(shown), ReceiptFile.from_json(node_side.read_text())):
+        assert file.acknowledgement is not None
+        said_by = file.acknowledgement.acknowledgement.bootstrap
+        assert (file.order.order.bootstrap, said_by) == (one.bootstrap.where["address"], two.bootstrap.where["address"])
+        assert [result.rule for result in check_receipt_file(file) if not result.holds] == []
+        alone = [result.rule for result in check_receipt_file(replace(file, stand_in=None)) if not result.holds]
+        assert alone == ["acknowledgement_bootstrap"]
 
     # it comes back, and each answers for both
     await one.bootstrap.start()
