@@ -96,7 +96,7 @@ def take_credential(headers: Sequence[tuple[bytes, bytes]], query: str | None) -
     """Return the credential of a request, and the request without it.
 
     `Ngpu-Token` wins over the query parameter, and both over `Authorization`: where the first two carry the
-    credential, `Authorization` is the client's own and stays.
+    credential, `Authorization` is the client's own and stays, unless it holds a credential of ours all the same.
 
     Args:
         headers: lower-case names.
@@ -122,10 +122,13 @@ def take_credential(headers: Sequence[tuple[bytes, bytes]], query: str | None) -
     in_query: str | None = None
     if query is not None and TOKEN_PARAMETER in query:
         in_query, query = _take_parameter(query)
-    if own:
-        return Presented(_required(_credential_text(own[0]), "the header Ngpu-Token"), kept, query)
-    if in_query is not None:
-        return Presented(_required(in_query, f"the parameter {TOKEN_PARAMETER}"), kept, query)
+    if own or in_query is not None:
+        if own:
+            token = _required(_credential_text(own[0]), "the header Ngpu-Token")
+        else:
+            token = _required(in_query or "", f"the parameter {TOKEN_PARAMETER}")
+        kept = [pair for pair in kept if pair[0] != b"authorization" or not _is_ours(pair[1], token)]
+        return Presented(token, kept, query)
     if len(authorization) > 1:
         raise BadRequest(
             "duplicate_credential",
@@ -142,6 +145,12 @@ def _credential_text(value: bytes) -> str:
     text = value.decode("latin-1").strip()
     scheme, _, rest = text.partition(" ")
     return rest.strip() if rest and scheme.lower() == "bearer" else text
+
+
+def _is_ours(value: bytes, presented: Token) -> bool:
+    """Whether an `Authorization` beside *presented* holds that workspace's token, or an operator's key, once more."""
+    token = parse_token(_credential_text(value)) if len(value) <= _MAX_CREDENTIAL else None
+    return token is not None and (token.is_operator_key or token.subject == presented.subject)
 
 
 def _required(text: str, where: str) -> Token:

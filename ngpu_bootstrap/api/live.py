@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from ngpu_bootstrap.errors import NotServed, Refusal
 from ngpu_bootstrap.registry.nodes import NodeSession
-from ngpu_protocol.http1 import RemoteError
+from ngpu_protocol.http1 import HttpError
 
 EVENT_STREAM = "text/event-stream"
 LOOK_EVERY_S = 0.5
@@ -143,7 +143,7 @@ class Live:
                 if response.status != 200:
                     said = await response.read(64 * 1024)
                     raise _refused_by_node(response.status, said)
-            except (RemoteError, trio.TooSlowError) as error:
+            except (HttpError, trio.TooSlowError) as error:  # also one that its node no longer takes
                 raise Refusal(502, "node_silent", f"node {session.node} did not answer: {error or 'timeout'}") from None
             place = opening.pop_all()
 
@@ -151,7 +151,7 @@ class Live:
             sent, end_s = 0, trio.current_time() + LONGEST_S
             while not self._draining() and trio.current_time() < end_s:
                 piece: bytes | None = None
-                with contextlib.suppress(RemoteError), trio.move_on_after(LOOK_EVERY_S) as patience:
+                with contextlib.suppress(HttpError), trio.move_on_after(LOOK_EVERY_S) as patience:
                     piece = await response.receive()
                 if patience.cancelled_caught:
                     continue

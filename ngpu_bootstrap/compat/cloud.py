@@ -148,16 +148,19 @@ class Cloud:
     # -- accounts
 
     async def _login(self, fields: Mapping[str, Any], client: str) -> Any:
-        wait_s = self._failed_tries.wait_s(client, time.monotonic())
-        if wait_s:  # before the password is looked at: one that people think of can be guessed
-            raise too_many_tries(wait_s)
         email = text_field(fields, "email", most=320, required=True)
         sent = text_field(fields, "password", most=128, required=True)
         if self._checks.statistics().tasks_waiting >= _WAITING:
             raise NotServed(503, "busy", "too many people log in at this moment; try again", retry_after_s=2)
-        user = await self._store.look_up(lambda connection: rows.user_by_email(connection, email))
-        stored = user.password if user is not None else passwords.NOBODY
-        right = await trio.to_thread.run_sync(passwords.verify, stored, sent, limiter=self._checks)
+        wait_s = self._failed_tries.take(client, time.monotonic())
+        if wait_s:  # before the password is looked at: one that people think of can be guessed
+            raise too_many_tries(wait_s)
+        try:
+            user = await self._store.look_up(lambda connection: rows.user_by_email(connection, email))
+            stored = user.password if user is not None else passwords.NOBODY
+            right = await trio.to_thread.run_sync(passwords.verify, stored, sent, limiter=self._checks)
+        finally:
+            self._failed_tries.give_back(client)  # one that was wrong is counted where it is refused
         if not right or user is None:
             raise Unauthorized("login_failed", "e-mail address or password is wrong")
         token = secrets.token_hex(32)

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import trio
+
 from ngpu_bootstrap.compat import rows
 from ngpu_bootstrap.compat.forms import fields_of, number_field, text_field
 from ngpu_bootstrap.errors import BadRequest, NotServed, Refusal, Unauthorized
@@ -56,7 +58,8 @@ class UserCalls:
         self._chain_id = chain_id
         self._now_ms = now_ms
         self._registrations = AddressBuckets(burst=REGISTRATIONS_BURST, per_s=REGISTRATIONS_PER_S)
-        self._sums: tuple[float, dict[str, rows.Work]] = (0.0, {})
+        self._sums: tuple[float, dict[str, rows.Work]] | None = None
+        self._summing = trio.Lock()
 
     async def answer(self, call: UserCall, read_body: ReadBody) -> Answer:
         """Return the answer to *call*.
@@ -169,11 +172,11 @@ class UserCalls:
         }
 
     async def _work(self) -> dict[str, rows.Work]:
-        at_s, sums = self._sums
-        if not sums or time.monotonic() - at_s >= SUMS_S:
-            sums = {one.node: one for one in await self._store.look_over(rows.work_done)}
-            self._sums = (time.monotonic(), sums)
-        return sums
+        async with self._summing:  # once for all who ask at one moment: these calls need no token
+            if self._sums is None or time.monotonic() - self._sums[0] >= SUMS_S:
+                sums = {one.node: one for one in await self._store.look_over(rows.work_done)}
+                self._sums = (time.monotonic(), sums)
+            return self._sums[1]
 
 
 def sad_talker(answer: Answer) -> Answer:

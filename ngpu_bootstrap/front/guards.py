@@ -3,7 +3,7 @@
 Both are token buckets: a level that fills at a rate up to a burst, and an event takes one. Both tables are bounded. A
 credential that is right is never refused for the failures of others behind its address (one proxy may stand for all
 clients, and 192 random bits are not found by trying): failures alone are answered 429. Guessable passwords are another
-matter: who checks those asks `FailedTries.wait_s` first.
+matter: who checks those takes a try before it looks.
 
 What a token's limits cost a call is one dictionary lookup; where an operator sets none they cost nothing. Time is given
 by the caller, in seconds of any steady clock.
@@ -52,14 +52,6 @@ class AddressBuckets:
     def __len__(self) -> int:
         return len(self._buckets)
 
-    def wait_s(self, address: str, now_s: float) -> float:
-        """Return how long *address* must wait before it may take again; 0 when it need not."""
-        bucket = self._buckets.get(_network_of(address))
-        if bucket is None:
-            return 0.0
-        bucket.refill(self._per_s, self._burst, now_s)
-        return 0.0 if bucket.level >= 1 else (1 - bucket.level) / self._per_s
-
     def take(self, address: str, now_s: float) -> float:
         """Take one; return 0, or how long the address must wait because there was none left."""
         key = _network_of(address)
@@ -75,9 +67,19 @@ class AddressBuckets:
             return 0.0
         return (1 - bucket.level) / self._per_s
 
+    def give_back(self, address: str) -> None:
+        """Undo one `take` that took one."""
+        bucket = self._buckets.get(_network_of(address))
+        if bucket is not None:
+            bucket.level = min(self._burst, bucket.level + 1)
+
 
 class FailedTries(AddressBuckets):
-    """Counts credentials that opened nothing, by the address that tried them."""
+    """Counts credentials that opened nothing, by the address that tried them.
+
+    Whoever needs time to find out whether a credential is right takes one first and gives it back then: else as many
+    could be tried at once as fit into that time.
+    """
 
     def __init__(self, *, burst: int = TRIES_BURST, per_s: float = TRIES_PER_S, addresses: int = MAX_ADDRESSES) -> None:
         super().__init__(burst=burst, per_s=per_s, addresses=addresses)

@@ -11,11 +11,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+import trio
+
 from ngpu_bootstrap.dispatch.calls import Call
 from ngpu_bootstrap.dispatch.detached import DetachedTasks
 from ngpu_bootstrap.dispatch.jobs import Jobs
 from ngpu_bootstrap.dispatch.watch import TaskWatch
-from ngpu_bootstrap.errors import BootstrapError, NotServed, Refusal
+from ngpu_bootstrap.errors import NotServed, Refusal
 from ngpu_bootstrap.front.answers import WorkspaceAnswer
 from ngpu_bootstrap.front.promised import LATE_MS, Promises, TaskEnded
 from ngpu_bootstrap.profiles.jobs import RESUBMIT, Job
@@ -106,10 +108,10 @@ class JobCalls:
         """Return the answer of a job that has ended, waiting until it has."""
         try:
             return await self._promises.answer(task_id, call.deadline_ms + int(declared.duration_s * 1000))
-        except BaseException as error:
-            # its client left: nobody waits for what the workspace would go on making, unless it has a key to come again
-            left = not isinstance(error, BootstrapError)
-            if left and declared.cancel is not None and call.idempotency_key is None:
+        except trio.Cancelled:
+            # its client left: nobody waits for what the workspace would go on making, unless a key lets it come again.
+            # (A store that cannot be asked for a moment is no such wish: the job goes on.)
+            if declared.cancel is not None and call.idempotency_key is None:
                 self._detached.cancel(task_id)
             raise
 

@@ -83,6 +83,7 @@ class RewritingSink(ModelSink):
         encoded = header(headers, b"content-encoding")
         is_json = media == b"application/json" or media.endswith(b"+json")
         if not is_json or encoded or (length or 0) > HELD_BYTES or self._exchange.request.method == "HEAD":
+            self._held = self._head = None  # an attempt before this one may have left its part
             await super().begin(status, reason, headers, length, more=more)
             return
         self.status = status

@@ -114,12 +114,11 @@ class SpooledBody:
             return
         self._spool.reserve(len(data))
         self._reserved += len(data)
-        if self._file is None:
-            self._file = await trio.to_thread.run_sync(self._spool.open_file)
-        file = self._file
         try:
+            if self._file is None:
+                self._file = await trio.to_thread.run_sync(self._spool.open_file)
             # the whole of it: a raw file may take a part
-            await trio.to_thread.run_sync(_write_all, file, data)
+            await trio.to_thread.run_sync(_write_all, self._file, data)
         except OSError as error:
             raise NotServed(
                 503, "spool_full", f"the request cannot be kept now: {error.strerror}", retry_after_s=5

@@ -130,6 +130,10 @@ class Archives:
                 why = str(error) or type(error).__name__
                 self._note(key, Hindrance("image_unreachable", f"{url}: {why}; trying again in {wait_s:g} s"))
                 await trio.sleep(wait_s)
+            except Exception as error:  # ours to mend: what one server answers must not end this bootstrap
+                log.exception("archive_crashed", workspace=spec.id, revision=spec.revision)
+                await self._give_up(key, "image_unreachable", f"{url}: it cannot be read: {type(error).__name__}")
+                return
 
     async def _give_up(self, key: tuple[str, int], reason: str, detail: str) -> None:
         workspace_id, revision = key

@@ -45,6 +45,13 @@ def test_the_query_parameter_is_taken_out_and_the_rest_is_untouched(query: str, 
     assert presented.headers == [(b"authorization", b"Basic b3du")]
 
 
+@pytest.mark.parametrize("value", [TEXT, f"Bearer ngpu_{TEXT}", "Bearer op_admin-" + "s" * 32])
+def test_a_credential_of_ours_sent_twice_goes_to_no_workspace(value: str) -> None:
+    fields = [(b"authorization", value.encode()), (b"ngpu-token", TEXT.encode())]
+    assert take_credential(fields, None).headers == []
+    assert take_credential(fields[:1], f"ngpu_token={TEXT}").headers == []
+
+
 def test_a_request_without_a_credential_is_left_as_it_is() -> None:
     presented = take_credential([(b"host", b"x")], "ngpu_tokens=1")
     assert presented.token is None

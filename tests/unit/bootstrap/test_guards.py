@@ -49,12 +49,16 @@ def test_the_table_is_bounded_and_forgets_whoever_was_quiet_longest() -> None:
     assert statuses(tries, "10.0.0.1", 1, 0.0) == [401]
 
 
-def test_waiting_time_is_told_before_a_password_is_looked_at() -> None:
+def test_a_try_is_taken_before_a_password_is_looked_at_and_given_back_when_it_is_right() -> None:
     tries = FailedTries(burst=1, per_s=0.5)
-    assert tries.wait_s("a", 0.0) == 0.0
-    tries.take("a", 0.0)
-    assert tries.wait_s("a", 1.0) == pytest.approx(1.0)
-    assert tries.wait_s("a", 2.0) == 0.0
+    assert tries.take("a", 0.0) == 0.0
+    assert tries.take("a", 1.0) == pytest.approx(1.0)
+    tries.give_back("a")
+    assert tries.take("a", 1.0) == 0.0
+    tries.give_back("a")
+    tries.give_back("a")
+    assert tries.take("a", 1.0) == 0.0
+    assert tries.take("a", 1.0) > 0
 
 
 def test_a_token_has_a_rate_with_a_burst() -> None:

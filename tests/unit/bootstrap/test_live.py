@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any, cast
+
 import pytest
+import trio
 from starlette.types import Message
 from trio.testing import trio_test
 
 from ngpu_bootstrap.api.live import STREAMS_PER_WORKSPACE, Live
 from ngpu_bootstrap.api.models import HealthView
-from ngpu_bootstrap.errors import NotServed
+from ngpu_bootstrap.errors import NotServed, Refusal
+from ngpu_protocol.http1 import Client
 
 
 async def never() -> Message:
@@ -35,3 +40,16 @@ def test_streams_of_one_workspace_are_bounded() -> None:
     with pytest.raises(NotServed):
         live.events("1", HealthView)
     responses.append(live.events("2", HealthView))
+
+
+@trio_test
+async def test_a_node_that_cannot_be_asked_for_logs_is_said_to_be_silent() -> None:
+    async def broken() -> trio.abc.Stream:
+        raise trio.BrokenResourceError
+
+    live = Live(lambda: False)
+    node = SimpleNamespace(node="0xA", requests=Client(broken, authority="a"))
+    for _ in range(STREAMS_PER_WORKSPACE + 1):
+        with pytest.raises(Refusal) as refused:
+            await live.logs("1", cast(Any, node), tail=1, follow=False)
+        assert (refused.value.status, refused.value.reason) == (502, "node_silent")

@@ -238,6 +238,17 @@ async def test_a_long_body_is_kept_in_a_file_without_a_name_and_its_room_given_b
 # -- the commands
 
 
+@trio_test
+async def test_a_body_that_no_file_can_be_made_for_is_refused_and_says_why(tmp_path: Path) -> None:
+    (tmp_path / "spool").write_text("no folder")
+    spool = Spool(tmp_path / "spool" / "bodies", limit_bytes=1 << 20)
+    async with SpooledBody(spool) as kept:
+        with pytest.raises(NotServed) as refused:
+            await kept.write(bytes(300_000))
+    assert (refused.value.status, refused.value.reason) == (503, "spool_full")
+    assert spool.held_bytes == 0
+
+
 def test_the_commands_say_what_a_path_means_and_what_is_wrong(tmp_path: Path) -> None:
     config = tmp_path / "config.toml"
     config.write_text('network = "local"\n')
