@@ -70,12 +70,21 @@ def split_listen(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def _is_this_machine(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def _bootstrap_url(text: str) -> str:
     try:
         url = urlsplit(text)
         valid = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
     except ValueError:
         valid = False
+    if valid and url.scheme == "http" and not _is_this_machine(url.hostname or ""):
+        raise ValueError(f"{text!r} would send the owner's token in clear: use https beyond this machine")
     if not valid or url.username is not None or url.query or url.fragment or url.path not in ("", "/"):
         raise ValueError(f"{text!r} is not the address of a bootstrap, such as https://bootstrap.example.org")
     return text.rstrip("/")

@@ -252,9 +252,11 @@ class Node:
             gateway = Gateway(settings.gateway.bootstrap_url, self._gateway_token)
             nursery.start_soon(_close_at_the_end, gateway)
             models = ModelApi(self._servers, partial(_identity, host), peers, gateway)
-            (model_address, *_) = await _listen(nursery, models.handle, settings.model_listen, "model_listen")
+            own = await _listen(nursery, models.handle, settings.model_listen, "model_listen")
+            model_address = own[0]
             if settings.metrics_listen is not None:
-                await _listen(nursery, admin.metrics_only, settings.metrics_listen, "metrics_listen")
+                own += await _listen(nursery, admin.metrics_only, settings.metrics_listen, "metrics_listen")
+            self._servers.own_ports.update(address.port for address in own)
             parts = LinkParts(
                 host=host,
                 network=self._network.name,

@@ -62,9 +62,14 @@ class StateUnavailable(NodeError):
 
 
 class CallRefused(NodeError):
-    """A call on the loopback port that gets an error answer: a status and, of the interface's numbers, a code."""
+    """A call on the loopback port that gets an error answer: a status and, of the interface's numbers, a code.
 
-    def __init__(self, status: int, code: int, message: str) -> None:
+    Attributes:
+        retry_after: what its `Retry-After` field says; empty for none.
+    """
+
+    def __init__(self, status: int, code: int, message: str, *, retry_after: str = "") -> None:
         super().__init__(message)
         self.status = status
         self.code = code
+        self.retry_after = retry_after

@@ -21,7 +21,6 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -29,6 +28,7 @@ import trio
 
 from ngpu_node.errors import CallRefused
 from ngpu_node.form_fields import FormBroken, form_fields
+from ngpu_node.model_lists import ListedModel, models_in
 from ngpu_protocol.http1 import Exchange, LimitError, header
 
 log = structlog.get_logger(__name__)
@@ -42,6 +42,8 @@ STREAM_BROKE = 1018
 
 MAX_JSON_BYTES = 32 * 1024 * 1024
 MAX_FORM_BYTES = 64 * 1024 * 1024
+# Bodies that are held at once, all together: `AT_ONCE` of the largest would be a gigabyte.
+MAX_HELD_BYTES = 256 * 1024 * 1024
 MAX_ERROR_BYTES = 64 * 1024
 MAX_LIST_BYTES = 4 * 1024 * 1024
 AT_ONCE = 16
@@ -64,14 +66,6 @@ _CODES |= {408: TOO_LATE, 504: TOO_LATE, 500: MODEL_FAILED, 502: MODEL_FAILED}
 _CODES |= {401: NOBODY, 403: NOBODY, 404: NOBODY, 429: NOBODY, 503: NOBODY}
 
 
-@dataclass(frozen=True)
-class OfferedModel:
-    """A model the bootstrap lists."""
-
-    project: str
-    model: str
-
-
 class Gateway:
     """The owner's way to a bootstrap.
 
@@ -85,7 +79,8 @@ class Gateway:
         self._token = token
         self._client: Any = None
         self._running = 0
-        self._listed: tuple[OfferedModel, ...] = ()
+        self._held_bytes = 0
+        self._listed: tuple[ListedModel, ...] = ()
         self._listed_at_s = -LIST_FRESH_S
 
     async def aclose(self) -> None:
@@ -102,16 +97,18 @@ class Gateway:
         chosen_here = path.endswith("/proxy")
         target = TARGETS[path.removesuffix("/proxy")]
         if self._running >= AT_ONCE:
-            raise CallRefused(429, NOBODY, f"{AT_ONCE} calls are passed on already, the most at once; try again later")
+            raise _busy(f"{AT_ONCE} calls are passed on already, the most at once")
         self._running += 1
+        held = bytearray()
         try:
-            headers, body = await self._request(exchange, wants_node=not chosen_here)
+            headers, body = await self._request(exchange, held, wants_node=not chosen_here)
             async with self._asked("POST", target, headers, body) as response:
                 await _answer(exchange, response)
         finally:
             self._running -= 1
+            self._held_bytes -= len(held)
 
-    async def models(self) -> tuple[OfferedModel, ...]:
+    async def models(self) -> tuple[ListedModel, ...]:
         """Return what the bootstrap lists, a few seconds old at most; nothing where it cannot be asked."""
         now_s = trio.current_time()
         if self._url is None or now_s - self._listed_at_s < LIST_FRESH_S:
@@ -120,46 +117,62 @@ class Gateway:
         try:
             with trio.fail_after(LIST_S):
                 async with self._asked("GET", "/v1/models", {}, b"") as response:
-                    self._listed = _models_in(await _read(response, MAX_LIST_BYTES))
+                    self._listed = models_in(await _read(response, MAX_LIST_BYTES)) or ()
         except (CallRefused, trio.TooSlowError) as error:
             log.info("gateway_models_unknown", reason=str(error) or "no answer in time")
             self._listed = ()
         return self._listed
 
-    async def _request(self, exchange: Exchange, *, wants_node: bool) -> tuple[dict[str, str], bytes]:
-        """Return the fields and the body of the call to the bootstrap."""
+    async def _request(
+        self, exchange: Exchange, held: bytearray, *, wants_node: bool
+    ) -> tuple[dict[str, str], bytes | bytearray]:
+        """Return the fields and the body of the call to the bootstrap; *held* is what counts of it until the end."""
         content_type = (header(exchange.request.headers, b"content-type") or b"application/json").decode("latin-1")
+        if not content_type.isascii():
+            raise CallRefused(400, BAD_PARAMETER, "the Content-Type is not ASCII")
         is_form = content_type.lower().startswith("multipart/form-data")
-        limit = MAX_FORM_BYTES if is_form else MAX_JSON_BYTES
-        try:
-            body = await exchange.receive_all(limit)
-        except LimitError:
-            raise CallRefused(413, BAD_PARAMETER, f"the body is over {limit} bytes") from None
+        await self._hold(exchange, held, MAX_FORM_BYTES if is_form else MAX_JSON_BYTES)
+        body: bytes | bytearray = held
         if is_form:
             try:
-                node = form_fields(content_type, body, ("node_id",)).get("node_id", "")
+                node = form_fields(content_type, bytes(held), ("node_id",)).get("node_id", "")
             except FormBroken as error:
                 raise CallRefused(400, BAD_JSON, f"the body is no form: {error}") from None
         else:
             try:
-                document = json.loads(body)
+                document = json.loads(held)
             except (ValueError, RecursionError):
-                raise CallRefused(400, BAD_JSON, "the body is not JSON") from None
+                document = None
             if not isinstance(document, dict):
                 raise CallRefused(400, BAD_JSON, "the body is not a JSON object")
-            node = document.pop("node_id", "")
-            body = json.dumps(document, ensure_ascii=False).encode("utf-8", "surrogatepass")
+            node = document.pop("node_id", None)
+            if node is not None:  # a word to this node, which a strict model server would refuse
+                body = json.dumps(document, ensure_ascii=False).encode("utf-8", "surrogatepass")
         headers = {"Content-Type": content_type}
         if wants_node:
-            if not isinstance(node, str) or not 1 <= len(node) <= 128 or not node.isalnum():
+            if not isinstance(node, str) or not 1 <= len(node) <= 128 or not (node.isascii() and node.isalnum()):
                 raise CallRefused(
                     400, BAD_PARAMETER, "node_id is required: a peer's id, as /api/v0/ai/projects/peers lists them"
                 )
             headers[NODE_HEADER] = node
         return headers, body
 
+    async def _hold(self, exchange: Exchange, held: bytearray, limit: int) -> None:
+        """Read the body of a call into *held*."""
+        exchange.max_body_bytes = limit
+        try:
+            while data := await exchange.receive():
+                held += data
+                self._held_bytes += len(data)
+                if self._held_bytes > MAX_HELD_BYTES:
+                    raise _busy(f"calls with over {MAX_HELD_BYTES} bytes are passed on already, the most at once")
+        except LimitError:
+            raise CallRefused(413, BAD_PARAMETER, f"the body is over {limit} bytes") from None
+
     @asynccontextmanager
-    async def _asked(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> AsyncIterator[Any]:
+    async def _asked(
+        self, method: str, target: str, headers: Mapping[str, str], body: bytes | bytearray
+    ) -> AsyncIterator[Any]:
         """Yield the bootstrap's answer, its body not read yet.
 
         Raises:
@@ -182,8 +195,9 @@ class Gateway:
                 limits=httpx.Limits(max_connections=AT_ONCE + 1, max_keepalive_connections=4),
                 trust_env=False,
             )
-        fields = {**headers, "Authorization": f"Bearer {self._token}"}
-        request = self._client.build_request(method, target, headers=fields, content=body)
+        # as it comes: unpacked here, an answer would be longer than it says, and late
+        fields = {**headers, "Authorization": f"Bearer {self._token}", "Accept-Encoding": "identity"}
+        request = self._client.build_request(method, target, headers=fields, content=bytes(body))
         try:
             response = await self._client.send(request, stream=True)
         except httpx.TimeoutException:
@@ -193,7 +207,7 @@ class Gateway:
             raise CallRefused(503, NOBODY, "the bootstrap named under [gateway] does not answer") from None
         try:
             if response.status_code != 200:
-                raise _refusal(response.status_code, await _read(response, MAX_ERROR_BYTES))
+                raise _refusal(response, await _read(response, MAX_ERROR_BYTES))
             yield response
         finally:
             with trio.CancelScope(shield=True), trio.move_on_after(1):
@@ -240,8 +254,13 @@ async def _read(response: Any, most: int) -> bytes:
     return found[:most]
 
 
-def _refusal(status: int, body: bytes) -> CallRefused:
+def _busy(message: str) -> CallRefused:
+    return CallRefused(429, NOBODY, f"{message}; try again later", retry_after="1")
+
+
+def _refusal(response: Any, body: bytes) -> CallRefused:
     """Return an error of the bootstrap's in the words of this interface."""
+    status = response.status_code
     message = f"the bootstrap answered {status}"
     try:
         document = json.loads(body)
@@ -253,22 +272,10 @@ def _refusal(status: int, body: bytes) -> CallRefused:
         pass
     if status in (401, 403):
         message = f"the bootstrap does not take the owner's token: {message}"
-    return CallRefused(status if status >= 400 else 502, _CODES.get(status, MODEL_FAILED), message)
-
-
-def _models_in(body: bytes) -> tuple[OfferedModel, ...]:
-    """Return the models of a list as `GET /v1/models` has it; what is none is left out."""
-    try:
-        document = json.loads(body)
-        entries = document["data"]
-    except (ValueError, RecursionError, KeyError, TypeError):
-        return ()
-    found = []
-    for entry in entries if isinstance(entries, list) else []:
-        if not isinstance(entry, dict):
-            continue
-        project = entry.get("project", document.get("project", ""))
-        model = entry.get("model", entry.get("id"))
-        if isinstance(project, str) and isinstance(model, str) and model:
-            found.append(OfferedModel(project, model))
-    return tuple(found)
+    retry_after = response.headers.get("retry-after", "")
+    return CallRefused(
+        status if status >= 400 else 502,
+        _CODES.get(status, MODEL_FAILED),
+        message,
+        retry_after=retry_after if retry_after.isascii() and retry_after.isdigit() else "",
+    )

@@ -5,8 +5,9 @@ siblings); answers are `{"code": 0, "message": "ok"}`, errors a status and `{"co
 other peers is `peer_calls`, what is run by them goes out through `gateway`.
 
 Whoever can open a loopback connection may register: that is any program on this machine, and by way of a careless
-browser any web page. Pages are kept out by two checks: the Host field must name this machine (a rebound DNS name does
-not), and an Origin field, which browsers add to what a page posts, must too.
+browser any web page. Pages are kept out by three checks: the Host field must name this machine (a rebound DNS name
+does not), an Origin field, which browsers add to what a page posts, must too, and what a browser says a page of another
+site asked for (`Sec-Fetch-Site`), such as a picture in it, is refused whatever it is. No preflight is granted.
 
 Plain functions on the HTTP server that is here anyway: an ASGI application would cost an idle node 20 MB.
 """
@@ -102,7 +103,8 @@ class ModelApi:
                 raise CallRefused(404, NOT_FOUND, f"no such call: {exchange.request.method} {path[:200]}")
             answer = await call(exchange)
         except CallRefused as refused:
-            await exchange.respond_json(refused.status, {"code": refused.code, "message": str(refused)})
+            fields = [(b"retry-after", refused.retry_after.encode("ascii"))] if refused.retry_after else []
+            await exchange.respond_json(refused.status, {"code": refused.code, "message": str(refused)}, fields)
             return
         except RegistrationRefused as refused:
             await exchange.respond_json(400, {"code": BAD_PARAMETER, "message": str(refused)})
@@ -122,8 +124,9 @@ class ModelApi:
         body = await _body(exchange, _Project)
         if not body.models:
             raise CallRefused(400, BAD_PARAMETER, "models must name at least one model")
-        for one in body.models:
-            await self._servers.register(Registration(body.project, one.model, one.api, one.type, one.cid))
+        await self._servers.register(
+            *(Registration(body.project, one.model, one.api, one.type, one.cid) for one in body.models)
+        )
 
     async def _unregister_project(self, exchange: Exchange) -> None:
         body = await _body(exchange, _Project)
@@ -177,6 +180,8 @@ def check_local(exchange: Exchange) -> None:
             origin_host = ""
         if _without_port(origin_host).lower() not in LOOPBACK_NAMES:
             raise CallRefused(403, BAD_PARAMETER, "calls from web pages are refused")
+    if header(exchange.request.headers, b"sec-fetch-site") in (b"cross-site", b"same-site"):
+        raise CallRefused(403, BAD_PARAMETER, "calls from web pages are refused")
 
 
 def _without_port(host: str) -> str:

@@ -26,6 +26,7 @@ import trio
 from ngpu_node.changes import Changes
 from ngpu_node.deployments import Deployment, Deployments
 from ngpu_node.errors import NodeConfigurationError, NodeError
+from ngpu_node.model_lists import models_in
 from ngpu_node.probes import probe
 from ngpu_node.upstreams import Upstream
 from ngpu_protocol.control import DeploymentPhase, ServiceOffer
@@ -117,6 +118,8 @@ class ModelServers:
         self._registered = Changes()
         self._doubts = Changes()
         self._retired: list[Upstream] = []
+        #: ports of this node's own on loopback: who registered one would hand its calls to whoever calls the model
+        self.own_ports: set[int] = set()
         for registration in _load(path):
             try:
                 self._copies[registration.key] = Copy(registration, *self._target(registration.api))
@@ -128,35 +131,33 @@ class ModelServers:
 
     # -- what registers ------------------------------------------------------------------------------------------------
 
-    async def register(self, registration: Registration) -> Copy:
-        """Take *registration*, replacing the one with its project, model and cid, and look at the server once.
+    async def register(self, *registrations: Registration) -> list[Copy]:
+        """Take *registrations*, all or none, replacing those with their project, model and cid, after a look at each
+        server.
 
         Raises:
-            RegistrationRefused: a field is empty or too long, the target is not allowed, or there are too many.
+            RegistrationRefused: a field is empty or too long, a target is not allowed, or there are too many.
         """
-        for name in ("project", "model"):
-            value = getattr(registration, name)
-            if not value or len(value) > MAX_TEXT_CHARS or "/" in value or not value.isprintable():
-                raise RegistrationRefused(f"{name} must be 1 to {MAX_TEXT_CHARS} printable characters without /")
-        if len(registration.cid) > MAX_TEXT_CHARS or registration.type < 0:
-            raise RegistrationRefused("cid is too long, or type is negative")
-        if registration.key not in self._copies and len(self._copies) >= MAX_REGISTRATIONS:
+        copies = {one.key: Copy(_checked(one), *self._target(one.api)) for one in registrations}
+        if len(self._copies.keys() | copies.keys()) > MAX_REGISTRATIONS:
             raise RegistrationRefused(f"this node keeps at most {MAX_REGISTRATIONS} registrations")
-        copy = Copy(registration, *self._target(registration.api))
-        await self._look(copy)
-        self._retire(registration.key)
-        self._copies[registration.key] = copy
+        async with trio.open_nursery() as nursery:
+            for copy in copies.values():
+                nursery.start_soon(self._look, copy)
+        for key, copy in copies.items():
+            self._retire(key)
+            self._copies[key] = copy
+            log.info(
+                "model_registered",
+                project=copy.registration.project,
+                model=copy.registration.model,
+                cid=copy.registration.cid,
+                healthy=copy.healthy,
+                detail=copy.detail,
+            )
         self._save()
-        log.info(
-            "model_registered",
-            project=registration.project,
-            model=registration.model,
-            cid=registration.cid,
-            healthy=copy.healthy,
-            detail=copy.detail,
-        )
         self._tell()
-        return copy
+        return list(copies.values())
 
     def unregister(self, project: str, model: str | None = None, cid: str | None = None) -> int:
         """Forget the copies that match, all models of *project* when *model* is None; return how many there were."""
@@ -235,6 +236,8 @@ class ModelServers:
                 f"{host} is not a loopback address: only servers on this machine may be registered, or hosts that the "
                 "owner lists under model_hosts"
             )
+        if address.is_loopback and port in self.own_ports:
+            raise RegistrationRefused(f"port {port} is this node's own, and no model server")
         return str(address), port
 
     # -- health --------------------------------------------------------------------------------------------------------
@@ -331,22 +334,21 @@ async def _listed_by(upstream: Upstream) -> tuple[str, ...] | None:
             async with upstream.client.request("GET", "/v1/models", []) as response:
                 if response.status != 200:
                     return None
-                return models_in(await response.read(MAX_LIST_BYTES))
+                listed = models_in(await response.read(MAX_LIST_BYTES), MAX_LISTED)
+                return None if listed is None else tuple(one.model for one in listed)
     except (HttpError, OSError) as error:
         log.debug("model_list_unread", port=upstream.port, reason=str(error))
     return None
 
 
-def models_in(body: bytes) -> tuple[str, ...] | None:
-    """Return the names in a list of models; None where *body* is none."""
-    try:
-        entries = json.loads(body)["data"]
-    except (ValueError, RecursionError, KeyError, TypeError):
-        return None
-    if not isinstance(entries, list):
-        return None
-    names = [entry.get("id", entry.get("model")) for entry in entries if isinstance(entry, dict)]
-    return tuple(name[:MAX_TEXT_CHARS] for name in names if isinstance(name, str))[:MAX_LISTED]
+def _checked(registration: Registration) -> Registration:
+    for name in ("project", "model"):
+        value = getattr(registration, name)
+        if not value or len(value) > MAX_TEXT_CHARS or "/" in value or not value.isprintable():
+            raise RegistrationRefused(f"{name} must be 1 to {MAX_TEXT_CHARS} printable characters without /")
+    if len(registration.cid) > MAX_TEXT_CHARS or registration.type < 0:
+        raise RegistrationRefused("cid is too long, or type is negative")
+    return registration
 
 
 def _load(path: Path) -> Iterator[Registration]:

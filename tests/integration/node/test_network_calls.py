@@ -14,6 +14,8 @@ import pytest
 import trio
 from trio.testing import trio_test
 
+from ngpu_node import gateway
+from ngpu_node.config import GatewaySettings
 from ngpu_node.errors import NodeConfigurationError
 from ngpu_node.gateway import AT_ONCE
 from ngpu_protocol.http1 import BoundAddress, Exchange, Handler, serve_tcp
@@ -87,6 +89,10 @@ async def test_a_call_becomes_the_owners_call_to_the_bootstrap(tmp_path: Path) -
         assert (target, headers["ngpu-node"], json.loads(body)) == ("/v1/chat/completions", STRANGER.peer_id, CHAT)
         await program.post("/api/v0/image/gen/proxy", json={"model": "SuperImage", "prompt": "otter"})
         assert front.requests[-1][1] == "/v1/images/generations"
+        exact = b'{ "model":"m",\r\n "seed": 1e400, "seed": 2.50, "prompt":"\\u00e9" }'
+        assert (await program.post("/api/v0/image/gen/proxy", content=exact)).status_code == 200
+        assert front.requests[-1][3] == exact
+        assert front.requests[-1][2]["accept-encoding"] == "identity"
 
 
 @trio_test
@@ -179,6 +185,9 @@ async def test_bad_calls_never_leave_the_machine(tmp_path: Path) -> None:
             (b"[]", {}, 1002),
             (json.dumps(CHAT).encode(), {}, 1001),  # without node_id
             (json.dumps({**CHAT, "node_id": "a/../b"}).encode(), {}, 1001),
+            (json.dumps({**CHAT, "node_id": "\u0661"}).encode(), {}, 1001),  # a digit, and no ASCII
+            (json.dumps({**CHAT, "node_id": 7}).encode(), {}, 1001),
+            (json.dumps(CHAT).encode(), {"content-type": "text/\u00e9".encode("latin-1")}, 1001),
             (b"--x", {"content-type": "multipart/form-data; boundary=x"}, 1002),
         ):
             answer = await program.post("/api/v0/chat/completion", content=content, headers=fields)
@@ -188,6 +197,62 @@ async def test_bad_calls_never_leave_the_machine(tmp_path: Path) -> None:
         )
         assert page.status_code == 403
         assert front.requests == []
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["before the answer", "amid the stream"])
+@trio_test
+async def test_a_program_that_leaves_ends_its_call_at_the_bootstrap(tmp_path: Path, begun: bool) -> None:
+    asked, left = trio.Event(), trio.Event()
+
+    async def wait(exchange: Exchange) -> None:
+        try:
+            if begun:
+                await exchange.send_head(200, [(b"content-type", b"text/event-stream")])
+                await exchange.send(b"data: 1\n\n")
+            asked.set()
+            await trio.sleep_forever()
+        finally:
+            left.set()
+
+    async def call(program: httpx.AsyncClient) -> None:
+        async with program.stream("POST", "/api/v0/chat/completion/proxy", json={**CHAT, "stream": True}) as answer:
+            async for _ in answer.aiter_raw():
+                pass
+
+    async with a_way_out(tmp_path) as (front, program):
+        front.answer = wait
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(call, program)
+                await asked.wait()
+                assert not left.is_set()
+                nursery.cancel_scope.cancel()
+            await left.wait()
+
+
+@trio_test
+async def test_the_bootstraps_word_on_when_to_come_again_is_passed_on(tmp_path: Path) -> None:
+    async def refuse(exchange: Exchange) -> None:
+        await exchange.respond_json(429, {"error": {"message": "later"}}, [(b"retry-after", b"7")])
+
+    async with a_way_out(tmp_path) as (front, program):
+        front.answer = refuse
+        answer = await program.post("/api/v0/chat/completion/proxy", json=CHAT)
+        assert (answer.status_code, answer.json()) == (429, {"code": 1017, "message": "later"})
+        assert answer.headers["retry-after"] == "7"
+
+
+@trio_test
+async def test_bodies_held_at_once_are_bounded_and_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gateway, "MAX_HELD_BYTES", 100_000)
+    async with a_way_out(tmp_path) as (front, program):
+        for _ in range(3):
+            assert (await program.post("/api/v0/image/gen/proxy", json={"model": "m" * 60_000})).status_code == 200
+        answer = await program.post("/api/v0/image/gen/proxy", json={"model": "m" * 110_000})
+        assert (answer.status_code, answer.json()["code"]) == (429, 1017)
+        assert answer.headers["retry-after"]
+        assert len(front.requests) == 3
+        assert (await program.post("/api/v0/image/gen/proxy", json=CHAT)).status_code == 200
 
 
 @trio_test
@@ -250,6 +315,14 @@ async def test_without_a_bootstrap_to_call_it_says_what_to_do(tmp_path: Path) ->
         async with a_node(settings(tmp_path / "b", bootstrap, **out_of_reach)) as node, program_at(node) as program:
             answer = await program.post("/api/v0/chat/completion/proxy", json=CHAT)
             assert (answer.status_code, answer.json()["code"]) == (503, 1017)
+
+
+def test_the_token_is_sent_in_clear_to_this_machine_alone(tmp_path: Path) -> None:
+    for url in ("http://bootstrap.example.org", "http://10.0.0.1:8080", "http://user@127.0.0.1"):
+        with pytest.raises(ValueError, match=r"in clear|not the address"):
+            GatewaySettings(bootstrap_url=url, token_file=tmp_path / "token")
+    for url in ("https://bootstrap.example.org", "http://localhost:8080", "http://[::1]:8080"):
+        GatewaySettings(bootstrap_url=url, token_file=tmp_path / "token")
 
 
 def test_a_token_others_may_read_is_refused(tmp_path: Path) -> None:

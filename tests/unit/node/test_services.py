@@ -20,9 +20,10 @@ from ngpu_node.deployments import Deployment, Deployments
 from ngpu_node.errors import NodeConfigurationError
 from ngpu_node.gateway import Gateway
 from ngpu_node.model_api import ModelApi
+from ngpu_node.model_lists import ListedModel, models_in
 from ngpu_node.peer_calls import PeerCalls
 from ngpu_node.probes import probe
-from ngpu_node.services import ModelServers, Registration, RegistrationRefused, models_in
+from ngpu_node.services import ModelServers, Registration, RegistrationRefused
 from ngpu_protocol.control import DeploymentPhase, ServiceOffer
 from ngpu_protocol.http1 import Client, Exchange, Headers, serve_tcp, tcp_opener
 from ngpu_protocol.workspaces import WorkspaceSpec
@@ -89,7 +90,7 @@ async def test_a_registered_server_is_offered_while_it_answers(tmp_path: Path) -
     async with servers(tmp_path) as (registry, _, nursery):
         server = ModelServer()
         await nursery.start(server.run)
-        copy = await registry.register(registration(server.port))
+        (copy,) = await registry.register(registration(server.port))
         assert copy.healthy
         assert registry.offers() == (ServiceOffer("Demo", "Small-7B", "text-to-text", 1),)
         server.kill()
@@ -191,6 +192,16 @@ async def test_registrations_survive_a_restart(tmp_path: Path) -> None:
         {"api": "http://[::1"},
         {"api": ""},
         {"project": ""},
+        {"api": "http://169.254.169.254/latest/meta-data"},
+        {"api": "http://[::ffff:169.254.169.254]/"},
+        {"api": "http://[::ffff:10.0.0.1]:80/"},
+        {"api": "http://[fe80::1%25eth0]:8000/"},
+        {"api": "http://[::]:8000/"},
+        {"api": "http://2130706433:8000/"},
+        {"api": "http://0x7f.1:8000/"},
+        {"api": "http://a-name-of-127.0.0.1.example:8000/"},
+        {"api": "http://127.0.0.1:8000@10.0.0.1/"},
+        {"api": "http://10.0.0.1#@127.0.0.1/"},
         {"project": "a/b"},
         {"model": "x" * 300},
         {"model": "bad\nname"},
@@ -281,8 +292,52 @@ async def test_a_servers_own_list_is_read_where_it_has_one(
 
 @given(st.binary(max_size=64) | st.from_type(dict).map(lambda value: json.dumps(value, default=str).encode()))
 def test_any_bytes_are_a_list_of_models_or_none(body: bytes) -> None:
-    names = models_in(body)
-    assert names is None or all(isinstance(name, str) for name in names)
+    listed = models_in(body)
+    assert listed is None or all(isinstance(one.project, str) and one.model for one in listed)
+
+
+def test_a_list_says_whose_a_model_is_for_each_or_for_all_and_is_read_so_far() -> None:
+    entries = [{"model": "a"}, {"id": "b", "project": "Q"}, 5, {"model": ""}, {"model": 3}, {"id": "c" * 1000}]
+    listed = models_in(json.dumps({"project": "P", "data": entries}).encode())
+    assert listed == (ListedModel("P", "a"), ListedModel("Q", "b"), ListedModel("P", "c" * 256))
+    assert models_in(b'{"data": [{"id": "a"}, {"id": "b"}]}', 1) == (ListedModel("", "a"),)
+
+
+@trio_test
+async def test_a_server_that_points_elsewhere_is_not_followed(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    async def elsewhere(exchange: Exchange) -> None:
+        asked.append(exchange.request.target)
+        await exchange.respond(200, [], b'{"data": [{"id": "Small-7B"}]}')
+
+    async with servers(tmp_path) as (registry, _, nursery):
+        (there, *_) = await nursery.start(partial(serve_tcp, elsewhere))
+
+        async def redirects(exchange: Exchange) -> None:
+            await exchange.respond(302, [(b"location", f"http://{there}/secret".encode())], b"")
+
+        (address, *_) = await nursery.start(partial(serve_tcp, redirects))
+        (copy,) = await registry.register(registration(address.port))
+        assert copy.healthy
+        assert copy.lists is None
+        assert asked == []
+
+
+@trio_test
+async def test_a_project_is_registered_whole_or_not_at_all_and_never_with_this_nodes_own_port(tmp_path: Path) -> None:
+    async with servers(tmp_path) as (registry, _, nursery):
+        server = ModelServer()
+        await nursery.start(server.run)
+        good, bad = registration(server.port), registration(server.port, model="other", api="http://10.0.0.1/")
+        with pytest.raises(RegistrationRefused, match=r"10\.0\.0\.1"):
+            await registry.register(good, bad)
+        assert registry.copies() == []
+        registry.own_ports.add(server.port)
+        with pytest.raises(RegistrationRefused, match="this node's own"):
+            await registry.register(good)
+        registry.own_ports.clear()
+        assert len(await registry.register(good, registration(server.port, model="other"))) == 2
 
 
 # -- the loopback calls ------------------------------------------------------------------------------------------------
@@ -356,14 +411,21 @@ async def test_web_pages_are_kept_out(tmp_path: Path) -> None:
             [(b"host", b"127.0.0.1.evil.example:80")],
             [(b"origin", b"https://evil.example")],
             [(b"origin", b"null")],
+            [(b"sec-fetch-site", b"cross-site")],
+            [(b"sec-fetch-site", b"same-site")],
         ):
             assert (await call("POST", "/api/v0/ai/model/register", body, fields))[0] == 403, fields
         for fields in (
             [(b"host", b"localhost:8000")],
             [(b"host", b"[::1]:8000")],
             [(b"origin", b"http://127.0.0.1:3")],
+            [(b"sec-fetch-site", b"none")],
         ):
             assert await call("POST", "/api/v0/ai/model/register", body, fields) == OK
+        # a picture in a page is asked for without an Origin; and no preflight is granted
+        assert (await call("GET", "/api/v0/ai/projects/list", None, [(b"sec-fetch-site", b"cross-site")]))[0] == 403
+        preflight = [(b"origin", b"https://evil.example"), (b"access-control-request-method", b"POST")]
+        assert (await call("OPTIONS", "/api/v0/ai/model/register", None, preflight))[0] == 403
 
 
 def test_a_deployment_repr_names_it() -> None:
