@@ -8,7 +8,7 @@ import io
 import os
 import tarfile
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,15 +87,36 @@ def build_chat_image(run_id: str, base: str | None, say: Say) -> BuiltImages:
                 say("packing the running Python as base image")
                 _import_packed(client, images, say)
             say(f"building the workspace's image on {images.base}")
-            images.made.append(images.reference)
-            client.images.build(
-                fileobj=_context(), custom_context=True, dockerfile=DOCKERFILE, tag=images.reference,
-                buildargs={"BASE": images.base}, labels={LABEL: run_id}, rm=True, forcerm=True, network_mode="none",
-            )  # fmt: skip
+            _build(client, images, _context(REPOSITORY_ROOT, _CONTEXT), DOCKERFILE, run_id)
     except (DockerException, packed_base.PackError, OSError) as error:
         images.remove()
         raise ImageError(f"the image could not be built on {images.base}: {_reason(error)}") from error
     return images
+
+
+def build_example(folder: Path, reference: str, base: str, run_id: str) -> BuiltImages:
+    """Build the image of an example that is a build context of its own, on a base that the engine has or can pull.
+
+    Raises:
+        ImageError: the build failed. What was made until then is removed.
+    """
+    images = BuiltImages(reference=reference, base=base)
+    try:
+        with closing(_client()) as client:
+            context = _context(folder, sorted(path.name for path in folder.iterdir()))
+            _build(client, images, context, "Dockerfile", run_id)
+    except (DockerException, OSError) as error:
+        images.remove()
+        raise ImageError(f"the image of {folder.name} could not be built on {base}: {_reason(error)}") from error
+    return images
+
+
+def _build(client: docker.DockerClient, images: BuiltImages, context: io.BytesIO, dockerfile: str, run_id: str) -> None:
+    images.made.append(images.reference)
+    client.images.build(
+        fileobj=context, custom_context=True, dockerfile=dockerfile, tag=images.reference,
+        buildargs={"BASE": images.base}, labels={LABEL: run_id}, rm=True, forcerm=True, network_mode="none",
+    )  # fmt: skip
 
 
 def docker_host() -> str:
@@ -135,12 +156,12 @@ def _import_packed(client: docker.DockerClient, images: BuiltImages, say: Say) -
             client.api.import_image_from_data(data, repository=repository, tag=tag, changes=changes)
 
 
-def _context() -> io.BytesIO:
+def _context(folder: Path, names: Iterable[str]) -> io.BytesIO:
     """Return the build context as a tar: a few hundred kilobytes of this repository."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for name in _CONTEXT:
-            tar.add(REPOSITORY_ROOT / name, arcname=name, filter=_plain)
+        for name in names:
+            tar.add(folder / name, arcname=name, filter=_plain)
     buffer.seek(0)
     return buffer
 

@@ -84,14 +84,28 @@ class LocalNetwork:
         docker: whether the nodes use the engine.
         say: told what happens.
         slots: tasks each node runs at once.
+        node_config: TOML tables that each node's configuration has beside what is wanted for the network.
+        bootstrap_config: such tables of the bootstrap's.
     """
 
-    def __init__(self, folder: Path, *, nodes: int, docker: bool, say: Say, slots: int = 16) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        nodes: int,
+        docker: bool,
+        say: Say,
+        slots: int = 16,
+        node_config: str = "",
+        bootstrap_config: str = "",
+    ) -> None:
         self.folder = folder
         self._count = nodes
         self._docker = docker
         self._say = say
         self._slots = slots
+        self._more_node_config = node_config
+        self._more_bootstrap_config = bootstrap_config
         self._http_port = free_port()
         self._p2p_port = free_port()
         self.bootstrap: Peer | None = None
@@ -140,13 +154,31 @@ class LocalNetwork:
             node.process = self._start_daemon(node, "ngpu-node", self._node_config(node, multiaddr))
         bootstrap.process.wait_until(self._all_connected, START_TIMEOUT_S, "did not see every node connected")
 
+    def restart_bootstrap(self, more_config: str) -> None:
+        """Stop the bootstrap and start it with *more_config* besides; returns once its nodes are connected again."""
+        bootstrap = self.bootstrap
+        assert bootstrap is not None
+        assert bootstrap.process is not None
+        bootstrap.process.stop()
+        self._more_bootstrap_config += more_config
+        bootstrap.process = self._start_daemon(bootstrap, "ngpu-bootstrap", self._bootstrap_config())
+        bootstrap.process.wait_until(self._all_connected, START_TIMEOUT_S, "did not see every node connected")
+
+    def command(self, program: str, *arguments: str, peer: Peer, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
+        """Run a command of one of the daemons, and return what it prints.
+
+        Raises:
+            CommandFailed: its exit code is not 0.
+        """
+        return run_command(program, [*arguments, "--config", str(peer.folder / "config.toml")], timeout_s)
+
     def add_workspace(self, specification: str) -> Workspace:
         """Add the workspace specified by a TOML text."""
         assert self.bootstrap is not None
         file = self.folder / "workspace.toml"
         file.write_text(specification)
         arguments = ["workspace", "add", "--file", str(file), "--json"]
-        said = json.loads(self._command("ngpu-bootstrap", arguments, self.bootstrap))
+        said = json.loads(self.command("ngpu-bootstrap", *arguments, peer=self.bootstrap))
         return Workspace(id=said["id"], token=said["token"])
 
     def start_model_servers(self, command: Callable[[int], Sequence[str]], cwd: Path, health_path: str) -> None:
@@ -246,6 +278,7 @@ class LocalNetwork:
             f'service = "{SERVICE}"\n'
             f'listen = ["/ip4/127.0.0.1/tcp/{self._p2p_port}"]\n'
             f'http_listen = "127.0.0.1:{self._http_port}"\n'
+            f"{self._more_bootstrap_config}"
         )
 
     def _node_config(self, node: NodePeer, multiaddr: str) -> str:
@@ -261,17 +294,18 @@ class LocalNetwork:
             "[[bootstraps]]\n"
             f'multiaddrs = ["{multiaddr}"]\n'
             f'service = "{SERVICE}"\n'
+            f"{self._more_node_config}"
         )
-
-    def _command(self, program: str, arguments: Sequence[str], peer: Peer) -> str:
-        return run_command(program, [*arguments, "--config", str(peer.folder / "config.toml")])
 
     def _answers(self, path: str) -> bool:
         return answers(self.url + path)
 
     def _all_connected(self) -> bool:
         self.check()
-        answer = httpx.get(self.url + "/ready", timeout=5)
+        try:
+            answer = httpx.get(self.url + "/ready", timeout=5)
+        except httpx.HTTPError:
+            return False  # it has only just been started
         return answer.status_code == 200 and answer.json()["peers"] == len(self.nodes)
 
 
@@ -290,7 +324,7 @@ def installed_command(name: str) -> list[str]:
     return [str(script)] if script.exists() else [sys.executable, "-m", name.replace("-", "_")]
 
 
-def run_command(name: str, arguments: Sequence[str]) -> str:
+def run_command(name: str, arguments: Sequence[str], timeout_s: float = COMMAND_TIMEOUT_S) -> str:
     """Run one of the daemons' commands to its end and return its standard output.
 
     Raises:
@@ -301,7 +335,7 @@ def run_command(name: str, arguments: Sequence[str]) -> str:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=COMMAND_TIMEOUT_S,
+        timeout=timeout_s,
         env={**os.environ, "NO_COLOR": "1"},
         check=False,
     )

@@ -1,0 +1,1 @@
+"""Tries a whole network on the GPUs of the machine it runs on."""
