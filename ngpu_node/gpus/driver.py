@@ -208,7 +208,8 @@ class Look:
         monotonic_ns: the monotonic clock at the same moment.
         continuous: the one sample is the exact mean of the time since the last look, as counters give it; else each
             stands for the driver's sampling period before it.
-        pids: the processes with a context on the device, right after the samples; None where the driver does not tell.
+        pids: the processes with a context on the device, right after the samples; None where the driver does not tell,
+            or was not asked.
     """
 
     samples: tuple[Sample, ...]
@@ -254,4 +255,7 @@ class Driver(Protocol):
         """Return the utilisation of processes on *uuid* after *since_us*."""
 
     def device_look(self, uuid: str, since_us: int) -> Look:
-        """Return the utilisation of *uuid* as a whole after *since_us*, sample by sample."""
+        """Return the utilisation of *uuid* as a whole after *since_us*, sample by sample, and who is on it."""
+
+    def processes(self, uuid: str) -> tuple[int, ...] | None:
+        """Return the processes with a context on *uuid*; None where the driver does not tell."""

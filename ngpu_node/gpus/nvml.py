@@ -327,8 +327,7 @@ class NvmlDriver:
             lambda room, count: int(function(handle, room, count, since)),
         )
         samples = tuple(Sample(int(each.pid), int(each.timeStamp), int(each.smUtil)) for each in found)
-        # The list comes last: whoever is in neither has ended, and the samples may lack what it did.
-        return Look(samples, wall_us, monotonic_ns, pids=self._pids(handle))
+        return Look(samples, wall_us, monotonic_ns)
 
     def device_look(self, uuid: str, since_us: int) -> Look:
         """Return what the device as a whole did (`driver.Driver.device_look`)."""
@@ -349,6 +348,14 @@ class NvmlDriver:
             found = []
         samples = tuple(Sample(None, int(each.timeStamp), int(each.sampleValue.uiVal)) for each in found)
         return Look(samples, wall_us, monotonic_ns, pids=self._pids(handle))
+
+    def processes(self, uuid: str) -> tuple[int, ...] | None:
+        """Return who is on the device (`driver.Driver.processes`)."""
+        try:
+            return self._pids(self._nvml.handle(uuid))
+        except DriverFault as fault:
+            self._faulted(uuid, fault)
+            raise
 
     def _pids(self, handle: Any) -> tuple[int, ...] | None:
         processes = self._processes(handle)

@@ -32,12 +32,24 @@ def containers_in(cgroup: str) -> tuple[str, ...]:
     return ()
 
 
+def lives(pid: int, proc: Path = Path("/proc")) -> bool:
+    """Return whether process *pid* has not ended; one that nobody waited for yet has."""
+    try:
+        return (proc / str(pid) / "stat").read_bytes().rpartition(b")")[2][1:2] not in (b"Z", b"X")
+    except OSError:
+        return False
+
+
 class ProcessTable:
     """Looks processes up; blocks, a few microseconds each."""
 
     def __init__(self, proc: Path = Path("/proc")) -> None:
         self._proc = proc
         self._seen: dict[int, tuple[tuple[str, ...], float]] = {}
+
+    def lives(self, pid: int) -> bool:
+        """Return whether process *pid* has not ended."""
+        return lives(pid, self._proc)
 
     def containers(self, pids: Iterable[int], now_s: float) -> dict[int, tuple[str, ...] | None]:
         """Return the containers of each process, outermost first; None for one that cannot be found.

@@ -122,6 +122,7 @@ class DeviceSampling:
             known=self._presence.known,
             held=self._presence.held,
             may_look_twice=self._spare(wall_us) >= 2 * self._cost_us,
+            wants_list=self._presence.wants_list(wall_us),
             alone=self._presence.alone(wall_us),
         )
 
@@ -135,7 +136,7 @@ class DeviceSampling:
         self._spend(look.wall_us, cost_us, calls)
         owners = self._presence.saw(look, owners)
         heir = None
-        if whole is not None:
+        if whole is not None and look.pids is not None:
             heir = self._presence.heir(owners, of_all=calls == 1)
         for window in self._reader.read(look, whole):
             self._apply(self._judged(window, look, owners), owners, heir)

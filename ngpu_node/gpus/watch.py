@@ -391,7 +391,7 @@ class GpuWatch:
 
     def _look_at(self, asks: Sequence[Ask], driver: Driver) -> list[Looked]:
         containers = partial(self._processes.containers, now_s=time.monotonic())
-        return [have(driver, ask, containers) for ask in asks]
+        return [have(driver, ask, containers, self._processes.lives) for ask in asks]
 
     # -- what is shown -------------------------------------------------------------------------------------------------
 

@@ -98,7 +98,7 @@ def _look(gpu: SyntheticGpu, sampling: DeviceSampling, cost_us: float) -> None:
             fault = DriverFault(FaultKind.STUCK, "look", "the driver does not answer")
             sampling.failed(fault, gpu.wall_us(), gpu.now_us * 1000)
             return
-    looked = have(gpu, ask, _containers)
+    looked = have(gpu, ask, _containers, gpu.is_alive)
     if looked.look is None:
         assert looked.fault is not None
         sampling.failed(looked.fault, gpu.wall_us(), gpu.now_us * 1000)

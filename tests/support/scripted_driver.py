@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ngpu_node.gpus.driver import (
     DeviceReading,
@@ -65,7 +65,7 @@ class ScriptedDriver:
     found: Survey | DriverFault
     vitals: dict[str, Vitals | DriverFault] = field(default_factory=dict)
     events: list[XidEvent] = field(default_factory=list)
-    processes: Sequence[Sample] | DriverFault = ()
+    by_process: Sequence[Sample] | DriverFault = ()
     device: Sequence[Sample] | DriverFault = ()
     pids: tuple[int, ...] | None = ()
     wait: Callable[[], None] = lambda: None
@@ -104,14 +104,18 @@ class ScriptedDriver:
 
     def process_look(self, uuid: str, since_us: int) -> Look:
         self.calls.append("process_look")
-        return self._look(self.processes, since_us)
+        return self._look(self.by_process, since_us)
 
     def device_look(self, uuid: str, since_us: int) -> Look:
         self.calls.append("device_look")
-        return self._look(self.device, since_us)
+        return replace(self._look(self.device, since_us), pids=self.pids)
+
+    def processes(self, uuid: str) -> tuple[int, ...] | None:
+        self.calls.append("processes")
+        return self.pids
 
     def _look(self, samples: Sequence[Sample] | DriverFault, since_us: int) -> Look:
         if isinstance(samples, DriverFault):
             raise samples
         fresh = tuple(sample for sample in samples if sample.at_us > since_us)
-        return Look(fresh, time.time_ns() // 1000, time.monotonic_ns(), pids=self.pids)
+        return Look(fresh, time.time_ns() // 1000, time.monotonic_ns())

@@ -109,15 +109,15 @@ class SyntheticGpu:
             own = [(at, percent) for at, each, percent in ticks if each == pid]
             mean = math.ceil(sum(percent for _, percent in own) / len(ticks))
             samples.append(Sample(pid, max(at for at, _ in own), mean))
-        return Look(tuple(samples), wall_us, monotonic_ns, pids=self._pids())
+        return Look(tuple(samples), wall_us, monotonic_ns)
 
     def device_look(self, uuid: str, since_us: int) -> Look:
         self.calls += 1
         ticks = [tick for tick in self.ticks() if tick[0] > since_us]
         samples = tuple(Sample(None, at, percent) for at, _, percent in ticks)
-        return Look(samples, self.wall_us(), self.now_us * 1000, pids=self._pids())
+        return Look(samples, self.wall_us(), self.now_us * 1000, pids=self.processes(uuid))
 
-    def _pids(self) -> tuple[int, ...]:
+    def processes(self, uuid: str) -> tuple[int, ...]:
         return tuple({pid for _, _, pid in self.work if self.is_alive(pid)})
 
 

@@ -287,7 +287,7 @@ class Load:
         while True:
             await trio.sleep(0.05)
             at_us = time.time_ns() // 1000
-            self.driver.processes = (Sample(self.pid, at_us, self.percent),)
+            self.driver.by_process = (Sample(self.pid, at_us, self.percent),)
             self.driver.device = (*tuple(self.driver.device)[-20:], Sample(None, at_us, self.percent))  # type: ignore[arg-type]
 
 
@@ -313,7 +313,7 @@ def test_a_task_is_metered_while_the_watch_runs(tmp_path: Path, method: Method) 
         driver = ScriptedDriver(survey(reading(0)), pids=(4711,))
         driver.device = [Sample(None, time.time_ns() // 1000 - n * 50_000, 0) for n in range(20, 0, -1)]
         if method is Method.DEVICE:
-            driver.processes = fault(FaultKind.UNSUPPORTED)
+            driver.by_process = fault(FaultKind.UNSUPPORTED)
         load = Load(driver, 4711)
         around = Surroundings(holders=lambda: {CONTAINER: "workspace"})
         watch = a_watch(driver, surroundings=around, processes=a_process_in_the_container(tmp_path))
@@ -350,7 +350,7 @@ async def test_a_device_that_faults_under_a_task_leaves_it_unmetered() -> None:
     async with watching(a_watch(driver)) as watch:
         name = gpu_id(NODE, "GPU-00000000")
         task = watch.start([name], "workspace", time.monotonic_ns())
-        driver.processes = DriverFault(FaultKind.LOST, "look", "fallen off the bus")
+        driver.by_process = DriverFault(FaultKind.LOST, "look", "fallen off the bus")
         await trio.sleep(0.8)
         await watch.look_before_stop([name])
         assert watch.stop(task, time.monotonic_ns()) == Busy(0, Method.NONE)
@@ -363,7 +363,7 @@ async def test_looking_costs_little(tmp_path: Path) -> None:
     watch = a_watch(driver, processes=a_process_in_the_container(tmp_path))
     watch._pace = Pace(survey_s=60, again_s=60, round_s=60)
     async with watching(watch):
-        driver.processes = (Sample(4711, time.time_ns() // 1000 + 10**9, 50),)
+        driver.by_process = (Sample(4711, time.time_ns() // 1000 + 10**9, 50),)
         task = watch.start([gpu_id(NODE, "GPU-00000000")], "workspace", time.monotonic_ns())
         cpu = time.process_time()
         await trio.sleep(2)

@@ -76,9 +76,13 @@ def test_the_device_s_own_samples_are_enough_only_while_processes_end_and_one_wo
 
 def test_a_driver_that_lists_no_processes_is_not_asked_twice() -> None:
     presence = Presence()
-    presence.settle(0, presence.saw(seen(1), Owners(WHERE, HOLDERS)), ["ours"])
-    presence.saw(Look((), S, S * 1000), Owners({}, HOLDERS))
-    assert presence.known == frozenset()
+    assert presence.wants_list(0)
+    owners = presence.saw(Look((Sample(1, 0, 5),), 0, 0), Owners(WHERE, HOLDERS))
+    presence.settle(0, owners, ["ours"])
+    assert presence.known == {1}
+    assert presence.held == frozenset(), "who else is there cannot be known"
+    assert not presence.wants_list(S)
+    assert presence.wants_list(3 * S)
 
 
 # -- calls -------------------------------------------------------------------------------------------------------------
@@ -90,15 +94,16 @@ def asked(driver: ScriptedDriver, **changes: object) -> Looked:
     def containers(pids: Iterable[int]) -> dict[int, list[str] | None]:
         return {pid: WHERE[pid] for pid in pids}
 
-    return have(driver, ask, containers)
+    return have(driver, ask, containers, lambda pid: pid in (driver.pids or ()))
 
 
 @pytest.mark.parametrize(
     ("changes", "calls"),
     [
         ({"known": frozenset({1}), "held": frozenset({1}), "may_look_twice": True}, ["process_look"]),
-        ({"known": frozenset({1, 2}), "held": frozenset({1, 2})}, ["process_look"]),
-        ({"known": frozenset({1, 3}), "held": frozenset({1}), "may_look_twice": True}, ["process_look"]),
+        ({"known": frozenset({1}), "held": frozenset({1}), "wants_list": True}, ["process_look", "processes"]),
+        ({"known": frozenset({1, 2}), "held": frozenset({1, 2})}, ["process_look", "processes"]),
+        ({"known": frozenset({1, 3}), "held": frozenset({1}), "may_look_twice": True}, ["process_look", "processes"]),
         (
             {"known": frozenset({1, 2}), "held": frozenset({1, 2}), "may_look_twice": True},
             ["process_look", "device_look"],
@@ -107,21 +112,30 @@ def asked(driver: ScriptedDriver, **changes: object) -> Looked:
         ({"alone": frozenset({OURS})}, ["device_look"]),
         ({"alone": frozenset({OTHERS})}, ["device_look", "process_look"]),
     ],
-    ids=["all live", "not to be afforded", "the owner's ended", "one ended", "alone", "a new one", "a stranger came"],
+    ids=[
+        "all live",
+        "time for a list",
+        "not to be afforded",
+        "the owner's ended",
+        "one ended",
+        "alone",
+        "a new one",
+        "a stranger came",
+    ],
 )
 def test_a_second_call_is_made_only_where_a_workspace_s_process_ended(
     changes: dict[str, object], calls: list[str]
 ) -> None:
-    driver = ScriptedDriver(survey(reading(0)), processes=[Sample(1, TICK, 50)], pids=(1,))
+    driver = ScriptedDriver(survey(reading(0)), by_process=[Sample(1, TICK, 50)], pids=(1,))
     looked = asked(driver, **changes)
     assert driver.calls == calls
-    assert looked.calls == len(calls)
+    assert looked.calls == len([call for call in calls if call != "processes"])
     assert looked.look is not None
     assert (looked.whole is not None) == ("device_look" in calls)
 
 
 def test_the_first_answer_stands_where_the_second_call_fails() -> None:
-    driver = ScriptedDriver(survey(reading(0)), processes=[Sample(1, TICK, 50)], device=fault(FaultKind.OTHER))
+    driver = ScriptedDriver(survey(reading(0)), by_process=[Sample(1, TICK, 50)], device=fault(FaultKind.OTHER))
     looked = asked(driver, known=frozenset({1, 2}), held=frozenset({1, 2}), may_look_twice=True)
     assert looked.look is not None
     assert looked.whole is None
@@ -129,7 +143,7 @@ def test_the_first_answer_stands_where_the_second_call_fails() -> None:
 
 
 def test_a_fault_of_the_only_call_is_the_answer() -> None:
-    driver = ScriptedDriver(survey(reading(0)), processes=DriverFault(FaultKind.LOST, "look", "lost"))
+    driver = ScriptedDriver(survey(reading(0)), by_process=DriverFault(FaultKind.LOST, "look", "lost"))
     looked = asked(driver)
     assert looked.look is None
     assert looked.fault is not None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ngpu_node.gpus.processes import ProcessTable, containers_in
+from ngpu_node.gpus.processes import ProcessTable, containers_in, lives
 
 A, B = "0123456789abcdef" * 4, "fedcba9876543210" * 4
 
@@ -60,3 +60,18 @@ def test_a_process_that_ended_is_remembered_for_its_last_samples(tmp_path: Path)
 
 def test_this_process_can_be_found() -> None:
     assert ProcessTable().containers([os.getpid()], 0.0)[os.getpid()] is not None
+
+
+def test_a_process_lives_until_it_ends_whether_or_not_anybody_waits_for_it() -> None:
+    import subprocess
+    import time
+
+    process = subprocess.Popen(["sleep", "100"])
+    assert lives(process.pid)
+    process.kill()
+    deadline = time.monotonic() + 10
+    while lives(process.pid):  # nobody has waited for it: it is a zombie
+        assert time.monotonic() < deadline
+    assert Path(f"/proc/{process.pid}").exists()
+    process.wait()
+    assert not lives(process.pid)
