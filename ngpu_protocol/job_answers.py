@@ -25,6 +25,11 @@ from ngpu_protocol.frozen import dataclass
 UNTIL_HEADER = "Ngpu-Until"
 """Of an order's request: the node repeats it on its workspace until the answer's state is final (`PollUntil`)."""
 
+BESIDE_HEADER = "Ngpu-Beside"
+"""Of an order's request: the id of a task whose question the node repeats on the same deployment (`Ngpu-Until`). That
+task holds a slot there, and this order is about it, so it needs none of its own; `MAX_BESIDE` such orders at once."""
+
+MAX_BESIDE = 4
 MAX_UNTIL_BYTES = 8 * 1024
 MAX_ANSWER_BYTES = 4 * 1024 * 1024
 """An answer about a job that is longer is not read: no state is expected in it."""

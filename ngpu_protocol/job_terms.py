@@ -82,8 +82,8 @@ class JobTerms(BaseModel):
         wait: the submission is answered once, with the result. Otherwise with the workspace's own answer, and the
             client asks for itself.
         hold: one order lasts as long as the job does, so that it takes one of the node's slots and its receipts count
-            all of the job's GPU time; as *wait* says where this is not given. Without it the bootstrap asks now and
-            then, and what the workspace does in between is in no receipt.
+            all of the job's GPU time. Without it the bootstrap asks now and then, the slot is free in between, and
+            what the workspace does then is in no receipt.
         interval_s: between two questions.
         duration_s: after which a job is given up.
         submit_timeout_s, poll_timeout_s, fetch_timeout_s: of one call each; a held order is not one call.
@@ -105,7 +105,7 @@ class JobTerms(BaseModel):
     progress: Pointers = ()
     fetch: bool = False
     wait: bool = True
-    hold: bool | None = None
+    hold: bool = True
     interval_s: Annotated[float, Field(ge=0.05, le=600)] = 1.0
     duration_s: Seconds = 300.0
     submit_timeout_s: Seconds = 30.0
@@ -133,11 +133,6 @@ class JobTerms(BaseModel):
             return self
         cancel = None if self.cancel is None else self.cancel.for_request(request)
         return self.model_copy(update={"poll": self.poll.for_request(request), "cancel": cancel})
-
-    @property
-    def holds(self) -> bool:
-        """Whether one order lasts as long as the job."""
-        return self.wait if self.hold is None else self.hold
 
     @property
     def signs(self) -> Signs:

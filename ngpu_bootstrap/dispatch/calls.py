@@ -149,6 +149,7 @@ class Call:
         caller: the workspace whose token asked for it, where that is another than the one it runs on; else empty.
         gpu_types: GPU models preferred for this call, the best first; empty for the workspace's own order.
         only: the one node it may go to; None for any.
+        beside: the task it is about, which may hold a slot there that does for both; empty for most.
         job: what is kept of it where it is a job of the workspace's own; None for every other call.
     """
 
@@ -177,6 +178,7 @@ class Call:
     caller: str = ""
     gpu_types: tuple[str, ...] = ()
     only: Address | None = None
+    beside: str = ""
     job: JobRow | None = None
 
     def new_task(self) -> NewTask:

@@ -344,7 +344,13 @@ class Dispatcher:
             # half of its time at most: the other half is the call's own
             timeout_s = max(0.0, (call.deadline_ms - self._now_ms()) / 2000)
             return await self._nodes.acquire_on(
-                call.spec, call.only, timeout_s=timeout_s, promised=promised, task_id=call.task_id, caller=call.caller
+                call.spec,
+                call.only,
+                timeout_s=timeout_s,
+                promised=promised,
+                task_id=call.task_id,
+                caller=call.caller,
+                beside=bool(call.beside) and not full,
             )
         if wait_s := pause_s(full):
             await trio.sleep(max(0.0, min(wait_s, (call.deadline_ms - self._now_ms()) / 1000)))
@@ -519,7 +525,9 @@ class Dispatcher:
         # Where several bootstraps share busy nodes, others are there first again and again: that costs a round trip
         # each time and nobody's work, so it has a bound of its own, and is not among *attempts*.
         if call.only is not None:
-            return False  # there is no other node; whoever made the call knows when asking again is of use
+            # There is no other node, and whoever made the call knows when asking again is of use. Only a slot that was
+            # to do for two may be gone: then the call waits for one of its own.
+            return bool(call.beside) and attempt.reason == Reason.NO_FREE_SLOT and attempts == 0
         if attempt.cancel_asked or not call.body.can_be_sent or attempt.how in (How.OVERSIZE, How.SWITCHED):
             return False
         if attempt.reason == Outcome.DEADLINE:

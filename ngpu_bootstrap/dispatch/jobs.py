@@ -247,7 +247,7 @@ class Jobs:
         declared, job = course.declared, course.job
         assert declared.poll is not None
         hold_s = 0.0
-        if declared.holds and not last:
+        if declared.hold and not last:
             left_s = job.since_ms / 1000 + declared.duration_s - self._now_ms() / 1000
             hold_s = max(0.0, min(HOLD_S, left_s))
         until = PollUntil(

@@ -67,6 +67,7 @@ from ngpu_bootstrap.tasks.states import TaskState
 from ngpu_protocol.errors import AddressError
 from ngpu_protocol.http1 import Exchange, Headers, RemoteError, header
 from ngpu_protocol.identity import Account, Address, address_of_peer_id, parse_address
+from ngpu_protocol.job_answers import BESIDE_HEADER
 
 log = structlog.get_logger(__name__)
 
@@ -544,6 +545,9 @@ class Profiled:
             await self._respond_kept(asked, kept, row.workspace, node, row.task_id)
             return
         call = self._call(asked, workspace, body, only=Address(row.job.node))
+        if row.declared.hold:  # the job's own question may have the only slot there
+            fields = [*call.headers, (BESIDE_HEADER.lower().encode(), row.task_id.encode())]
+            call = dataclasses.replace(call, headers=fields, beside=row.task_id)
         await self._pass_through(asked, call)
         await jobs.note(row, call.task_id)
         if declared.ends and 200 <= asked.status < 300:

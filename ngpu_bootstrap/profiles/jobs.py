@@ -160,7 +160,7 @@ def submitted(job: Job, declared: JobTerms, status: int, body: bytes, node: str,
         where = ", ".join(declared.id)
         words = f"the workspace's answer to the submission has no id of a job where one is declared ({where})"
         return failed(replace(job, node=node), Failure(502, "job_id_missing", words))
-    first = now_ms if declared.holds else now_ms + _interval_ms(declared)
+    first = now_ms if declared.hold else now_ms + _interval_ms(declared)
     return replace(job, phase=Phase.POLLING, key=key, node=node, since_ms=now_ms, next_at_ms=first)
 
 

@@ -518,11 +518,15 @@ class Nodes:
         promised: bool = False,
         task_id: str = "",
         caller: str = "",
+        beside: bool = False,
     ) -> Slot:
         """Return a slot of *spec* on *node*, which has something that no other node has; waits before all others of
         its caller do.
 
         A node that failed of late is asked all the same: there is no other. See `acquire` for the arguments.
+
+        Args:
+            beside: where none is free, the node may let the call run in another's (`Ngpu-Beside`): it is asked at once.
 
         Raises:
             NotServed: 503 `node_away` when the node is not here or does not serve the workspace, 429 when no slot
@@ -547,6 +551,8 @@ class Nodes:
                     slot = self._free_on(pool, entry)
                     if slot is not None:
                         return slot
+                    if beside:
+                        return Slot(self, Choice(entry, self._now_ms(), (), "only_one", ()))
                     if waiter is None and not promised:
                         self._require_room(spec, pool, caller)
                     if waiter is None or waiter.only is not entry.load.host:  # its node left, and is back

@@ -24,6 +24,7 @@ from ngpu_node.trust import Trust
 from ngpu_protocol.errors import MalformedError, SignatureError
 from ngpu_protocol.frozen import dataclass
 from ngpu_protocol.identity import Address, recover
+from ngpu_protocol.job_answers import MAX_BESIDE
 from ngpu_protocol.orders import SignedOrder
 from ngpu_protocol.wire_errors import Reason
 
@@ -43,6 +44,7 @@ class Asked:
         target: path and query exactly as they go to the workspace, `/` first.
         content_length: what the request declares, None when it is chunked.
         peer: who proved its key on the connection the request came over.
+        beside: the task it is about, which holds a slot here for as long as it lasts; empty for most.
     """
 
     method: str
@@ -51,6 +53,7 @@ class Asked:
     target: str
     content_length: int | None
     peer: Address
+    beside: str = ""
 
 
 class Candidate(Protocol):
@@ -93,6 +96,7 @@ class Admitted(Generic[C]):
     Attributes:
         order_hash: the order's digest, as receipts name it.
         left_ms: time until its deadline, measured on the bootstrap's clock.
+        beside: the task in whose slot it runs; empty when it has its own.
     """
 
     signed: SignedOrder
@@ -100,6 +104,7 @@ class Admitted(Generic[C]):
     service: str
     deployment: C
     left_ms: int
+    beside: str = ""
 
 
 class SeenOrders:
@@ -144,6 +149,14 @@ class SeenOrders:
 
 
 @dataclass(slots=True)
+class Held(Generic[C]):
+    """A slot that a task holds, and how many orders run beside it."""
+
+    deployment: C
+    beside: int = 0
+
+
+@dataclass(slots=True)
 class AdmissionState(Generic[C]):
     """What the decision depends on besides the order and the request.
 
@@ -154,6 +167,8 @@ class AdmissionState(Generic[C]):
         slots: attempts this node runs at once, all workspaces together.
         draining: the node is stopping.
         closed: why the owner lends nothing now, empty while he does.
+        held: tasks, by service, that hold a slot with a question that is repeated: on which deployment, and how many
+            orders run beside it.
     """
 
     node: Address
@@ -168,6 +183,7 @@ class AdmissionState(Generic[C]):
     closed: str = ""
     seen: SeenOrders = field(default_factory=SeenOrders)
     clock_offset_ms: dict[Address, int] = field(default_factory=dict)
+    held: dict[tuple[str, str], Held[C]] = field(default_factory=dict)
 
 
 def parse_target(target: str) -> tuple[str, int, str] | None:
@@ -245,12 +261,15 @@ def judge(order_text: str | None, asked: Asked, state: AdmissionState[C], now_ms
         return Refusal(
             Reason.BODY_TOO_LARGE, f"the body has {asked.content_length} bytes, this node takes {state.max_body_bytes}"
         )
+    if state.seen.is_full:
+        return Refusal(Reason.NO_FREE_SLOT, "this node remembers as many open orders as it can")
+    held = state.held.get((service, asked.beside)) if asked.beside else None
+    if held is not None and held.deployment is deployment and held.beside < MAX_BESIDE:
+        return Admitted(signed, order_hash, service, deployment, left_ms, asked.beside)
     if deployment.running >= deployment.concurrency:
         return Refusal(Reason.NO_FREE_SLOT, f"workspace {order.workspace} runs {deployment.running} tasks, its most")
     if state.running >= state.slots:
         return Refusal(Reason.NO_FREE_SLOT, f"this node runs {state.running} tasks, its most")
-    if state.seen.is_full:
-        return Refusal(Reason.NO_FREE_SLOT, "this node remembers as many open orders as it can")
     return Admitted(signed, order_hash, service, deployment, left_ms)
 
 

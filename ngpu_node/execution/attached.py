@@ -45,7 +45,8 @@ async def run_attached(attempts: Attempts, attempt: Attempt, exchange: Exchange)
             try:
                 await source.prepare()
                 if until is not None:
-                    trailers = await relay_until(attempt, fields, source, sink, until)
+                    with attempts.admitting_beside(attempt):
+                        trailers = await relay_until(attempt, fields, source, sink, until)
                 else:
                     trailers = await relay(attempt, fields, source, sink, switch=switch if wants else None)
                 await source.drain()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import trio
 
 from ngpu_node.deployments import Deployment
-from ngpu_node.execution.admission import Admitted
+from ngpu_node.execution.admission import Admitted, Held
 from ngpu_node.execution.meter import Holding, Reading
 from ngpu_node.upstreams import Upstream
 from ngpu_protocol.identity import Address
@@ -44,6 +44,7 @@ class Attempt:
     """The state of one attempt.
 
     Attributes:
+        beside: the slot it runs in, where that is another task's.
         key: (service, task id, attempt number), how it is asked for.
         scope: cancelling it ends the work on the workspace; its deadline is the order's.
         stop_outcome: why the scope was cancelled, where that was not the deadline.
@@ -53,6 +54,7 @@ class Attempt:
 
     __slots__ = (
         "admitted",
+        "beside",
         "deployment",
         "detail",
         "holding",
@@ -72,6 +74,7 @@ class Attempt:
         """Begin at *now_ms* by the wall clock, *now_s* on trio's clock."""
         order = admitted.signed.order
         self.admitted = admitted
+        self.beside: Held[Deployment] | None = None
         self.deployment = admitted.deployment
         self.upstream = upstream
         self.holding = holding

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import structlog
@@ -19,7 +20,7 @@ import trio
 
 from ngpu_node.changes import Changes
 from ngpu_node.deployments import Deployment
-from ngpu_node.execution.admission import AdmissionState, Admitted, take
+from ngpu_node.execution.admission import AdmissionState, Admitted, Held, take
 from ngpu_node.execution.attempt import Attempt, Key
 from ngpu_node.execution.meter import BusySource, GpuMeter
 from ngpu_node.execution.passthrough import Ended, Sink, own_answer
@@ -123,6 +124,9 @@ class Attempts:
         holding = self._meter.start(deployment.gpus, self.clocks.monotonic_ns(), deployment)
         attempt = Attempt(admitted, upstream, holding, now_ms=self.clocks.wall_ms(), now_s=trio.current_time())
         self.running[attempt.key] = attempt
+        attempt.beside = self.state.held.get((admitted.service, admitted.beside)) if admitted.beside else None
+        if attempt.beside is not None:
+            attempt.beside.beside += 1
         deployment.began()
         upstream.running += 1
         self.state.running += 1
@@ -130,6 +134,18 @@ class Attempts:
             self._changes.announce()
         self._metrics.running += 1
         return attempt
+
+    @contextmanager
+    def admitting_beside(self, attempt: Attempt) -> Iterator[None]:
+        """Let orders about the task of *attempt* run beside it meanwhile, in its slot."""
+        key = attempt.key[:2]
+        held = Held(attempt.deployment)
+        self.state.held[key] = held
+        try:
+            yield
+        finally:
+            if self.state.held.get(key) is held:
+                del self.state.held[key]
 
     async def settle(self, attempt: Attempt, outcome: Outcome, answer: SpooledAnswer | None = None) -> Written:
         """Free what the attempt held, write its receipt and return it. Once for each attempt.
@@ -144,6 +160,8 @@ class Attempts:
         await self._meter.look_before_stop(attempt.holding)
         reading = self._meter.stop(attempt.holding, self.clocks.monotonic_ns())
         attempt.deployment.ended()
+        if attempt.beside is not None:
+            attempt.beside.beside -= 1
         attempt.upstream.running -= 1
         self.state.running -= 1
         if self.state.running == self.state.slots - 1:

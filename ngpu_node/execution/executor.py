@@ -13,6 +13,7 @@ An order is judged here, by `admission`; one that is admitted runs in `attached`
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import structlog
@@ -27,8 +28,9 @@ from ngpu_node.execution.detached import DetachedAttempts
 from ngpu_node.execution.spool import Spool
 from ngpu_node.metrics import NodeMetrics
 from ngpu_node.output_files import FILES, OutputFiles
-from ngpu_protocol.http1 import Exchange
+from ngpu_protocol.http1 import Exchange, header
 from ngpu_protocol.identity import Address
+from ngpu_protocol.job_answers import BESIDE_HEADER
 from ngpu_protocol.orders import ORDER_HEADER
 from ngpu_protocol.receipts import Outcome
 from ngpu_protocol.wire_errors import REFUSED_HEADER, Reason, refusal_body
@@ -42,6 +44,7 @@ ATTEMPTS = "/ngpu/v1/attempts/"
 
 _LOGS = re.compile(r"/ngpu/v1/workspaces/([1-9][0-9]{0,18})/logs")
 _ORDER = ORDER_HEADER.lower().encode()
+_BESIDE = BESIDE_HEADER.lower().encode()
 _REFUSED = REFUSED_HEADER.encode()
 _JSON = (b"content-type", b"application/json")
 
@@ -100,6 +103,11 @@ class Executor:
         asked = Asked(request.method, workspace, port, target, length, Address(exchange.remote.peer))
         text = orders[0].decode("latin-1") if len(orders) == 1 else None
         verdict = judge(text, asked, self._state, self._attempts.clocks.wall_ms())
+        if isinstance(verdict, Refusal) and verdict.reason is Reason.NO_FREE_SLOT:
+            beside = header(request.headers, _BESIDE)
+            if beside:
+                asked = dataclasses.replace(asked, beside=beside.decode("latin-1"))
+                verdict = judge(text, asked, self._state, self._attempts.clocks.wall_ms())
         if not isinstance(verdict, Admitted):
             await self._refuse(exchange, verdict)
             return

@@ -111,7 +111,8 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
 
             async def add(net: Network, _: Any) -> None:
                 for name, urls in at.items():
-                    spec = {"name": name, "service": f"vendor/{name}", "ports": [8000], "apis": []}
+                    # one slot: a job holds it, and questions about it need none
+                    spec = {"name": name, "service": f"vendor/{name}", "ports": [8000], "apis": [], "concurrency": 1}
                     workspace, made[name] = await add_workspace(net.bootstrap, spec)
                     for node, url in zip(net.nodes, urls, strict=True):
                         await register(node, name, url)

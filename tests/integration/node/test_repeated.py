@@ -12,9 +12,10 @@ from trio.testing import trio_test
 
 from ngpu_protocol.acknowledgements import VerdictKind
 from ngpu_protocol.http1 import Exchange, Headers
-from ngpu_protocol.job_answers import MAX_ANSWER_BYTES, PollUntil, Signs
+from ngpu_protocol.job_answers import MAX_ANSWER_BYTES, MAX_BESIDE, PollUntil, Signs
 from ngpu_protocol.receipts import Outcome
 from tests.integration.node.rig import Answer, a_rig, eventually
+from tests.unit.node.builders import task_id
 
 SIGNS = Signs.model_validate({"state": ["/state"], "done": ["done"], "failed": ["failed"]})
 
@@ -134,6 +135,48 @@ async def test_an_answer_too_long_to_hold_a_state_passes_through(tmp_path: Path)
     async with a_rig(tmp_path, jobs) as rig:
         answer = await rig.ask("GET", "/status", b"", until())
         assert judged(answer).response_bytes == len(answer.body) == len(jobs.answers[0])
+
+
+@trio_test
+async def test_questions_about_a_job_run_beside_the_one_that_is_held_and_a_bound_of_them(tmp_path: Path) -> None:
+    free = trio.Event()
+
+    async def workspace(exchange: Exchange) -> None:
+        if exchange.request.target == "/slow":
+            await free.wait()
+        await exchange.respond_json(200, {"state": "done" if free.is_set() else "running"})
+
+    async with a_rig(tmp_path, workspace, concurrency=1) as rig:
+        job, statuses = task_id(900_001), []
+
+        async def held() -> None:
+            statuses.append((await rig.ask("GET", "/status", b"", until(), task_id=job)).status)
+
+        async def beside(target: str, of: str = job) -> int:
+            answer = await rig.ask("GET", target, b"", [(b"ngpu-beside", of.encode())])
+            if answer.status == 200:
+                assert judged(answer).outcome == Outcome.COMPLETE
+            return answer.status
+
+        async def slow() -> None:
+            statuses.append(await beside("/slow"))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(held)
+            await eventually(lambda: len(rig.attempts.running) == 1)
+            assert (await rig.ask("GET", "/x")).status == 429, "the job has the only slot"
+            assert await beside("/x") == 200
+            assert await beside("/x", task_id(900_002)) == 429, "of no task that holds one"
+            assert await beside("/x", "") == 429
+            for _ in range(MAX_BESIDE):
+                nursery.start_soon(slow)
+            await eventually(lambda: len(rig.attempts.running) == 1 + MAX_BESIDE)
+            assert await beside("/x") == 429, "no more than a few at once"
+            free.set()
+        assert statuses == [200] * (MAX_BESIDE + 1)
+        assert rig.deployment.running == 0
+        assert not rig.attempts.state.held
+        assert (await rig.ask("GET", "/x")).status == 200
 
 
 @trio_test

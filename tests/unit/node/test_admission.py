@@ -16,6 +16,7 @@ from ngpu_node.execution.admission import (
     AdmissionState,
     Admitted,
     Asked,
+    Held,
     Refusal,
     SeenOrders,
     judge,
@@ -23,6 +24,7 @@ from ngpu_node.execution.admission import (
     take,
 )
 from ngpu_node.trust import Trust, TrustedBootstrap
+from ngpu_protocol.job_answers import MAX_BESIDE
 from ngpu_protocol.orders import SignedOrder, sign_order
 from ngpu_protocol.wire_errors import Reason
 from tests.unit.node.builders import (
@@ -98,6 +100,26 @@ def reason_of(
 
 def with_place(**changes: Any) -> AdmissionState[Place]:
     return a_state(deployments=Places({("acme", "7"): {1: Place(**changes)}}))
+
+
+@pytest.mark.parametrize("full", ["deployment", "node"])
+def test_an_order_about_a_task_that_holds_a_slot_needs_none_of_its_own(full: str) -> None:
+    place = Place(running=4 if full == "deployment" else 1)
+    state = a_state(deployments=Places({("acme", "7"): {1: place}}), running=8 if full == "node" else 4)
+    order = signed_order()
+    assert reason_of(order, state=state) is Reason.NO_FREE_SLOT
+    assert reason_of(order, request=asked(beside="t"), state=state) is Reason.NO_FREE_SLOT, "nothing is held"
+    state.held["acme", "t"] = Held(place)
+    admitted = judge(order.encode(), asked(beside="t"), state, NOW_MS)
+    assert isinstance(admitted, Admitted)
+    assert admitted.beside == "t"
+    assert reason_of(order, request=asked(beside="u"), state=state) is Reason.NO_FREE_SLOT
+    state.held["acme", "t"].beside = MAX_BESIDE
+    assert reason_of(order, request=asked(beside="t"), state=state) is Reason.NO_FREE_SLOT
+    state.held["acme", "t"] = Held(Place())
+    assert reason_of(order, request=asked(beside="t"), state=state) is Reason.NO_FREE_SLOT, "another deployment's"
+    state.held["acme", "t"], state.draining = Held(place), True
+    assert reason_of(order, request=asked(beside="t"), state=state) is Reason.DRAINING, "all else is judged as ever"
 
 
 def test_a_good_order_is_admitted_with_what_running_it_needs() -> None:
