@@ -268,7 +268,7 @@ class Profile(Declared):
             model the body names, among what the credential may use. `bound`: the one the operator named for this
             profile (`[profiles.bind]`).
         credentials: places looked at in this order; the first that holds something counts, all are emptied. Our own
-            header `Ngpu-Token` is always taken, and counts before them.
+            header `Ngpu-Token` is always taken, and counts before them. `Authorization` where none is given.
         listen: a listener of its own that the profile is meant for, HOST:PORT, used where the operator turns it on.
         settings: names in `[profiles.settings.<name>]` that the operator may set, with their defaults: what a
             declaration leaves to the operator. Used as `"$name"` where a number or text is expected.
@@ -278,7 +278,7 @@ class Profile(Declared):
     summary: Annotated[str, Field(max_length=500)] = ""
     dialect: Dialect = Dialect.NGPU
     workspace: Literal["token", "model", "bound"] = "token"
-    credentials: tuple[Credential, ...] = ()
+    credentials: tuple[Credential, ...] = (Credential.model_validate({"in": "header", "name": "authorization"}),)
     listen: str = ""
     log: Literal["", "http_request"] = ""
     settings: dict[str, int | float | str | bool] = Field(default_factory=dict)

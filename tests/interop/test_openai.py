@@ -6,6 +6,7 @@ import base64
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -67,6 +68,21 @@ class _Asked:
         shared.run(look)
         self.client = openai.OpenAI(base_url=f"{self.origin}/v1", api_key=self.token, max_retries=0, timeout=30)
 
+    def forget(self) -> None:
+        """Have the model server remember nothing of what came before."""
+
+        async def nothing(net: Network, workspace: Workspace) -> None:
+            pass
+
+        self.shared.run(nothing)
+
+    def wait_until_the_server_saw_it(self, within_s: float = 20.0) -> None:
+        """Return once the model server noticed that a client of a stream of its own has left."""
+        until_s = time.monotonic() + within_s
+        while not self.shared.workspace.left.is_set():
+            assert time.monotonic() < until_s, "the server never saw its client leave"
+            time.sleep(0.02)
+
     def outcome(self, task_id: str) -> str:
         """Return the outcome in the verified receipt of a task."""
         found: list[str] = []
@@ -102,9 +118,11 @@ def test_python_chats_with_a_true_model(asked: _Asked) -> None:
 
 
 def test_python_leaves_a_stream_and_the_receipt_says_so(asked: _Asked) -> None:
+    asked.forget()
     stream = asked.client.chat.completions.create(model="slow-stream", messages=MESSAGES, stream=True)
     assert next(iter(stream)).choices[0].delta.content == "word0 "
     stream.close()
+    asked.wait_until_the_server_saw_it()
     assert asked.outcome(stream.response.headers["ngpu-task-id"]) == "client_gone"
 
 
@@ -168,14 +186,20 @@ def test_python_is_told_when_the_server_is_gone(asked: _Asked) -> None:
 @pytest.mark.needs_node
 def test_javascript_does_all_of_it_too(asked: _Asked) -> None:
     install(FOLDER)
+    asked.forget()
     given = {"baseURL": f"{asked.origin}/v1", "apiKey": asked.token, "picture": base64.b64encode(PICTURE).decode()}
     said = json.loads(run(FOLDER, "clients.mjs", json.dumps(given), timeout_s=60))
     assert said["chat"].endswith("today?")
     assert said["stream"] == "word0 word1 word2 word3 word4 "
-    assert asked.outcome(said["cancelled"]) == "client_gone"
+    asked.wait_until_the_server_saw_it()
+    assert {asked.outcome(said[one]) for one in ("cancelled", "aborted")} == {"client_gone"}
     assert len(said["images"]) == 2
     assert all(url.startswith(f"{asked.origin}/v1/files/") for url in [*said["images"], said["edit"]])
+    assert base64.b64decode(said["picture"]) == PICTURE
     assert set(said["models"]) >= set(MODELS)
+    assert (said["model"], said["completion"], said["transcription"]) == (PROJECT, " there", "said")
+    assert said["speech"] == ["audio/mpeg", 1003]
+    assert said["stranger"] == {"name": "AuthenticationError", "status": 401, "code": "invalid_api_key"}
     assert said["embedding"] == [0.5, -0.25]
     assert said["unknown"] == {"name": "NotFoundError", "status": 404, "code": "model_not_found"}
     assert said["broken"]["name"] == "APIError"

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +14,10 @@ import httpx
 import pytest
 import trio
 
+from ngpu_bootstrap.profiles.links import Link, link_url
+from ngpu_daemon.keystore import open_keystore
 from ngpu_protocol.http1 import HttpError
+from ngpu_protocol.identity import Account, Address
 from tests.integration.profiles.model_server import MODELS, PICTURE, ModelServer
 from tests.integration.profiles.rig import PROJECT, listed, receipt_of, register
 from tests.integration.whole_path.rig import Answered, Network, SharedNetwork, add_workspace
@@ -219,6 +225,65 @@ def test_a_file_in_an_answer_becomes_a_link_that_expires_and_fetches_that_file_a
         escaped = await net.call("GET", target, token=None)
         assert (escaped.status, escaped.document["reason"]) == (404, "file_unknown")
         (server.photos / "v1xxidnrc9ol7m80.png").unlink()
+
+    shared.run(part)
+
+
+def test_a_link_opens_one_file_of_one_node_until_it_expires_whatever_is_tried(shared: SharedNetwork) -> None:
+    async def part(net: Network, workspace: Workspace) -> None:
+        server = seen_of(workspace)
+        account = open_keystore(net.bootstrap.folder / "data" / "keystore.json", "pw")
+        first, second = (Address(node.where["node"]) for node in net.nodes)
+        now_s = int(time.time())
+
+        def target(path: str, node: Address = first, expires_s: int = now_s + 60, signer: Account = account) -> str:
+            link = Link("", node, path, expires_s)
+            return link_url("", link, signer.sign(link.digest("local")))
+
+        async def reason(url: str, method: str = "GET") -> tuple[int, str]:
+            answer = await net.call(method, url, token=None)
+            return answer.status, "" if answer.status == 200 else answer.document["reason"]
+
+        picture = server.photos / "one.png"
+        picture.write_bytes(PICTURE)
+        good = target(str(picture))
+        assert await reason(good) == (200, "")
+        # not theirs to make, no more, or for another node
+        assert await reason(target(str(picture), expires_s=now_s - 1)) == (410, "link_expired")
+        assert await reason(target(str(picture), signer=Account.from_key(bytes(range(1, 33))))) == (403, "link_bad")
+        assert await reason(good.replace(first, second)) == (403, "link_bad")
+        assert await reason(good, "POST") == (405, "method_not_allowed")
+        for end in ("0", "00000000000000", "-1", "1e9", "", "9999999999999999999999"):
+            assert await reason(re.sub("Expires=[0-9]+", f"Expires={end}", good)) == (403, "link_bad"), end
+        for signature in ("", "A" * 86, "%00", "*", "A" * 5000):
+            assert await reason(re.sub("Signature=.*", f"Signature={signature}", good)) == (403, "link_bad"), signature
+        assert (await reason(f"{good}&{good.partition('?')[2]}"))[0] == 400
+        # a model that names what it likes is signed for, and the node has nothing of it to give
+        folder = server.photos
+        os.mkfifo(folder / "pipe.png")
+        (folder / "folder.png").mkdir()
+        (folder / "up").symlink_to(folder.parent)
+        (folder / "passwd.png").symlink_to("/etc/passwd")
+        for path in (
+            "/etc/passwd",
+            "/proc/self/environ",
+            str(folder.parent / "secret.txt"),
+            f"{folder}/../secret.txt",
+            f"{folder}/up/secret.txt",
+            f"{folder}/passwd.png",
+            f"{folder}/pipe.png",
+            f"{folder}/folder.png",
+            f"{folder}/",
+            str(folder),
+            f"{folder}x/one.png",
+            f"{folder}/one.png\0.txt",
+            f"{folder}/" + "a" * 3000,
+        ):
+            assert (await reason(target(path)))[0] in (400, 404), path
+        assert await reason(good) == (200, "")
+        for name in ("pipe.png", "up", "passwd.png"):
+            (folder / name).unlink()
+        (folder / "folder.png").rmdir()
 
     shared.run(part)
 

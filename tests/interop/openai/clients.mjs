@@ -20,10 +20,29 @@ const { data: long, response } = await client.chat.completions
 said.cancelled = response.headers.get("ngpu-task-id");
 for await (const _ of long) break;
 
+// and by the signal that applications use
+const leaving = new AbortController();
+const aborted = await client.chat.completions
+  .create({ model: "slow-stream", messages, stream: true }, { signal: leaving.signal })
+  .withResponse();
+said.aborted = aborted.response.headers.get("ngpu-task-id");
+try {
+  for await (const _ of aborted.data) leaving.abort();
+} catch (error) {
+  said.abortedWith = error.constructor.name; // some versions end the loop instead
+}
+
 said.images = (await client.images.generate({ model: "SuperImage", prompt: "an otter", n: 2 })).data.map((one) => one.url);
 const image = await toFile(Buffer.from(picture, "base64"), "otter.png", { type: "image/png" });
 said.edit = (await client.images.edit({ model: "SuperEdit", image, prompt: "a beret" })).data[0].url;
+said.picture = Buffer.from(await (await fetch(said.edit)).arrayBuffer()).toString("base64");
 said.models = (await client.models.list()).data.map((one) => one.id);
+said.model = (await client.models.retrieve("Llama3-8B")).owned_by;
+said.completion = (await client.completions.create({ model: "Llama3-8B", prompt: "Hello" })).choices[0].text;
+const speech = await client.audio.speech.create({ model: "speaker", input: "a", voice: "alloy" });
+said.speech = [speech.headers.get("content-type"), (await speech.arrayBuffer()).byteLength];
+const recording = await toFile(Buffer.concat([Buffer.from("RIFF"), Buffer.alloc(300_000)]), "a.wav");
+said.transcription = (await client.audio.transcriptions.create({ model: "speaker", file: recording })).text;
 said.embedding = (
   await client.embeddings.create({ model: "embedder", input: "a", encoding_format: "float" })
 ).data[0].embedding;
@@ -37,6 +56,8 @@ const failed = async (call) => {
     return { name: error.constructor.name, status: error.status ?? null, code: error.code ?? null };
   }
 };
+const stranger = new OpenAI({ baseURL, apiKey: "sk-wrong", maxRetries: 0 });
+said.stranger = await failed(stranger.models.retrieve("Llama3-8B"));
 said.unknown = await failed(client.chat.completions.create({ model: "gpt-9", messages }));
 said.broken = await failed(client.chat.completions.create({ model: "broken-stream", messages, stream: true }));
 said.event = await failed(client.chat.completions.create({ model: "error-event", messages, stream: true }));
