@@ -1,4 +1,5 @@
-"""A contract on an EVM agrees with what peers sign: receipts, statements, and that a receipt is in a statement."""
+"""A contract on an EVM agrees with what peers sign: each record there is, that a receipt is in a statement, that it was
+acknowledged by one who may, and by which price list it is paid."""
 
 from __future__ import annotations
 
@@ -11,21 +12,40 @@ from typing import Any
 
 import pytest
 
-from ngpu_protocol.acknowledgements import VerdictKind
+from ngpu_protocol.acknowledgements import ACKNOWLEDGEMENT_TYPE, VerdictKind
 from ngpu_protocol.identity import Account, keccak
 from ngpu_protocol.merkle import inclusion_path, leaf_hash
 from ngpu_protocol.networks import network_named
+from ngpu_protocol.node_bindings import NODE_BINDING_TYPE
+from ngpu_protocol.observations import OBSERVATION_TYPE
+from ngpu_protocol.orders import ORDER_TYPE
+from ngpu_protocol.prices import PRICE_LIST_TYPE
 from ngpu_protocol.receipts import RECEIPT_TYPE, TaskReceipt, sign_receipt
+from ngpu_protocol.stand_ins import STAND_IN_TYPE
 from ngpu_protocol.statements import STATEMENT_TYPE, Statement, StatementLine, draw_up, line_of, sign_statement
 from tests.interop import npm
-from tests.vectors.generate import AT_MS, BOOTSTRAP, FIRST, NODE, RECEIPTS
+from tests.support.signed_types import signed_types
+from tests.vectors.generate import (
+    AT_MS,
+    BINDING,
+    BOOTSTRAP,
+    FIRST,
+    NODE,
+    OBSERVATION,
+    ORDER,
+    PRICE_LIST,
+    RECEIPTS,
+    SIBLING,
+    STAND_IN,
+    VERIFIED,
+)
 
 FOLDER = Path(__file__).parent / "evm"
 CHAIN_ID = network_named("local").chain_id
 STRANGER = Account.from_key(keccak(b"stranger"))
 SIZES = (1, 2, 3, 7, 8)
 # the order of the curve: s and its twin (n - s) both verify in plain ECDSA
-ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
+CURVE_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 
 pytestmark = pytest.mark.needs_node
 
@@ -84,7 +104,7 @@ def a_proof(size: int, index: int) -> Proof:
 def twin(signature: bytes) -> bytes:
     """The other signature that plain ECDSA takes for the same: it must not be a second proof."""
     s = int.from_bytes(signature[32:64], "big")
-    return signature[:32] + (ORDER - s).to_bytes(32, "big") + bytes([55 - signature[64]])
+    return signature[:32] + (CURVE_ORDER - s).to_bytes(32, "big") + bytes([55 - signature[64]])
 
 
 FORGERIES: dict[str, tuple[Callable[[Proof], Proof], str]] = {
@@ -128,6 +148,104 @@ FORGERIES: dict[str, tuple[Callable[[Proof], Proof], str]] = {
 }  # fmt: skip
 
 
+def signed(signed_type: Any, record: Any, account: Account, chain_id: int = CHAIN_ID) -> list[Any]:
+    """A record and its signature, as the contract takes them."""
+    return [_fields(signed_type, record), _hex(account.sign(record.digest(chain_id)))]
+
+
+NO_STAND_IN = [{"bootstrap": "0x" + "00" * 20, "sibling": "0x" + "00" * 20, "atMs": 0}, "0x"]
+RECEIPT = signed(RECEIPT_TYPE, FIRST, NODE)
+BY_SIBLING = replace(VERIFIED, bootstrap=SIBLING.address)
+LIST = PRICE_LIST.price_list
+LATER = replace(LIST, session=keccak(b"a later session"), per_second="A100-80G=0.05\nRTX4090=0.012")
+
+RECORDS: dict[str, tuple[Any, Any, Account]] = {
+    "orderHash": (ORDER_TYPE, ORDER, BOOTSTRAP),
+    "receiptHash": (RECEIPT_TYPE, FIRST, NODE),
+    "acknowledgementHash": (ACKNOWLEDGEMENT_TYPE, VERIFIED, BOOTSTRAP),
+    "standInHash": (STAND_IN_TYPE, STAND_IN.stand_in, BOOTSTRAP),
+    "priceListHash": (PRICE_LIST_TYPE, LIST, NODE),
+    "observationHash": (OBSERVATION_TYPE, OBSERVATION.observation, BOOTSTRAP),
+    "nodeBindingHash": (NODE_BINDING_TYPE, BINDING, NODE),
+    "statementHash": (STATEMENT_TYPE, a_proof(3, 1).statement, BOOTSTRAP),
+}
+
+# what a contract is asked about receipts, and its answer: a value, or why it reverts
+ASKED: dict[str, tuple[str, list[Any], dict[str, str]]] = {
+    "acknowledged by the one that ordered": (
+        "acknowledged",
+        [*RECEIPT, *signed(ACKNOWLEDGEMENT_TYPE, VERIFIED, BOOTSTRAP), *NO_STAND_IN],
+        {"value": "verified"},
+    ),
+    "acknowledged by a sibling with its word": (
+        "acknowledged",
+        [
+            *RECEIPT,
+            *signed(ACKNOWLEDGEMENT_TYPE, BY_SIBLING, SIBLING),
+            *signed(STAND_IN_TYPE, STAND_IN.stand_in, BOOTSTRAP),
+        ],
+        {"value": "verified"},
+    ),
+    "acknowledged by a stranger": (
+        "acknowledged",
+        [*RECEIPT, *signed(ACKNOWLEDGEMENT_TYPE, BY_SIBLING, SIBLING), *NO_STAND_IN],
+        {"reverted": "no stand-in"},
+    ),
+    "a stranger's word for himself": (
+        "acknowledged",
+        [
+            *RECEIPT,
+            *signed(ACKNOWLEDGEMENT_TYPE, BY_SIBLING, SIBLING),
+            *signed(STAND_IN_TYPE, STAND_IN.stand_in, SIBLING),
+        ],
+        {"reverted": "stand-in signer"},
+    ),
+    "an acknowledgement the bootstrap did not sign": (
+        "acknowledged",
+        [*RECEIPT, *signed(ACKNOWLEDGEMENT_TYPE, VERIFIED, STRANGER), *NO_STAND_IN],
+        {"reverted": "acknowledgement signer"},
+    ),
+    "an acknowledgement of another receipt": (
+        "acknowledged",
+        [
+            *RECEIPT,
+            *signed(ACKNOWLEDGEMENT_TYPE, replace(VERIFIED, receipt_hash=bytes(32)), BOOTSTRAP),
+            *NO_STAND_IN,
+        ],
+        {"reverted": "another receipt"},
+    ),
+    "priced by the list of its session": (
+        "pricedBy",
+        [RECEIPT[0], *signed(ORDER_TYPE, ORDER, BOOTSTRAP), *signed(PRICE_LIST_TYPE, LIST, NODE)],
+        {"value": LIST.per_second},
+    ),
+    "priced by a list published later": (
+        "pricedBy",
+        [RECEIPT[0], *signed(ORDER_TYPE, ORDER, BOOTSTRAP), *signed(PRICE_LIST_TYPE, LATER, NODE)],
+        {"reverted": "list of another session"},
+    ),
+    "priced by a list and an order of that session": (
+        "pricedBy",
+        [
+            RECEIPT[0],
+            *signed(ORDER_TYPE, replace(ORDER, session=LATER.session), BOOTSTRAP),
+            *signed(PRICE_LIST_TYPE, LATER, NODE),
+        ],
+        {"reverted": "another order"},
+    ),
+    "priced by a list the bootstrap made up": (
+        "pricedBy",
+        [RECEIPT[0], *signed(ORDER_TYPE, ORDER, BOOTSTRAP), *signed(PRICE_LIST_TYPE, LIST, BOOTSTRAP)],
+        {"reverted": "list signer"},
+    ),
+    "priced by an order the bootstrap did not sign": (
+        "pricedBy",
+        [RECEIPT[0], *signed(ORDER_TYPE, ORDER, NODE), *signed(PRICE_LIST_TYPE, LIST, NODE)],
+        {"reverted": "order signer"},
+    ),
+}
+
+
 @pytest.fixture(scope="module")
 def results() -> dict[str, dict[str, Any]]:
     """What the contract says to every call of this file, by the call's name: one compilation for all."""
@@ -140,6 +258,12 @@ def results() -> dict[str, dict[str, Any]]:
             calls[f"proof {index} of {size}"] = ("provenBilledMs", a_proof(size, index).arguments())
     for name, (forge, _) in FORGERIES.items():
         calls[f"forged: {name}"] = ("provenBilledMs", forge(a_proof(7, 3)).arguments())
+    for method, (signed_type, record, account) in RECORDS.items():
+        calls[method] = (method, [_fields(signed_type, record)])
+        digest = _hex(record.digest(CHAIN_ID))
+        calls[f"signer of {method}"] = ("signer", [digest, _hex(account.sign(record.digest(CHAIN_ID)))])
+    for name, (method, arguments, _) in ASKED.items():
+        calls[name] = (method, arguments)
     request = {
         "chainId": CHAIN_ID,
         "calls": [{"method": method, "arguments": arguments} for method, arguments in calls.values()],
@@ -162,6 +286,28 @@ def test_a_contract_finds_every_receipt_in_its_statement(results: dict[str, dict
 @pytest.mark.parametrize("name", list(FORGERIES))
 def test_a_contract_refuses(results: dict[str, dict[str, Any]], name: str) -> None:
     assert results[f"forged: {name}"] == {"reverted": FORGERIES[name][1]}
+
+
+@pytest.mark.parametrize("method", list(RECORDS))
+def test_a_contract_hashes_each_signed_record_as_we_do_and_finds_its_signer(
+    results: dict[str, dict[str, Any]], method: str
+) -> None:
+    _, record, account = RECORDS[method]
+    assert results[method]["value"] == _hex(record.digest(CHAIN_ID))
+    assert results[f"signer of {method}"]["value"] == account.address
+
+
+def test_no_signed_record_is_left_out() -> None:
+    solidity = (FOLDER / "NgpuVerifier.sol").read_text()
+    checked = {signed_type.text for signed_type, _, _ in RECORDS.values()}
+    assert checked == signed_types()
+    assert all(f'"{text}"' in solidity for text in checked)
+
+
+@pytest.mark.parametrize("name", list(ASKED))
+def test_a_contract_says_who_acknowledged_and_what_prices_hold(results: dict[str, dict[str, Any]], name: str) -> None:
+    answer = {key: value for key, value in results[name].items() if key != "gas"}
+    assert answer == ASKED[name][2]
 
 
 def test_lock_pins_every_package_and_names_no_registry() -> None:

@@ -30,7 +30,7 @@ from ngpu_protocol.receipts import Outcome
 from ngpu_protocol.workspaces import WorkspaceSpec
 from tests.integration.node.rig import echo, eventually
 from tests.integration.node.scripted_bootstrap import RunningNode, ScriptedBootstrap, a_bootstrap, a_node, settings
-from tests.unit.node.builders import NODE, SIBLING, STRANGER
+from tests.unit.node.builders import CHAIN_ID, NODE, SIBLING, STRANGER
 
 SPEC = WorkspaceSpec(id="7", name="chat", service="Demo/Small-7B", ports=[8080], concurrency=64)
 
@@ -144,17 +144,23 @@ async def test_unacknowledged_receipts_are_offered_after_a_reconnect_and_after_a
         assert second.receipt is not None
         await bootstrap.acknowledge(second.receipt)
         await trio.sleep(0.2)
+        link = second.receipt.link(CHAIN_ID)
+        bootstrap.head = head = Head(link.sequence, link.hash)  # the highest it knows
         await bootstrap.host.disconnect(NODE.peer_id)
         await eventually(lambda: bool(bootstrap.offers), timeout_s=10)
         assert [receipt for _, receipt in bootstrap.offers] == [first.receipt]
-    async with a_bootstrap() as bootstrap, a_node(settings(tmp_path, bootstrap)):
-        await eventually(lambda: bool(bootstrap.offers), timeout_s=10)
-        assert [receipt for _, receipt in bootstrap.offers] == [first.receipt]
+    async with a_bootstrap() as bootstrap:
+        bootstrap.head = head
+        async with a_node(settings(tmp_path, bootstrap)):
+            await eventually(lambda: bool(bootstrap.offers), timeout_s=10)
+            assert [receipt for _, receipt in bootstrap.offers] == [first.receipt]
     # that offer was acknowledged, so the next start has nothing to offer
-    async with a_bootstrap() as bootstrap, a_node(settings(tmp_path, bootstrap)):
-        await eventually(lambda: bool(bootstrap.heartbeats))
-        await trio.sleep(0.3)
-        assert bootstrap.offers == []
+    async with a_bootstrap() as bootstrap:
+        bootstrap.head = head
+        async with a_node(settings(tmp_path, bootstrap)):
+            await eventually(lambda: bool(bootstrap.heartbeats))
+            await trio.sleep(0.3)
+            assert bootstrap.offers == []
 
 
 @trio_test
@@ -218,6 +224,8 @@ async def test_a_sibling_may_acknowledge_and_sees_the_same_deployments(tmp_path:
         assert answer.receipt is not None
         await other.acknowledge(answer.receipt)
         await trio.sleep(0.3)
+        link = answer.receipt.link(CHAIN_ID)
+        one.head = Head(link.sequence, link.hash)  # they share a store
         await one.host.disconnect(NODE.peer_id)
         await eventually(lambda: len(one.hellos) == 2, timeout_s=10)
         await trio.sleep(0.3)
@@ -241,6 +249,23 @@ async def test_a_gap_is_filled_and_the_chain_continues_from_the_higher_head(tmp_
         answer = await bootstrap.ask(b"next")
         assert answer.receipt is not None
         assert (answer.receipt.receipt.sequence, answer.receipt.receipt.previous) == (91, b"\x90" * 32)
+
+
+@trio_test
+async def test_a_bootstrap_that_was_restored_gets_what_it_lacks_acknowledged_or_not(tmp_path: Path) -> None:
+    async with a_network(tmp_path) as (bootstrap, _):
+        receipts = []
+        for number in range(4):
+            answer = await bootstrap.ask(b"%d" % number)
+            assert answer.receipt is not None
+            await bootstrap.acknowledge(answer.receipt)
+            receipts.append(answer.receipt)
+        await trio.sleep(0.2)
+        link = receipts[1].link(CHAIN_ID)
+        bootstrap.head = Head(link.sequence, link.hash)  # its backup is of then
+        await bootstrap.host.disconnect(NODE.peer_id)
+        await eventually(lambda: len(bootstrap.offers) == 2, timeout_s=10)
+        assert [receipt for _, receipt in bootstrap.offers] == receipts[2:]
 
 
 @trio_test

@@ -11,21 +11,26 @@ from typing import Any
 import pytest
 from trio.testing import trio_test
 
+from ngpu_daemon.accounts import AccountError
 from ngpu_daemon.disputes import DisputeError, export, list_disputes, show_dispute
 from ngpu_daemon.keystore import Kdf, write_keystore
 from ngpu_node.config import NodeSettings
 from ngpu_node.disputes import open_evidence
+from ngpu_node.receipt_files import write_receipt
 from ngpu_protocol.acknowledgements import Acknowledgement, VerdictKind, sign_acknowledgement
-from ngpu_protocol.control import Ack
+from ngpu_protocol.control import Ack, Gap
 from ngpu_protocol.dispute_file import Finding, check_dispute_file, from_json
+from ngpu_protocol.gap_claims import ClaimedGap, sign_gap_claim
+from ngpu_protocol.identity import Account
 from ngpu_protocol.observations import Evidence, Observation, sign_observation
 from ngpu_protocol.prices import check_price_list
+from ngpu_protocol.receipt_file import ReceiptFile
 from ngpu_protocol.receipts import SignedReceipt
 from ngpu_protocol.verification import Observed
 from tests.integration.node.rig import echo, eventually
 from tests.integration.node.scripted_bootstrap import ScriptedBootstrap, a_bootstrap, a_node, settings, wall_ms
 from tests.integration.node.test_daemon import SPEC, a_workspace
-from tests.unit.node.builders import CHAIN_ID, NODE
+from tests.unit.node.builders import CHAIN_ID, NODE, STRANGER
 
 OTHER = b"\x44" * 32
 
@@ -136,3 +141,70 @@ async def test_a_price_list_is_signed_for_each_session_and_kept(tmp_path: Path) 
         async with a_node(settings(tmp_path, bootstrap)):
             await eventually(lambda: len(bootstrap.hellos) == 3)
             assert bootstrap.hellos[-1].prices == b"", "an owner who asks nothing says nothing"
+
+
+@trio_test
+async def test_what_a_bootstrap_claims_to_lack_is_kept_if_it_is_signed_and_of_this_chain(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir(mode=0o700)
+    write_keystore(data / "keystore.json", NODE, "pw", Kdf.LIGHT)
+
+    def claims() -> list[tuple[int, int]]:
+        with closing(sqlite3.connect(f"file:{data / 'ledger.db'}?mode=ro", uri=True)) as ledger:
+            return ledger.execute("SELECT from_sequence, to_sequence FROM gap_claims").fetchall()
+
+    async with a_bootstrap() as bootstrap:
+        chosen = settings(data, bootstrap)
+        async with a_node(chosen) as node, a_workspace(node, echo):
+            await bootstrap.wish(SPEC)
+            await bootstrap.until_ready()
+            receipts = []
+            for number in range(4):
+                receipt = (await bootstrap.ask(b"%d" % number)).receipt
+                assert receipt is not None
+                receipts.append(receipt)
+
+            async def claim(first: int, last: int, by: Account) -> None:
+                after = receipts[min(last, 3)]
+                signed = sign_gap_claim(
+                    ClaimedGap(first, last, wall_ms()),
+                    after.receipt.previous,
+                    node=NODE.address,
+                    account=by,
+                    chain_id=CHAIN_ID,
+                    now_ms=wall_ms(),
+                )
+                await bootstrap.say_on_receipts(Gap(first, last, signed.wire))
+
+            await claim(2, 3, STRANGER)  # another's word
+            await bootstrap.say_on_receipts(Gap(2, 3, b"\x80"))
+            await claim(2, 400, bootstrap.account)  # of receipts that there never were
+            await claim(2, 3, bootstrap.account)
+            await claim(2, 3, bootstrap.account)  # said again
+            await eventually(lambda: claims() == [(2, 3)])
+            # and what it asks for is given all the same
+            await eventually(lambda: {receipt.receipt.sequence for _, receipt in bootstrap.offers} >= {2, 3})
+
+    with open_evidence(chosen) as evidence:
+        (row,) = evidence.rows(None, 10)
+        assert (row.kind, row.sequence, row.expected) == ("withheld", 2, "receipts 2 to 3")
+        assert "2 of 2 are in this ledger" in row.actual
+        export(evidence, "2", tmp_path / "w.json", as_json=False)
+    assert check_dispute_file(from_json((tmp_path / "w.json").read_text()))[1] is Finding.STATED
+    capsys.readouterr()
+    write_receipt(chosen, "2", tmp_path / "r.json", as_json=True)
+    assert set(json.loads(capsys.readouterr().out)) == {"file", "receipt", "acknowledged"}
+    shown = ReceiptFile.from_json((tmp_path / "r.json").read_text())
+    assert shown.receipt.wire == receipts[1].wire
+    hash = receipts[1].receipt.digest(CHAIN_ID).hex()
+    task = shown.order.order.task_id
+    for number, name in enumerate((hash[:10], "0x" + hash, task, f"{task}/1")):
+        write_receipt(chosen, name, tmp_path / f"r{number}.json", as_json=False)
+        assert (tmp_path / f"r{number}.json").read_text() == (tmp_path / "r.json").read_text()
+    for name, problem in (("9", "no receipt here"), (f"{task}/2", "no receipt here"), ("%", "no receipt here")):
+        with pytest.raises(AccountError, match=problem):
+            write_receipt(chosen, name, tmp_path / "x.json", as_json=False)
+    with pytest.raises(DisputeError, match="File exists"):
+        write_receipt(chosen, "2", tmp_path / "r.json", as_json=False)

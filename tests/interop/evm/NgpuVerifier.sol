@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity ^0.8.24;
 
-/// Checks on a chain what NGPU peers sign: task receipts, statements, and that a receipt is in a statement.
+/// Checks on a chain what NGPU peers sign: every record of docs/protocol.md, and that a receipt is in a statement.
 ///
 /// The wire is docs/protocol.md, sections 4 and 10. Pure arithmetic over calldata: it stores nothing, pays nobody, and
 /// exists to show that a contract needs only a signed root and a proof.
@@ -42,6 +42,77 @@ contract NgpuVerifier {
         uint64 atMs;
     }
 
+    struct TaskOrder {
+        string taskId;
+        uint32 attempt;
+        address bootstrap;
+        address node;
+        bytes32 session;
+        string workspace;
+        uint32 revision;
+        uint16 port;
+        string method;
+        string target;
+        bool detach;
+        uint64 issuedAtMs;
+        uint64 deadlineMs;
+    }
+
+    struct Acknowledgement {
+        bytes32 receiptHash;
+        address node;
+        address bootstrap;
+        uint64 sequence;
+        string verdict;
+        string reason;
+        uint64 atMs;
+    }
+
+    struct StandIn {
+        address bootstrap;
+        address sibling;
+        uint64 atMs;
+    }
+
+    struct PriceList {
+        address node;
+        bytes32 session;
+        string currency;
+        string perSecond;
+    }
+
+    struct Observation {
+        bytes32 receiptHash;
+        address node;
+        address bootstrap;
+        string rule;
+        string expected;
+        string actual;
+        string seen;
+        uint64 atMs;
+    }
+
+    struct NodeBinding {
+        address node;
+        address wallet;
+        string orgName;
+        uint64 sequence;
+    }
+
+    bytes32 private constant ORDER_TYPE = keccak256(
+        "TaskOrder(string taskId,uint32 attempt,address bootstrap,address node,bytes32 session,string workspace,uint32 revision,uint16 port,string method,string target,bool detach,uint64 issuedAtMs,uint64 deadlineMs)"
+    );
+    bytes32 private constant ACKNOWLEDGEMENT_TYPE = keccak256(
+        "Acknowledgement(bytes32 receiptHash,address node,address bootstrap,uint64 sequence,string verdict,string reason,uint64 atMs)"
+    );
+    bytes32 private constant STAND_IN_TYPE = keccak256("StandIn(address bootstrap,address sibling,uint64 atMs)");
+    bytes32 private constant PRICE_LIST_TYPE =
+        keccak256("PriceList(address node,bytes32 session,string currency,string perSecond)");
+    bytes32 private constant OBSERVATION_TYPE = keccak256(
+        "Observation(bytes32 receiptHash,address node,address bootstrap,string rule,string expected,string actual,string seen,uint64 atMs)"
+    );
+    bytes32 private constant NODE_BINDING_TYPE =
+        keccak256("NodeBinding(address node,address wallet,string orgName,uint64 sequence)");
     bytes32 private constant RECEIPT_TYPE = keccak256(
         "TaskReceipt(bytes32 orderHash,address node,address bootstrap,uint64 sequence,bytes32 previous,bytes32 imageDigest,bytes32 requestHash,uint64 requestBytes,uint16 status,bytes32 responseHash,uint64 responseBytes,string outcome,uint64 startedAtMs,uint64 endedAtMs,uint64 durationMs,bytes32[] gpus,uint64 reservedGpuMs,uint64 busyGpuMs,string meter)"
     );
@@ -77,6 +148,53 @@ contract NgpuVerifier {
             keccak256(abi.encodePacked(r.gpus)), r.reservedGpuMs, r.busyGpuMs, keccak256(bytes(r.meter))
         );
         return typed(keccak256(bytes.concat(head, tail)));
+    }
+
+    function orderHash(TaskOrder calldata o) public view returns (bytes32) {
+        bytes memory head = abi.encode(
+            ORDER_TYPE, keccak256(bytes(o.taskId)), o.attempt, o.bootstrap, o.node, o.session,
+            keccak256(bytes(o.workspace)), o.revision
+        );
+        bytes memory tail = abi.encode(
+            o.port, keccak256(bytes(o.method)), keccak256(bytes(o.target)), o.detach, o.issuedAtMs, o.deadlineMs
+        );
+        return typed(keccak256(bytes.concat(head, tail)));
+    }
+
+    function acknowledgementHash(Acknowledgement calldata a) public view returns (bytes32) {
+        return typed(
+            keccak256(
+                abi.encode(
+                    ACKNOWLEDGEMENT_TYPE, a.receiptHash, a.node, a.bootstrap, a.sequence, keccak256(bytes(a.verdict)),
+                    keccak256(bytes(a.reason)), a.atMs
+                )
+            )
+        );
+    }
+
+    function standInHash(StandIn calldata s) public view returns (bytes32) {
+        return typed(keccak256(abi.encode(STAND_IN_TYPE, s)));
+    }
+
+    function priceListHash(PriceList calldata p) public view returns (bytes32) {
+        return typed(
+            keccak256(
+                abi.encode(PRICE_LIST_TYPE, p.node, p.session, keccak256(bytes(p.currency)), keccak256(bytes(p.perSecond)))
+            )
+        );
+    }
+
+    function observationHash(Observation calldata o) public view returns (bytes32) {
+        bytes memory head = abi.encode(OBSERVATION_TYPE, o.receiptHash, o.node, o.bootstrap, keccak256(bytes(o.rule)));
+        bytes memory tail =
+            abi.encode(keccak256(bytes(o.expected)), keccak256(bytes(o.actual)), keccak256(bytes(o.seen)), o.atMs);
+        return typed(keccak256(bytes.concat(head, tail)));
+    }
+
+    function nodeBindingHash(NodeBinding calldata b) public view returns (bytes32) {
+        return typed(
+            keccak256(abi.encode(NODE_BINDING_TYPE, b.node, b.wallet, keccak256(bytes(b.orgName)), b.sequence))
+        );
     }
 
     function statementHash(Statement calldata s) public view returns (bytes32) {
@@ -137,6 +255,44 @@ contract NgpuVerifier {
         require(includes(statement.root, statement.receipts, index, line, path), "not included");
         require(bytes32(line[0:32]) == digest, "another receipt");
         return uint64(bytes8(line[57:65]));
+    }
+
+    /// Whether a receipt was acknowledged with this verdict by the bootstrap that ordered it, or by a sibling that has
+    /// its word (the stand-in's signature is empty where none is needed); else it reverts with what is wrong.
+    function acknowledged(
+        TaskReceipt calldata receipt,
+        bytes calldata receiptSignature,
+        Acknowledgement calldata ack,
+        bytes calldata ackSignature,
+        StandIn calldata standIn,
+        bytes calldata standInSignature
+    ) external view returns (string memory) {
+        bytes32 digest = receiptHash(receipt);
+        require(signer(digest, receiptSignature) == receipt.node, "receipt signer");
+        require(ack.receiptHash == digest && ack.node == receipt.node && ack.sequence == receipt.sequence, "another receipt");
+        require(signer(acknowledgementHash(ack), ackSignature) == ack.bootstrap, "acknowledgement signer");
+        if (ack.bootstrap != receipt.bootstrap) {
+            require(standIn.bootstrap == receipt.bootstrap && standIn.sibling == ack.bootstrap, "no stand-in");
+            require(signer(standInHash(standIn), standInSignature) == receipt.bootstrap, "stand-in signer");
+        }
+        return ack.verdict;
+    }
+
+    /// Whether the list is the one a receipt is priced by: its node signed it for the session that the receipt's order
+    /// names. A list of a later session, made when the work was done, reverts.
+    function pricedBy(
+        TaskReceipt calldata receipt,
+        TaskOrder calldata order,
+        bytes calldata orderSignature,
+        PriceList calldata list,
+        bytes calldata listSignature
+    ) external view returns (string memory) {
+        bytes32 digest = orderHash(order);
+        require(signer(digest, orderSignature) == receipt.bootstrap, "order signer");
+        require(receipt.orderHash == digest, "another order");
+        require(list.node == receipt.node && signer(priceListHash(list), listSignature) == list.node, "list signer");
+        require(list.session == order.session, "list of another session");
+        return list.perSecond;
     }
 
     function typed(bytes32 structHash) private view returns (bytes32) {

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import pkgutil
 from typing import Any
 
 import pytest
 
-import ngpu_protocol
 from ngpu_protocol.acknowledgements import ACKNOWLEDGEMENT_TYPE, SignedAcknowledgement
 from ngpu_protocol.control import UnknownMessage, decode_control, decode_receipts, encode_message
 from ngpu_protocol.dispute_file import Finding, check_dispute_file, from_document
@@ -18,7 +15,7 @@ from ngpu_protocol.orders import ORDER_TYPE, SignedOrder
 from ngpu_protocol.receipt_file import ReceiptFile, check_receipt_file
 from ngpu_protocol.receipts import RECEIPT_TYPE, SignedReceipt
 from ngpu_protocol.statements import STATEMENT_TYPE
-from ngpu_protocol.typed_data import SignedType
+from tests.support.signed_types import signed_types
 from tests.vectors import generate
 
 
@@ -103,12 +100,6 @@ def test_every_signed_type_has_vectors() -> None:
     written = {document["type"] for path in generate.FOLDER.glob("*.json")
                if isinstance(document := json.loads(path.read_text()), dict) and "type" in document}  # fmt: skip
     written.add(STATEMENT_TYPE.text)  # statements.json, whose file has no such key
-    modules = [module.name for module in pkgutil.iter_modules(ngpu_protocol.__path__, "ngpu_protocol.")]
-    types = {
-        value.text
-        for name in modules
-        for value in vars(importlib.import_module(name)).values()
-        if isinstance(value, SignedType)
-    }
+    types = signed_types()
     assert types == written
     assert len(types) == 8
