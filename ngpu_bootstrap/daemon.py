@@ -314,7 +314,7 @@ class _Bootstrap:
             limits=DispatchLimits(attempts=limits.attempts, queue_wait_s=limits.queue_wait_s),
             watch=self.watch,
             now_ms=now_ms,
-            look_again=lambda call, attempt, ending: self.rechecks.answered(call, attempt, ending),
+            look_again=lambda *ended: self.rechecks.answered(*ended),
         )
         self.jobs = Jobs(
             dispatcher=self.dispatcher,
@@ -351,6 +351,7 @@ class _Bootstrap:
             errands=errands,
             metrics=self.metrics,
             wallets=self._wallets,
+            spec_of=self._running_spec,
             answer_bytes=limits.task_answer_bytes,
             now_ms=now_ms,
         )
@@ -800,6 +801,10 @@ class _Bootstrap:
 
     async def _adopt(self, tasks: Sequence[OpenTask]) -> None:
         await self.detached.adopt(tasks, self._spec_of)
+
+    def _running_spec(self, workspace_id: str) -> WorkspaceSpec | None:
+        workspace = self.workspaces.get(workspace_id)
+        return workspace.spec if workspace is not None else None
 
     def _spec_of(self, task: TaskRecord) -> WorkspaceSpec | None:
         workspace = self.workspaces.get(task.workspace)

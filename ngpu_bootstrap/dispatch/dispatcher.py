@@ -107,6 +107,8 @@ class Progress:
 
 NEW = Progress()
 
+LookAgain = Callable[[Call, Attempt, Ending, NodeSession | None], None]
+
 
 @dataclass(frozen=True, slots=True)
 class DispatchLimits:
@@ -142,7 +144,7 @@ class Dispatcher:
         limits: DispatchLimits,
         watch: TaskWatch,
         now_ms: Callable[[], int],
-        look_again: Callable[[Call, Attempt, Ending], None] = lambda call, attempt, ending: None,
+        look_again: LookAgain = lambda call, attempt, ending, session: None,
     ) -> None:
         self._look_again = look_again
         self.under_way: dict[str, Attempt] = {}
@@ -233,7 +235,7 @@ class Dispatcher:
                 else:
                     await self._end(call, ending, attempt, judged, sink=sink)
                     if call.spec.deterministic and given is None:
-                        self._look_again(call, attempt, ending)
+                        self._look_again(call, attempt, ending, slot.session)
                 return result
             if attempt.reason != Reason.NO_FREE_SLOT:
                 tried.add(slot.session)
@@ -246,12 +248,13 @@ class Dispatcher:
         judged = self._judged(attempt)
         ending = ending_of(attempt, judged)
         result = Result(ending, attempt, judged)
+        session = self._nodes.get(attempt.signed.order.node)
         if progress.is_part:
             await self._end_part(result, progress.note)
         else:
             await self._end(call, ending, attempt, judged, sink=sink)
             if call.spec.deterministic:
-                self._look_again(call, attempt, ending)
+                self._look_again(call, attempt, ending, session)
         return result
 
     async def give_up(self, call: Call, ending: Ending, attempt: Attempt | None) -> None:

@@ -81,12 +81,14 @@ class Errands:
         answer_bytes: int,
         port: int | None = None,
         caller: str = "",
+        detach: bool = False,
     ) -> Errand:
         """Have *session* run one call of *spec* and return how it went. No other node gets it.
 
         Args:
             port: None for the workspace's first.
             caller: who is said to have asked; empty: the workspace itself, which then finds it among its tasks.
+            detach: as the order says it, for one that must look like another; it is waited for all the same.
 
         Raises:
             StoreError: it could not be committed; nothing was sent.
@@ -106,12 +108,15 @@ class Errands:
             body=WholeBody(body),
             accepted_at_ms=now_ms,
             deadline_ms=now_ms + int(timeout_s * 1000),
+            detach=detach,
             wrapped=True,
             caller=caller,
         )
         sink = Collector(answer_bytes)
         result = await self._dispatcher.carry(call, sink, given=slot)
         attempt = result.attempt
+        if detach and attempt is not None and attempt.how in (How.LOST, How.DEADLINE):
+            await self._dispatcher.give_up(call, result.ending, attempt)  # nobody collects it
         seconds = (attempt.ended_at_ms - attempt.sent_at_ms) / 1000 if attempt is not None else 0.0
         if attempt is None or attempt.how is not How.ANSWERED or result.ending.state is not TaskState.FINISHED:
             return Errand(task_id, seconds=seconds, result=result)

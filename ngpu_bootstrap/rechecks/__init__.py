@@ -5,5 +5,6 @@ while and a dispute. `docs/trust.md` has what it costs a cheat.
 
     sampling.py   how often, and which: pure
     deciding.py   who may look again, and what different answers mean: pure
+    waiting.py    what waits, and how it is kept over a restart
     desk.py       the queue, the runs, and what follows
 """

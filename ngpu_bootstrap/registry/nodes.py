@@ -346,12 +346,9 @@ class Nodes:
         until_ms = self._outvoted.get((node, workspace), 0)
         return until_ms if until_ms > self._now_ms() else 0
 
-    def ready(self, workspace: str, *, free: bool) -> list[NodeSession]:
-        """Return the nodes that may take a task of *workspace*; with *free* those that have a slot for it now."""
-        pool = self._pools.get(workspace)
-        if pool is None:
-            return []
-        now_ms = self._now_ms()
+    def ready(self, spec: WorkspaceSpec, *, free: bool) -> list[NodeSession]:
+        """Return the nodes that may take a task of *spec*; with *free* those that have a slot for it now."""
+        pool, now_ms = self._pool(spec), self._now_ms()
         entries = [entry for entry in pool.entries.values() if entry.reason is None]
         return [entry.load.host for entry in entries if not free or entry.free(now_ms) > 0]
 

@@ -560,6 +560,25 @@ rechecks = sa.Table(
     ),
 )
 
+# tasks that wait to be run again elsewhere
+waiting_rechecks = sa.Table(
+    "waiting_rechecks",
+    metadata,
+    sa.Column("task_id", sa.Text, primary_key=True),
+    sa.Column("bootstrap", sa.Text, nullable=False),
+    sa.Column("workspace", sa.Text, nullable=False),
+    sa.Column("revision", sa.Integer, nullable=False),
+    sa.Column("at_ms", _MS, nullable=False),
+    sa.Column("node", sa.Text, nullable=False),
+    _text("ip"),
+    _text("wallet"),
+    _text("models"),
+    sa.Column("status", sa.Integer, nullable=False),
+    sa.Column("hash", sa.LargeBinary, nullable=False),
+    sa.Column("request", sa.LargeBinary, nullable=False),
+    sa.Index("ix_waiting_rechecks_bootstrap", "bootstrap", "at_ms"),
+)
+
 # what became of GPU challenges: the last few of each node
 challenges = sa.Table(
     "challenges",

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import trio
 from trio.testing import trio_test
 
-from ngpu_bootstrap.config import RechecksSection
+from ngpu_bootstrap import membership
+from ngpu_bootstrap.config import BootstrapSettings, RechecksSection
+from ngpu_bootstrap.rechecks import desk
 from tests.integration.bootstrap.rig import WORKSPACE, Bootstrap, running, settings_for, task_when, wait_ready
 from tests.integration.bootstrap.scripted_node import Asked, ScriptedNode, connected, new_account
+from tests.support.postgres import new_database
 
 SPEC = {**WORKSPACE, "deterministic": True, "concurrency": 4}
 ALWAYS = {"often": 1.0, "rare": 1.0}
@@ -104,6 +111,7 @@ async def test_who_is_contradicted_by_two_others_loses_the_workspace_and_gets_a_
         assert lost["third_task"]
         detail = await standing(bootstrap, cheat)
         assert detail["standing"]["rules"] == {"recheck": detail["standing"]["disputed"]}
+        view = await rechecks(bootstrap, 1)  # with what came since
         assert detail["standing"]["last_task"] in {one["task_id"] for one in view["rechecks"]}
         assert detail["rechecks_lost"][0]["loser"] == cheat.account.address
         assert any("two nodes contradicted its answer" in sentence for sentence in detail["why"])
@@ -214,3 +222,148 @@ async def test_asynchronous_tasks_are_looked_at_too_and_others_workspaces_are_no
         await bootstrap.call("POST", "/proxy/8080/x", b"hello")
         await trio.sleep(0.5)
         assert sum(len(node.orders) for node in nodes) == orders + 1
+
+
+class Held:
+    """A script of two nodes: the first run of a request is answered, the second waits until the bootstrap is gone."""
+
+    def __init__(self) -> None:
+        self.seen: list[bytes] = []
+
+    async def __call__(self, asked: Asked) -> None:
+        body = await asked.read()
+        self.seen.append(body)
+        if self.seen.count(body) > 1:
+            await trio.sleep_forever()
+        await asked.answer(200, b"right: " + body)
+
+    async def until_runs(self, count: int) -> None:
+        with trio.fail_after(10):
+            while len(self.seen) < count:  # noqa: ASYNC110
+                await trio.sleep(0.02)
+
+
+async def stay(node: ScriptedNode, multiaddr: str) -> None:
+    """Be connected until the bootstrap is gone."""
+    with contextlib.suppress(Exception):
+        async with connected(node, multiaddr):
+            await trio.sleep_forever()
+
+
+async def ask_thrice(bootstrap: Bootstrap) -> set[str]:
+    """Make a call of each kind; return their tasks."""
+    through = await bootstrap.call("POST", "/proxy/8080/x", b"passed through")
+    wrapped = await bootstrap.call("POST", "/user/draw", json.dumps({"data": "wrapped"}).encode())
+    later = await bootstrap.call("POST", "/user/train", json.dumps({"data": "later"}).encode())
+    await task_when(bootstrap, json.loads(later.body)["taskId"], lambda view: view["state"] >= 3)
+    found = {json.loads(one.body)["taskId"] for one in (wrapped, later)}
+    return found | {(through.header(b"ngpu-task-id") or b"").decode()}
+
+
+@trio_test
+async def test_what_waits_outlives_a_restart_and_is_run_once(tmp_path: Path) -> None:
+    held = Held()
+    settings = settings_for(tmp_path / "data", rechecks=RechecksSection(**ALWAYS))
+    accounts = [new_account() for _ in range(2)]
+    async with trio.open_nursery() as outliving:
+        async with running(settings, workspace=SPEC) as bootstrap:
+            for account in accounts:
+                outliving.start_soon(stay, ScriptedNode(account, script=held), bootstrap.multiaddr)
+            await wait_ready(bootstrap, 2)
+            tasks = await ask_thrice(bootstrap)
+            await held.until_runs(5)  # two run again, the third waits
+            known = (bootstrap.workspace, bootstrap.token)
+        outliving.cancel_scope.cancel()
+    with sqlite3.connect(tmp_path / "data" / "bootstrap.db") as database:
+        rows = dict(database.execute("SELECT task_id, request FROM waiting_rechecks").fetchall())
+    assert set(rows) == tasks
+    (sealed,) = [request for request in rows.values() if request]
+    assert b"passed through" not in sealed, "what went through is not kept in the clear"
+    async with running(settings, known=known) as bootstrap, AsyncExitStack() as stack:
+        await trio.sleep(1)  # nodes come back after it: that none is there yet decides nothing
+        for account in accounts:
+            await stack.enter_async_context(connected(ScriptedNode(account, script=right), bootstrap.multiaddr))
+        view = await rechecks(bootstrap, 3)
+        assert view["counts"] == {"agreed": 3}
+        assert {one["task_id"] for one in view["rechecks"]} == tasks
+    with sqlite3.connect(tmp_path / "data" / "bootstrap.db") as database:
+        assert database.execute("SELECT count(*) FROM waiting_rechecks").fetchone() == (0,)
+
+
+@pytest.mark.needs_postgres
+def test_what_a_dead_bootstrap_left_is_run_by_one_sibling_and_by_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(desk, "TAKE_OVER_S", 0.1)
+    monkeypatch.setattr(membership, "BEAT_S", 0.1)
+    held = Held()
+
+    async def main(database: str) -> None:
+        def settings(name: str) -> BootstrapSettings:
+            return settings_for(tmp_path / name, store=database, rechecks=RechecksSection(**ALWAYS))
+
+        nodes = [ScriptedNode(new_account(), script=held) for _ in range(2)]
+        async with trio.open_nursery() as outliving:
+            async with running(settings("one"), workspace=SPEC) as one:
+                known = (one.workspace, one.token)
+                for node in nodes:
+                    outliving.start_soon(stay, node, one.multiaddr)
+                await wait_ready(one, 2)
+                await one.call("POST", "/user/draw", json.dumps({"data": "wrapped"}).encode())
+                await held.until_runs(2)
+            outliving.cancel_scope.cancel()
+        async with (
+            running(settings("two"), known=known) as two,
+            running(settings("three"), known=known) as three,
+            AsyncExitStack() as stack,
+        ):
+            again = [ScriptedNode(node.account, script=right) for node in nodes]
+            others = [ScriptedNode(new_account(), script=right) for _ in range(2)]
+            for bootstrap, theirs in ((two, again), (three, others)):
+                for node in theirs:
+                    await stack.enter_async_context(connected(node, bootstrap.multiaddr))
+            view = await rechecks(two, 1)
+            assert view["counts"] == {"agreed": 1}
+            await trio.sleep(1)
+            assert (await rechecks(three, 1))["counts"] == {"agreed": 1}
+            assert sum(len(node.orders) for node in (*again, *others)) == 1
+
+    with new_database() as database:
+        trio.run(main, database)
+
+
+@trio_test
+async def test_a_node_that_leaves_after_its_answer_is_looked_at_all_the_same(tmp_path: Path) -> None:
+    gone = trio.Event()
+
+    async def answers_and_leaves(asked: Asked) -> None:
+        await wrong(asked)
+        gone.set()
+
+    settings = settings_for(tmp_path / "data", rechecks=RechecksSection(**ALWAYS))
+    async with running(settings, workspace=SPEC) as bootstrap:
+        cheat = ScriptedNode(new_account(), script=answers_and_leaves)
+        async with trio.open_nursery() as nursery, connected(cheat, bootstrap.multiaddr):
+            await wait_ready(bootstrap)
+
+            async def call() -> None:
+                await bootstrap.call("POST", "/user/draw", json.dumps({"data": "x"}).encode())
+
+            nursery.start_soon(call)
+            await gone.wait()
+        view = await rechecks(bootstrap, 1)
+        assert [one["first_node"] for one in view["rechecks"]] == [cheat.account.address]
+
+
+@trio_test
+async def test_an_order_that_looks_again_is_like_the_one_before(tmp_path: Path) -> None:
+    async with served(tmp_path, right, right) as (bootstrap, nodes):
+        await ask_thrice(bootstrap)
+        await rechecks(bootstrap, 3)
+        orders = [signed.order for node in nodes for signed in node.orders]
+        assert len(orders) == 6
+        alike = Counter(
+            (one.target, one.port, one.method, one.detach, one.attempt, one.deadline_ms - one.issued_at_ms)
+            for one in orders
+        )
+        assert set(alike.values()) == {2}, "nothing in an order says that it is a second look"
