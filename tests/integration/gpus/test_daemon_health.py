@@ -6,24 +6,31 @@ the daemon looks, and how long things may last, is cut short.
 
 from __future__ import annotations
 
+import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import docker
 import pytest
 import trio
 from trio.testing import trio_test
 
 from ngpu_node import daemon
+from ngpu_node.engine import containers as containers_module
 from ngpu_node.gpus import watch as watch_module
 from ngpu_node.gpus.health import Phase, Policy
 from ngpu_node.gpus.watch import GpuWatch, Pace
-from ngpu_protocol.identity import gpu_id
+from ngpu_protocol.identity import Account, gpu_id
 from ngpu_protocol.node_records import WELL
+from tests.integration.node import workspace_image
+from tests.integration.node.conftest import remove_all_of
+from tests.integration.node.own_engine import own_engine
+from tests.integration.node.places import spec
 from tests.integration.node.rig import echo, eventually
 from tests.integration.node.scripted_bootstrap import RunningNode, ScriptedBootstrap, a_bootstrap, a_node, settings
 from tests.integration.node.test_daemon import SPEC, a_workspace
@@ -44,6 +51,7 @@ class Machine:
     nvml: FakeNvml
     running: RunningNode
     bootstrap: ScriptedBootstrap
+    account: Account = NODE
 
     def uuid(self, number: int) -> str:
         return str(self.nvml.gpus[number]["uuid"])
@@ -53,7 +61,7 @@ class Machine:
         return str(self.running.node._gpus.status()["state"])
 
     def name(self, number: int) -> bytes:
-        return gpu_id(NODE.address, self.uuid(number))
+        return gpu_id(self.account.address, self.uuid(number))
 
     def advertised(self) -> set[bytes]:
         """Return what the newest heartbeat offers."""
@@ -99,6 +107,7 @@ async def a_machine(
     *,
     gpus: int,
     before: Callable[[FakeNvml], None] = as_it_is,
+    account: Account = NODE,
     **chosen: Any,
 ) -> AsyncIterator[Machine]:
     """Run a node with a bootstrap, on a machine with *gpus* devices that are well unless *before* changes that."""
@@ -106,9 +115,12 @@ async def a_machine(
     nvml = FakeNvml(tmp_path / "nvml", gpus=gpus)
     before(nvml)
     with load(nvml.path):
-        async with a_bootstrap() as bootstrap, a_node(settings(tmp_path / "data", bootstrap, **chosen)) as running:
+        async with (
+            a_bootstrap() as bootstrap,
+            a_node(settings(tmp_path / "data", bootstrap, **chosen), account) as running,
+        ):
             await eventually(lambda: bool(bootstrap.heartbeats), timeout_s=20)
-            yield Machine(nvml, running, bootstrap)
+            yield Machine(nvml, running, bootstrap, account)
 
 
 #: What is done to a device, what undoes it, the word the network is told, and what its owner is.
@@ -195,6 +207,70 @@ async def test_a_device_that_vanishes_and_returns_elsewhere_is_offered_under_its
         await eventually(lambda: machine.advertised() == {first, second}, timeout_s=10)
         (gpu,) = [gpu for gpu in machine.running.node._gpus.status()["gpus"] if gpu["uuid"] == lost["uuid"]]
         assert gpu["index"] == 1
+
+
+# -- under a workspace ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def image() -> Iterator[str]:
+    own_engine()  # with a program of the toolkit's name on its path
+    reference = f"ngpu-test-{secrets.token_hex(4)}:1"
+    workspace_image.build(reference)
+    yield reference
+    client = docker.from_env()
+    client.images.remove(reference, force=True)
+    client.close()
+
+
+@pytest.mark.needs_docker
+def test_a_container_that_lost_its_gpu_starts_again_and_memory_it_left_behind_takes_the_device_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image: str
+) -> None:
+    monkeypatch.setattr(containers_module, "GPU_LOOK_INTERVAL_S", 0.3)
+    account = Account.from_key(secrets.token_bytes(32))
+
+    async def main() -> None:
+        async with a_machine(tmp_path, monkeypatch, gpus=2, account=account, engine="docker") as machine:
+            await machine.until({0, 1})
+            await machine.bootstrap.wish(spec(image, gpu_count=1))
+            await machine.bootstrap.until_ready()
+            deployments = machine.running.node._deployments
+            (deployment,) = deployments.of_service("acme")
+            number = [machine.name(0), machine.name(1)].index(deployment.gpus[0])
+            machine.nvml.set(number, memory_used=80 << 30)
+            # what `systemctl daemon-reload` does: the device is well, and the container cannot open it any more
+            beats = len(machine.bootstrap.heartbeats)
+            order = machine.bootstrap.order(target="/write?/tmp/no-gpus")
+            assert (await machine.bootstrap.send(order, node=account)).body == b"written"
+            told = partial(reasons, machine.bootstrap, beats)
+            await eventually(lambda: "gpu_sick" in told(), timeout_s=20)
+            assert "was `systemctl daemon-reload` run?" in told()["gpu_sick"]
+            await eventually(lambda: deployment.is_ready, timeout_s=20)
+            assert machine.advertised() == {machine.name(0), machine.name(1)}, "the devices are well"
+            # it stops, and the driver does not get its memory back
+            machine.nvml.add(f"gpu{number}.process 4711 {80 << 30}")
+            number = [machine.name(0), machine.name(1)].index(deployment.gpus[0])
+            machine.nvml.set(number, memory_used=80 << 30)
+            await eventually(lambda: machine.running.node._gpus.status()["gpus"][number]["held"])
+            await trio.sleep(3 * PACE.round_s)
+            await machine.bootstrap.wish()
+            await eventually(lambda: machine.name(number) not in machine.advertised(), timeout_s=20)
+            assert "81920 MiB were not given back" in machine.against(number)
+            assert machine.recorded()[machine.name(number)] == "memory_not_returned"
+            for each in range(2):
+                machine.nvml.set(each, memory_used=0)
+            await machine.until({0, 1})
+
+    try:
+        trio.run(main)
+    finally:
+        remove_all_of(account)
+
+
+def reasons(bootstrap: ScriptedBootstrap, since: int) -> dict[str, str]:
+    """Return what was said of deployments since that heartbeat: reason and detail."""
+    return {state.reason: state.detail for beat in bootstrap.heartbeats[since:] for state in beat.deployments}
 
 
 # -- the machine as a whole --------------------------------------------------------------------------------------------

@@ -39,8 +39,13 @@ def account() -> Iterator[Account]:
     """A node of its own for each test; what it left on the engine goes with it."""
     fresh = Account.from_key(secrets.token_bytes(32))
     yield fresh
+    remove_all_of(fresh)
+
+
+def remove_all_of(account: Account) -> None:
+    """Remove what the node of *account* left on the engine."""
     client = docker.from_env()
-    mine = {"label": f"{LABEL_NODE}={fresh.address}"}
+    mine = {"label": f"{LABEL_NODE}={account.address}"}
     for container in client.containers.list(all=True, filters=mine):
         container.remove(force=True)
     for volume in client.volumes.list(filters=mine):

@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -247,6 +247,7 @@ async def network(
     node_module: str = "ngpu_node.cli",
     engine: str = "none",
     node_lines: tuple[str, ...] = (),
+    node_environments: Sequence[Mapping[str, str]] = (),
     slots: int = 64,
 ) -> AsyncIterator[Network]:
     """Run a network whose workspace is served by *handler* in this process, or as *spec* has it."""
@@ -279,7 +280,8 @@ async def network(
             *node_lines,
         ]
         prepare(folder, lines)
-        node_daemons.append(Daemon(node_module, folder, "node.json"))
+        more = dict(node_environments[number]) if number < len(node_environments) else {}
+        node_daemons.append(Daemon(node_module, folder, "node.json", environment=more))
     bootstrap = Daemon(bootstrap_module, boot_folder, "bootstrap.json")
     async with trio.open_nursery() as nursery:
         bound = await nursery.start(partial(serve_tcp, handler, host="127.0.0.1", port=0))
