@@ -31,6 +31,7 @@ from ngpu_node.ledger import Ledger
 from ngpu_node.metrics import NodeMetrics
 from ngpu_node.services import ModelServers
 from ngpu_node.trust import TrustedBootstrap
+from ngpu_node.wishes import WishOrder
 from ngpu_protocol.control import (
     CONTROL_PROTOCOL,
     MAX_MESSAGE_BYTES,
@@ -113,6 +114,7 @@ class LinkParts:
         running_of: returns how many attempts a bootstrap ordered run on each deployment.
         addresses_of: returns where the network says a peer is, for a bootstrap that is not where it was configured.
         price_list: the signed one of this session, empty for none.
+        wishes: which of several bootstraps' lists is the older one.
     """
 
     host: Host
@@ -129,6 +131,7 @@ class LinkParts:
     metrics: NodeMetrics
     addresses_of: Callable[[Address], Awaitable[list[str]]]
     price_list: bytes = b""
+    wishes: WishOrder = field(default_factory=WishOrder)
     back_off: BackOff = field(default_factory=BackOff)
     clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
 
@@ -219,7 +222,7 @@ class Link:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._beat, welcome.heartbeat_s)
                     nursery.start_soon(self._receipts, peer_id)
-                    await self._receive(stream)
+                    await self._receive(stream, nursery)
                     nursery.cancel_scope.cancel()
             finally:
                 self._stream = None
@@ -346,16 +349,41 @@ class Link:
             yours=yours.total(),
         )
 
-    async def _receive(self, stream: trio.abc.Stream) -> None:
+    async def _receive(self, stream: trio.abc.Stream, nursery: trio.Nursery) -> None:
+        postponed = trio.CancelScope()
         while True:
             message = await _receive_control(stream)
             if isinstance(message, Desired):
-                log.info("wishes_received", bootstrap=self.bootstrap.address, deployments=len(message.deployments))
-                self._parts.deployments.wish(self.bootstrap.service, message.deployments, message.sealed)
+                postponed.cancel()
+                wait_s = self._parts.wishes.wait_s(
+                    self.bootstrap.service, self.bootstrap.address, message.as_of_ms, trio.current_time()
+                )
+                log.info(
+                    "wishes_received",
+                    bootstrap=self.bootstrap.address,
+                    deployments=len(message.deployments),
+                    postponed_s=wait_s,
+                )
+                if wait_s:
+                    postponed = trio.CancelScope()
+                    nursery.start_soon(self._wish_later, message, wait_s, postponed)
+                else:
+                    self._wish(message)
             elif isinstance(message, Welcome):
                 self.status.admitted = message.admitted
             elif isinstance(message, Bye | Refused):
                 raise BootstrapMisbehaved(f"the bootstrap said goodbye: {message.reason}")
+
+    def _wish(self, message: Desired) -> None:
+        service, bootstrap = self.bootstrap.service, self.bootstrap.address
+        self._parts.wishes.taken(service, bootstrap, message.as_of_ms, trio.current_time())
+        self._parts.deployments.wish(service, message.deployments, message.sealed)
+
+    async def _wish_later(self, message: Desired, wait_s: float, scope: trio.CancelScope) -> None:
+        """Take a list that may be older than another's, unless its bootstrap says something newer meanwhile."""
+        with scope:
+            await trio.sleep(wait_s)
+            self._wish(message)
 
     async def _receipts(self, peer_id: str) -> None:
         """Keep the receipts stream for as long as the session lives; its end is not the session's."""

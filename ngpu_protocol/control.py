@@ -301,10 +301,13 @@ class Desired:
             node starts the new one and keeps the old one serving until the new one is ready, where both fit.
         sealed: by workspace id, the secrets of the deployments that have any, sealed to this node's key with the id
             and the revision (`ngpu_protocol.sealing`). The same secrets may look different each time.
+        as_of_ms: which of two bootstraps on one database knew more: the greater, by the database's own clock. 0 from a
+            bootstrap that is alone, or an older one.
     """
 
     deployments: tuple[WorkspaceSpec, ...] = ()
     sealed: dict[Text, Sealed] = field(default_factory=dict)
+    as_of_ms: Number = 0
 
 
 @dataclass(frozen=True, slots=True, config=ConfigDict(extra="ignore"))

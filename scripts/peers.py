@@ -6,7 +6,9 @@ Exit code 0 when the bootstrap answered, 1 otherwise.
 """
 
 import argparse
+import contextlib
 import json
+import os
 import sys
 import time
 from typing import Any
@@ -42,6 +44,9 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        return 0
+    except BrokenPipeError:  # whoever read it has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     if arguments.json:
         print(json.dumps({"nodes": nodes}))
@@ -104,13 +109,14 @@ def _console() -> Console:
 
 def _watch(client: httpx.Client, arguments: argparse.Namespace) -> int:
     if arguments.json or not sys.stdout.isatty():
+        nodes = _nodes(client, arguments)  # what is wrong from the start ends it: a mistyped URL
         while True:
-            nodes = _nodes(client, arguments)
             if arguments.json:
                 print(json.dumps({"nodes": nodes}), flush=True)
             else:
                 _console().print(_table(nodes))
             time.sleep(WATCH_S)
+            nodes = _nodes_at_last(client, arguments)
     with Live(console=_console(), auto_refresh=False, screen=True) as live:
         while True:
             try:
@@ -119,6 +125,20 @@ def _watch(client: httpx.Client, arguments: argparse.Namespace) -> int:
                 shown = Text(f"{error}")
             live.update(Group(Text(time.strftime("%H:%M:%S")), shown), refresh=True)
             time.sleep(WATCH_S)
+
+
+def _nodes_at_last(client: httpx.Client, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """As `_nodes`, but wait for a bootstrap that does not answer, and say so: it may be restarting."""
+    try:
+        return _nodes(client, arguments)
+    except Unanswered as error:
+        print(f"{error}; looking again every {WATCH_S:g} s", file=sys.stderr, flush=True)
+    while True:
+        time.sleep(WATCH_S)
+        with contextlib.suppress(Unanswered):
+            nodes = _nodes(client, arguments)
+            print("it answers again", file=sys.stderr, flush=True)
+            return nodes
 
 
 def _table(nodes: list[dict[str, Any]]) -> Table:

@@ -77,6 +77,7 @@ class _Conversation:
     session: NodeSession
     scope: trio.CancelScope
     desired: Sequence[WorkspaceSpec] | None = None
+    as_of_ms: int = 0
     changed: trio.Event = field(default_factory=trio.Event)
 
 
@@ -170,7 +171,7 @@ class ControlDesk:
                 if serving != session.assigned:
                     self._nodes.assign(session, serving)
                 if specs != conversation.desired:
-                    conversation.desired = specs
+                    conversation.desired, conversation.as_of_ms = specs, self._deployments.as_of_ms
                     conversation.changed.set()
 
     async def handle(self, stream: P2PStream) -> None:
@@ -314,10 +315,10 @@ class ControlDesk:
             with trio.move_on_after(again_s):
                 await conversation.changed.wait()
             conversation.changed = trio.Event()
-            wanted = tuple(conversation.desired or ())
+            wanted, as_of_ms = tuple(conversation.desired or ()), conversation.as_of_ms
             specs, sealed = await self._sealed(wanted, conversation.session)
             again_s = math.inf if specs == wanted else SECRETS_AGAIN_S
-            message = Desired(specs, sealed)
+            message = Desired(specs, sealed, as_of_ms)
             try:
                 with trio.fail_after(SEND_TIMEOUT_S):
                     await _send(stream, message)

@@ -60,6 +60,9 @@ NODE_FAULTS = frozenset(
 PIN_CONFLICT = "image_pin_conflict"
 _NODE_FAULT_PREFIXES = ("gpu", "engine")
 
+# What was read is known to be as new as this long before: a change made then may not have been committed.
+UNSURE_MS = 2_000
+
 _COMING = (DeploymentPhase.QUEUED, DeploymentPhase.PULLING, DeploymentPhase.STARTING)
 _NO_DIGEST = bytes(32)
 _PINNING = frozenset({DeploymentPhase.STARTING, DeploymentPhase.READY})
@@ -113,6 +116,8 @@ class DeploymentTable:
         self._away_since: dict[Address, int] = {}
         self._elsewhere: frozenset[Address] = frozenset()
         self._mark: tuple[Any, ...] = ()
+        #: as of when `desired` is known, by the database's clock; 0 where no other bootstrap has it
+        self.as_of_ms = 0
         self._loaded_at_ms = 0
         #: by workspace and revision: the nodes that said they have its image, and those its registry told otherwise
         self._have_pin: dict[tuple[str, int], set[Address]] = {}
@@ -125,12 +130,13 @@ class DeploymentTable:
     async def load(self) -> None:
         """Read workspaces and the table from the store."""
         # the mark first: what changes while the rest is read is read again
-        mark = await self._store.workspaces_mark() if self._store.is_shared else ()
+        mark, as_of_ms = await self._store.workspaces_marked() if self._store.is_shared else ((), UNSURE_MS)
         async with self._working:
             rows: dict[str, dict[Address, DeploymentRow]] = {}
             for row in await self._store.deployments():
                 rows.setdefault(row.workspace, {})[row.node] = row
             self._rows, self._mark = rows, mark
+            self.as_of_ms = max(self.as_of_ms, as_of_ms - UNSURE_MS)
             self._loaded_at_ms = self._loaded_at_ms or self._now_ms()
         await self._workspaces.load()
 
@@ -140,8 +146,13 @@ class DeploymentTable:
         Raises:
             StoreError: it cannot be read; what was known stays.
         """
-        if self._store.is_shared and await self._store.workspaces_mark() != self._mark:
+        if not self._store.is_shared:
+            return
+        mark, as_of_ms = await self._store.workspaces_marked()
+        if mark != self._mark:
             await self.load()
+        else:
+            self.as_of_ms = max(self.as_of_ms, as_of_ms - UNSURE_MS)
 
     @property
     def waits(self) -> bool:
@@ -410,7 +421,8 @@ class DeploymentTable:
             if node not in told.get(workspace_id, {}) and workspace_id not in self._workspaces.strange
         ]
         if (changed or dropped) and self._store.is_shared:
-            self._mark = await self._store.place_after(self._mark, changed, dropped)
+            self._mark, placed_at_ms = await self._store.place_after(self._mark, changed, dropped)
+            self.as_of_ms = max(self.as_of_ms, placed_at_ms)
         elif changed or dropped:
             await self._store.place(changed, dropped)
         for workspace_id, node in dropped:

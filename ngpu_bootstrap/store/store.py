@@ -258,8 +258,9 @@ class Store:
 
     async def place_after(
         self, mark: tuple[Any, ...], rows: Iterable[DeploymentRow], dropped: Iterable[tuple[str, str]]
-    ) -> tuple[Any, ...]:
-        """As ``place``, where other bootstraps may do the same; return the mark afterwards.
+    ) -> tuple[tuple[Any, ...], int]:
+        """As ``place``, where other bootstraps may do the same; return the mark afterwards, and the database's time
+        while nobody else could place anything.
 
         Args:
             mark: of what this was decided on (``workspaces_mark``).
@@ -269,12 +270,13 @@ class Store:
         """
         steps = self._operations.place(rows, dropped).steps
 
-        def work(connection: sa.Connection) -> tuple[Any, ...]:
+        def work(connection: sa.Connection) -> tuple[tuple[Any, ...], int]:
             leases.lock_placement(connection)
+            now_ms = leases.database_now_ms(connection)
             if leases.workspaces_mark(connection) != mark:
                 raise PlacementOutdated("another bootstrap changed workspaces or where they run")
             execute_steps(connection, steps)
-            return leases.workspaces_mark(connection)
+            return leases.workspaces_mark(connection), now_ms
 
         return await self._chores.read(work)
 
@@ -534,6 +536,15 @@ class Store:
     async def workspaces_mark(self) -> tuple[Any, ...]:
         """Return a value that differs once any workspace or token, or where one runs, has changed."""
         return await self._lookups.read(leases.workspaces_mark)
+
+    async def workspaces_marked(self) -> tuple[tuple[Any, ...], int]:
+        """Return ``workspaces_mark`` and the database's time before it was read."""
+
+        def work(connection: sa.Connection) -> tuple[tuple[Any, ...], int]:
+            now_ms = leases.database_now_ms(connection)
+            return leases.workspaces_mark(connection), now_ms
+
+        return await self._lookups.read(work)
 
     # --- what is rare
 

@@ -395,7 +395,7 @@ def _messages() -> list[dict[str, str]]:
             host=HostOffer(True, 7.5, 2**34, 2**36, 2**33, ("docker.io",), True, False, True, "eu"),
             yours=2,
         ),
-        Desired((WORKSPACE,), {"1001": bytes.fromhex("5ea1ed")}),
+        Desired((WORKSPACE,), {"1001": bytes.fromhex("5ea1ed")}, AT_MS),
         Bye("draining"),
         Offer(_signed_order(ORDER).wire, _signed_receipt(FIRST).wire),
         Ack(_signed_acknowledgement(VERIFIED).wire),

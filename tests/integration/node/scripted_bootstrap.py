@@ -122,11 +122,11 @@ class ScriptedBootstrap:
         assert self.receipts is not None
         await send_frame(self.receipts, encode_message(message))
 
-    async def wish(self, *specs: WorkspaceSpec) -> None:
+    async def wish(self, *specs: WorkspaceSpec, as_of_ms: int = 0) -> None:
         """Tell the node what is wanted."""
         await eventually(lambda: self.control is not None)
         assert self.control is not None
-        await send_frame(self.control, encode_message(Desired(deployments=specs)))
+        await send_frame(self.control, encode_message(Desired(deployments=specs, as_of_ms=as_of_ms)))
 
     # -- what it orders ------------------------------------------------------------------------------------------------
 

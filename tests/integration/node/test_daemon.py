@@ -12,6 +12,7 @@ import pytest
 import trio
 from trio.testing import trio_test
 
+from ngpu_node import wishes
 from ngpu_node.admin import ask, ask_status
 from ngpu_node.errors import NodeConfigurationError
 from ngpu_protocol.acknowledgements import VerdictKind
@@ -230,6 +231,29 @@ async def test_a_sibling_may_acknowledge_and_sees_the_same_deployments(tmp_path:
         await eventually(lambda: len(one.hellos) == 2, timeout_s=10)
         await trio.sleep(0.3)
         assert one.offers == []
+
+
+@trio_test
+async def test_a_siblings_older_list_stops_nothing_until_it_says_so_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wishes, "POSTPONED_S", 0.5)
+    async with (
+        a_bootstrap() as one,
+        a_bootstrap(SIBLING) as other,
+        a_node(settings(tmp_path, one, other)) as node,
+        a_workspace(node, echo),
+    ):
+        await one.wish(SPEC, as_of_ms=2_000)
+        await one.until_ready()
+        await other.wish(as_of_ms=1_000)  # it has not heard of the workspace yet
+        assert (await one.ask(b"1")).status == 200
+        await other.wish(SPEC, as_of_ms=3_000)  # now it has
+        await trio.sleep(0.7)
+        assert (await one.ask(b"2")).status == 200
+        # one that nothing newer follows is meant so, whatever its clock says
+        await other.wish(as_of_ms=500)
+        await eventually(lambda: one.heartbeats[-1].deployments == ())
 
 
 @trio_test

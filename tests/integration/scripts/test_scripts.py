@@ -1,6 +1,7 @@
 """``scripts/verify-receipt`` and ``scripts/peers`` as their users run them."""
 
 import hashlib
+import importlib.util
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from ngpu_protocol.acknowledgements import Acknowledgement, sign_acknowledgement
@@ -166,3 +168,42 @@ def test_peers_without_a_bootstrap_is_one_line_and_exit_1() -> None:
     assert shown.returncode == 1
     assert shown.stderr.startswith("error: no bootstrap answers")
     assert len(shown.stderr.splitlines()) == 1
+
+
+def test_peers_that_watches_looks_for_a_bootstrap_that_went_away(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = importlib.util.spec_from_file_location("peers", SCRIPTS / "peers.py")
+    assert spec is not None
+    assert spec.loader is not None
+    peers = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(peers)
+    answers = iter([True, False, False, True])
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if not next(answers):
+            raise httpx.ConnectError("refused")
+        return httpx.Response(200, json={"nodes": []})
+
+    looks = iter(range(4))
+
+    def sleep(seconds: float) -> None:
+        if next(looks) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(peers.time, "sleep", sleep)
+    monkeypatch.setattr(sys, "argv", ["peers", "--watch", "--json"])
+    whole = httpx.Client
+    monkeypatch.setattr(peers.httpx, "Client", lambda **of: whole(transport=httpx.MockTransport(answer), **of))
+    assert peers.main() == 0
+    shown = capsys.readouterr()
+    assert shown.out == '{"nodes": []}\n' * 2
+    assert [line.partition(" ")[0] for line in shown.err.splitlines()] == ["no", "it"]
+    assert "looking again every 2 s" in shown.err
+
+
+def test_peers_whose_reader_has_enough_ends_quietly(bootstrap: str) -> None:
+    _Bootstrap.nodes = _Bootstrap.nodes[:0]
+    command = f"{sys.executable} {SCRIPTS / 'peers.py'} --url {bootstrap} --watch --json | head -n 1"
+    shown = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    assert (shown.stdout, shown.stderr) == ('{"nodes": []}\n', "")

@@ -155,7 +155,7 @@ async def test_where_workspaces_run_is_not_stored_on_what_another_has_changed_si
     async with a_store(shared) as ours, a_store(shared, bootstrap=SIBLING) as theirs:
         await ours.add_workspace(a_workspace())
         seen = await theirs.workspaces_mark()
-        mark = await ours.place_after(await ours.workspaces_mark(), [row], [])
+        mark, _ = await ours.place_after(await ours.workspaces_mark(), [row], [])
         assert mark == await ours.workspaces_mark()
         with pytest.raises(PlacementOutdated):
             await theirs.place_after(seen, [DeploymentRow(a_workspace().id, OTHER_NODE, 1, 6)], [])

@@ -63,7 +63,7 @@ CONTROL: list[Any] = [
         (ServiceOffer("acme", "llama", "chat", 2),),
         host=HostOffer(True, 7.5, 2**34, 2**36, 2**33, ("docker.io",), False, False, True, "eu"),
     ),
-    Desired(SPECS, {"1001": b"sealed"}),
+    Desired(SPECS, {"1001": b"sealed"}, 1_700_000_000_000),
     Bye("draining"),
 ]
 RECEIPTS: list[Any] = [
