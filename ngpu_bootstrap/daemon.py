@@ -501,6 +501,7 @@ class _Bootstrap:
             store=self.store,
             workspaces=self.workspaces,
             deployments=self.deployments,
+            confided=self.confided,
             failed_tries=front.failed_tries,
             session_s=settings.compat.session_days * 86_400,
             now_ms=now_ms,

@@ -2,7 +2,8 @@
 
 Answers are `{"result": ...}` with HTTP 200; errors have their status, `result_code` and `msg`. Every call but login
 needs its session in the header `Token`. A workspace made here is one like any other: `workspace_id` of its making is
-its token, which is shown this once; lists show the public id.
+its token, which is shown this once; lists show the public id. The query of an image's URL often is a signature that
+opens the file: it is kept sealed, as a workspace's is.
 """
 
 from __future__ import annotations
@@ -25,12 +26,15 @@ from ngpu_bootstrap.credentials import parse_token, reveal
 from ngpu_bootstrap.errors import BadRequest, NotServed, Refusal, Unauthorized
 from ngpu_bootstrap.front.answers import Answer, json_answer
 from ngpu_bootstrap.front.guards import FailedTries, too_many_tries
+from ngpu_bootstrap.registry.confided import Confided
 from ngpu_bootstrap.registry.deployments import DeploymentTable
 from ngpu_bootstrap.registry.workspaces import NewWorkspace, Workspace, Workspaces
 from ngpu_bootstrap.store.store import Store
 from ngpu_protocol.docker_run import DockerRunError, parse_docker_run
+from ngpu_protocol.errors import MalformedError
 from ngpu_protocol.gpu_models import canonical_gpu_model
 from ngpu_protocol.http1 import Headers, header
+from ngpu_protocol.workspace_secrets import WorkspaceSecrets, with_query
 from ngpu_protocol.workspaces import describe_errors
 
 BASE = "/ngpu/api/v1"
@@ -85,6 +89,7 @@ class Cloud:
         store: Store,
         workspaces: Workspaces,
         deployments: DeploymentTable,
+        confided: Confided,
         failed_tries: FailedTries,
         session_s: float,
         now_ms: Callable[[], int],
@@ -92,6 +97,7 @@ class Cloud:
         self._store = store
         self._workspaces = workspaces
         self._deployments = deployments
+        self._confided = confided
         self._failed_tries = failed_tries
         self._session_s = session_s
         self._now_ms = now_ms
@@ -188,11 +194,16 @@ class Cloud:
         return [_image_view(image) for image in images]
 
     async def _image_create(self, user: rows.User, fields: Mapping[str, Any]) -> Any:
-        document = {name: text_field(fields, name, most=65_536) for name in _IMAGE_TEXTS}
+        document: dict[str, Any] = {name: text_field(fields, name, most=65_536) for name in _IMAGE_TEXTS}
         _specified(document)  # what cannot run is refused now, not when a workspace is made of it
         now_ms = self._now_ms()
         have = await self._store.look_up(lambda connection: rows.images(connection, user.id))
         _require_room(have, "images")
+        document["wget_url"], _, query = document["wget_url"].strip().partition("?")
+        if query:
+            name = f"cloud image {secrets.token_hex(8)}"
+            boxes = await self._confided.at_rest(WorkspaceSecrets(image_query=query), name, 0)
+            document["wget_query"] = {"name": name, "boxes": {reader: box.hex() for reader, box in boxes.items()}}
         number = await self._store.chore(lambda connection: rows.add_image(connection, user.id, document, now_ms))
         return {"image_id": number}
 
@@ -231,7 +242,7 @@ class Cloud:
                 raise Refusal(404, "group_unknown", f"you have no group {group_id}")
         _require_room(await self._store.look_up(lambda connection: rows.workspaces(connection, user.id)), "workspaces")
         now_ms = self._now_ms()
-        spec, published = _specified(image.document)
+        spec, published = _specified(self._whole(image.document))
         spec |= {
             "name": text_field(fields, "workspace_name", most=128, required=True),
             "owner": user.email[:128],
@@ -254,6 +265,22 @@ class Cloud:
         )
         self._published[workspace.id] = published
         return {"workspace_id": reveal(token)}
+
+    def _whole(self, image: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return an image's document with the query of its URL.
+
+        Raises:
+            Refusal: 409, it is sealed to a key that was replaced, or to other bootstraps of the database.
+        """
+        kept = image.get("wget_query")
+        if kept is None:
+            return image
+        boxes = {reader: bytes.fromhex(box) for reader, box in kept["boxes"].items()}
+        try:
+            confided = self._confided.opened(boxes, kept["name"], 0)
+        except MalformedError as error:
+            raise Refusal(409, "secrets_unreadable", f"the query of wget_url: {error}; make the image anew") from None
+        return {**image, "wget_url": with_query(str(image["wget_url"]), confided)}
 
     async def _workspace_list(self, user: rows.User, fields: Mapping[str, Any]) -> Any:
         wanted = _public_id(text_field(fields, "id", most=512))

@@ -83,6 +83,18 @@ class Confided:
             return NO_SECRETS
         return WorkspaceSecrets.decode(open_sealed(sealed, account, workspace=workspace, revision=revision))
 
+    def opened(self, boxes: Mapping[str, bytes], workspace: str, revision: int) -> WorkspaceSecrets:
+        """Return what `at_rest` sealed into *boxes* that are kept elsewhere than with a workspace.
+
+        Raises:
+            MalformedError: none of them is this bootstrap's, or its key was replaced.
+        """
+        account = self._account()
+        if account.address not in boxes:
+            raise MalformedError("secrets", "they are sealed to other bootstraps")
+        opened = open_sealed(boxes[account.address], account, workspace=workspace, revision=revision)
+        return WorkspaceSecrets.decode(opened)
+
     async def for_node(self, spec: WorkspaceSpec, peer_id: str) -> bytes | None:
         """Return the secrets of *spec* as one node alone can read them; None when it has none.
 

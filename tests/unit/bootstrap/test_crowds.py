@@ -40,6 +40,7 @@ async def test_passwords_tried_at_one_moment_are_as_few_as_those_tried_in_turn(m
         store=cast(Any, Accounts()),
         workspaces=cast(Any, None),
         deployments=cast(Any, None),
+        confided=cast(Any, None),
         failed_tries=tries,
         session_s=60,
         now_ms=lambda: 0,
