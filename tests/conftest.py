@@ -29,8 +29,8 @@ REQUIRE_ALL = os.environ.get("NGPU_REQUIRE_ALL", "") not in ("", "0")
 TEST_TIMEOUT_S = float(os.environ.get("NGPU_TEST_TIMEOUT_S", "120"))
 MIN_NODE = 22
 
-# How long inputs take to be made says how busy the machine is, and nothing about what is tested.
-settings.register_profile("ngpu", suppress_health_check=[HealthCheck.too_slow])
+# How long inputs take to be made, or an example to run, says how busy the machine is, and nothing about the code.
+settings.register_profile("ngpu", suppress_health_check=[HealthCheck.too_slow], deadline=None)
 settings.load_profile("ngpu")
 
 
