@@ -317,6 +317,8 @@ class _Bootstrap:
             look_again=lambda *ended: self.rechecks.answered(*ended),
         )
         self.jobs = Jobs(
+            account=account,
+            network=self.network,
             dispatcher=self.dispatcher,
             store=store,
             nodes=self.nodes,

@@ -21,6 +21,7 @@ from ngpu_bootstrap.store.leases import Sibling
 from ngpu_protocol.acknowledgements import SignedAcknowledgement
 from ngpu_protocol.errors import AddressError, MalformedError
 from ngpu_protocol.identity import Account, Address, parse_address
+from ngpu_protocol.losses import LossFile, SignedLoss
 from ngpu_protocol.orders import SignedOrder
 from ngpu_protocol.receipt_file import ReceiptFile
 from ngpu_protocol.receipts import SignedReceipt
@@ -94,6 +95,21 @@ class StandIns:
             stand_in=None
             if signed_ack is None
             else self.word(signed_order.order.bootstrap, signed_ack.acknowledgement.bootstrap),
+        )
+
+    def loss_file(self, order: bytes, receipt: bytes, loss: bytes) -> LossFile:
+        """Return the file of a loss as it was stored; *receipt* empty for none.
+
+        Raises:
+            MalformedError: what is stored cannot be read.
+        """
+        signed_order, signed = SignedOrder.from_bytes(order), SignedLoss.from_bytes(loss)
+        return LossFile(
+            loss=signed,
+            order=signed_order,
+            receipt=SignedReceipt.from_bytes(receipt) if receipt else None,
+            chain_id=self._chain_id,
+            stand_in=self.word(signed_order.order.bootstrap, signed.loss.bootstrap),
         )
 
 

@@ -1,18 +1,23 @@
 """Check one receipt file offline and say which rule fails. Started by `scripts/verify-receipt`.
 
-The file is what a bootstrap answers to `GET /api/v1/tasks/{id}/receipt`, or `ngpu-node receipt` writes. The rules are
-`ngpu_protocol.receipt_file`'s; with the bodies, or the receipt before, at hand, more of them can be judged.
+The file is what a bootstrap answers to `GET /api/v1/tasks/{id}/receipt`, or `ngpu-node receipt` writes; or what it
+answers to `GET /api/v1/tasks/{id}/loss` of a job whose node is gone. The rules are those of `receipt_file` and `losses`
+in `ngpu_protocol`; with the bodies, or the receipt before, at hand, more of a receipt's can be judged.
 
 Exit code 0 when every rule holds, 1 when one does not, 2 when a file cannot be read.
 """
 
 import hashlib
+import json
 import sys
 from argparse import ArgumentParser, Namespace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from verifying import Judged, Program, read_bounded
 
+from ngpu_protocol.losses import FORMAT as LOSS_FORMAT
+from ngpu_protocol.losses import LossFile, check_loss_file
 from ngpu_protocol.networks import network_named
 from ngpu_protocol.receipt_file import MAX_FILE_BYTES, ReceiptFile, check_receipt_file
 from ngpu_protocol.verification import Observed
@@ -27,7 +32,10 @@ def options(parser: ArgumentParser) -> None:
 
 
 def judge(arguments: Namespace) -> Judged:
-    file = _read(arguments.file)
+    text = read_bounded(arguments.file, MAX_FILE_BYTES)
+    if _is_loss(text):
+        return _judge_loss(LossFile.from_json(text), arguments)
+    file = ReceiptFile.from_json(text)
     before = _read(arguments.previous) if arguments.previous else None
     results = check_receipt_file(
         file,
@@ -53,6 +61,39 @@ def judge(arguments: Namespace) -> Judged:
         "acknowledged": acknowledgement.acknowledgement.verdict if acknowledgement else None,
     }
     return Judged(facts, document, results)
+
+
+def _is_loss(text: bytes) -> bool:
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(document, dict) and document.get("format") == LOSS_FORMAT
+
+
+def _judge_loss(file: LossFile, arguments: Namespace) -> Judged:
+    """Judge what a bootstrap signed in a receipt's place."""
+    loss, order = file.loss.loss, file.order.order
+    facts = [
+        ("task", f"{loss.task_id}, a job that was given up: {loss.reason}"),
+        ("request", f"{order.method} {order.target} on port {order.port} of workspace {order.workspace}"),
+        ("job", loss.job_id or "without an id: the answer to its submission never came"),
+        ("node", f"{loss.node}, away since {_time(loss.away_since_ms)}"),
+        ("bootstrap", f"{loss.bootstrap}, gave it up at {_time(loss.at_ms)}"),
+        ("receipted", "its submission, in this file" if file.receipt is not None else "nothing in this file"),
+    ]
+    document = {
+        "task_id": loss.task_id,
+        "node_addr": loss.node,
+        "bootstrap_addr": loss.bootstrap,
+        "job_id": loss.job_id,
+        "lost": loss.reason,
+    }
+    return Judged(facts, document, check_loss_file(file, siblings=arguments.sibling))
+
+
+def _time(at_ms: int) -> str:
+    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(sep=" ", timespec="seconds")
 
 
 def _read(name: str) -> ReceiptFile:

@@ -21,6 +21,7 @@ from ngpu_bootstrap.errors import Forbidden, Refusal
 from ngpu_bootstrap.operator_keys import Scope
 from ngpu_bootstrap.registry.workspaces import Workspaces
 from ngpu_bootstrap.stand_ins import StandIns
+from ngpu_bootstrap.store import job_rows
 from ngpu_bootstrap.store.errors import TaskIsFinal
 from ngpu_bootstrap.store.records import TaskRecord
 from ngpu_bootstrap.store.store import Store
@@ -187,6 +188,21 @@ def add_task_calls(
             return stand_ins.receipt_file(filed.order, filed.receipt.raw, filed.receipt.acknowledgement).to_document()
         except MalformedError as error:
             raise Refusal(404, "no_receipt", f"the receipt on file cannot be shown: {error}") from None
+
+    @app.get("/api/v1/tasks/{task_id}/loss", tags=["tasks"], responses=errors)
+    async def get_loss(task_id: str, token: Annotated[Token | None, Depends(presented)]) -> dict[str, Any]:
+        """The loss file of a job whose node is gone: what this bootstrap signed of it, in the place of a receipt."""
+        await find_task(task_id, None if is_operators_own else token)
+        row = await store.look_up(lambda connection: job_rows.of_task(connection, task_id))
+        if row is None or not row.loss:
+            raise Refusal(404, "no_loss", f"task {task_id} is no job whose node is gone")
+        for attempt in await store.attempts(task_id):
+            filed = await store.receipt(task_id, attempt.attempt)
+            receipt = b"" if filed is None else filed.receipt.raw
+            file = stand_ins.loss_file(attempt.order, receipt, row.loss)
+            if file.is_of_its_order:
+                return file.to_document()
+        raise Refusal(404, "no_loss", f"the order that submitted task {task_id} is no longer kept")
 
 
 async def _seen(control: TaskControl, task_id: str) -> tuple[bool, dict[str, dict[str, Any]]]:

@@ -54,9 +54,11 @@ from ngpu_bootstrap.store.records import AttemptEnd, AttemptRecord
 from ngpu_bootstrap.store.store import Store
 from ngpu_bootstrap.tasks.recovery import COLLECT_GRACE_MS, Collected
 from ngpu_bootstrap.tasks.states import TaskState
-from ngpu_protocol.identity import Address
+from ngpu_protocol.identity import Account, Address
 from ngpu_protocol.job_answers import MAX_ANSWER_BYTES, UNTIL_HEADER, PollUntil
 from ngpu_protocol.job_terms import Ask, JobTerms
+from ngpu_protocol.losses import JobLoss, sign_loss
+from ngpu_protocol.networks import Network
 from ngpu_protocol.orders import SignedOrder
 from ngpu_protocol.wire_errors import Reason
 
@@ -68,6 +70,8 @@ CANCEL_TIMEOUT_S = 10.0
 ASK_AGAIN_S = 1.0
 # Fields of the client's own request that its questions carry too; what describes the body is the question's own.
 _NOT_REPEATED = frozenset({b"content-type", b"content-length", b"content-encoding", b"idempotency-key", b"accept"})
+# Ends of a job about which its node signs nothing any more.
+_LOSSES = frozenset({"job_node_gone", "node_lost"})
 # Outcomes of a submission that say that no workspace has seen it.
 _NOT_TAKEN = frozenset({"refused", "not_sent"})
 _UNPROVEN = frozenset({"receipt_disputed", "receipt_missing"})
@@ -112,18 +116,23 @@ class Jobs:
     """Carries jobs for `DetachedTasks`, which own each as the task it is.
 
     Args:
+        account, network: what losses are signed with.
         answer_bytes: the largest answer kept.
     """
 
     def __init__(
         self,
         *,
+        account: Account,
+        network: Network,
         dispatcher: Dispatcher,
         store: Store,
         nodes: Nodes,
         answer_bytes: int,
         now_ms: Callable[[], int],
     ) -> None:
+        self._account = account
+        self._chain_id = network.chain_id
         self._dispatcher = dispatcher
         self._store = store
         self._nodes = nodes
@@ -390,6 +399,29 @@ class Jobs:
                 return
             await trio.sleep(ASK_AGAIN_S)
 
+    async def _loss(self, course: _Course, reason: str) -> bytes:
+        """Return, signed, that a job cannot end since its node is gone; b"" where no order says which node took it."""
+        job, now_ms = course.job, self._now_ms()
+        for attempt in reversed(await self._store.attempts(course.call.task_id)):
+            if not attempt.order:
+                continue
+            order = SignedOrder.from_bytes(attempt.order).order
+            if order.detach:  # the submission: questions are not
+                break
+        else:
+            return b""
+        loss = JobLoss(
+            task_id=course.call.task_id,
+            order_hash=order.digest(self._chain_id),
+            node=order.node,
+            bootstrap=self._account.address,
+            job_id=job.key,
+            reason=reason,
+            away_since_ms=max(order.issued_at_ms, min(job.away_since_ms or now_ms, now_ms)),
+            at_ms=max(order.issued_at_ms, now_ms),
+        )
+        return sign_loss(loss, self._account, self._chain_id).wire
+
     async def _end(self, course: _Course) -> None:
         """Record the end of the job, and of the task it is."""
         job, answer = course.job, course.last
@@ -400,6 +432,8 @@ class Jobs:
         else:
             state = TaskState.EXPIRED if job.phase is Phase.TIMED_OUT else TaskState.FAILED
             ending, answer = Ending(state, failure.status, failure.reason, failure.message), None
+        if failure is not None and failure.reason in _LOSSES:
+            course.row = dataclasses.replace(course.row, loss=await self._loss(course, failure.reason))
         row = course.row
         log.info(
             "job_ended",

@@ -131,9 +131,15 @@ def polled(task_id: str, state: int, answer: WorkspaceAnswer) -> Answer:
     return json_answer(200, {**document, **_ids(task_id)})
 
 
-def polled_failure(task_id: str, state: int, result_code: int, reason: str, message: str) -> Answer:
-    """Return the answer to a poll of a task that ended without a workspace's answer: `result_size` 1, polling ends."""
-    document = {
+def polled_failure(
+    task_id: str, state: int, result_code: int, reason: str, message: str, loss: Mapping[str, Any] | None = None
+) -> Answer:
+    """Return the answer to a poll of a task that ended without a workspace's answer: `result_size` 1, polling ends.
+
+    Args:
+        loss: what this bootstrap signed about a job whose node is gone.
+    """
+    document: dict[str, Any] = {
         "result_code": result_code,
         "msg": message,
         "reason": reason,
@@ -141,6 +147,8 @@ def polled_failure(task_id: str, state: int, result_code: int, reason: str, mess
         "state": state,
         "data": "",
     }
+    if loss is not None:
+        document["loss"] = loss
     return json_answer(200, {**document, **_ids(task_id)})
 
 

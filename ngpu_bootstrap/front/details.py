@@ -16,6 +16,7 @@ from ngpu_bootstrap.front.wire_times import show_time
 from ngpu_bootstrap.store.job_rows import JobRow
 from ngpu_bootstrap.store.records import NewReceipt, ReceiptRecord, TaskDetail, TaskRecord
 from ngpu_protocol.errors import MalformedError
+from ngpu_protocol.losses import SignedLoss
 from ngpu_protocol.orders import SignedOrder
 
 UNPAID = "disputed"
@@ -95,6 +96,8 @@ def task_info(
             "result": job.job.result,
             "calls": list(asked_by),
         }
+        if job.loss:
+            shown["job"]["loss"] = SignedLoss.from_bytes(job.loss).to_json()
     return shown
 
 

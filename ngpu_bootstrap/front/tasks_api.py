@@ -35,6 +35,7 @@ from ngpu_bootstrap.profiles.schemas import check_body
 from ngpu_bootstrap.registry.deployments import DeploymentTable
 from ngpu_bootstrap.registry.nodes import Nodes
 from ngpu_bootstrap.registry.workspaces import Workspace, Workspaces
+from ngpu_bootstrap.store import job_rows
 from ngpu_bootstrap.store.job_rows import JobRow
 from ngpu_bootstrap.store.records import TaskRecord, WorkspaceToken
 from ngpu_bootstrap.store.store import Store
@@ -42,6 +43,7 @@ from ngpu_bootstrap.tasks.states import TaskState
 from ngpu_protocol.http1 import Headers, header
 from ngpu_protocol.job_answers import parsed
 from ngpu_protocol.job_terms import JobTerms
+from ngpu_protocol.losses import SignedLoss
 from ngpu_protocol.task_ids import is_task_id
 from ngpu_protocol.workspaces import RESERVED_API_NAMES
 
@@ -258,7 +260,11 @@ class TasksApi:
             return answers.pending(task_id, record.state, record.state.name.lower(), self.waits_for(record), position)
         if record.state is TaskState.FINISHED:
             return answers.polled(task_id, record.state, await self.promises.kept(record))
-        return answers.polled_failure(task_id, record.state, record.result_code, record.reason, record.message)
+        loss = None
+        if record.state is TaskState.FAILED:
+            row = await self._store.look_up(lambda connection: job_rows.of_task(connection, task_id))
+            loss = SignedLoss.from_bytes(row.loss).to_json() if row is not None and row.loss else None
+        return answers.polled_failure(task_id, record.state, record.result_code, record.reason, record.message, loss)
 
     async def task(self, task_id: str, token: Token | None) -> TaskRecord:
         """Return a task by its id, which is secret enough to need no credential; one that is given must be its own, or

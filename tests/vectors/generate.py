@@ -40,6 +40,7 @@ from ngpu_protocol.control import (
 from ngpu_protocol.dispute_file import Contradiction, Dispute, Kind, Withheld, to_document
 from ngpu_protocol.gap_claims import ClaimedGap, sign_gap_claim
 from ngpu_protocol.identity import Account, gpu_id, keccak
+from ngpu_protocol.losses import LOSS_TYPE, JobLoss, LossFile, sign_loss
 from ngpu_protocol.networks import network_named
 from ngpu_protocol.node_bindings import NODE_BINDING_TYPE, NodeBinding, sign_node_binding
 from ngpu_protocol.node_records import (
@@ -250,6 +251,20 @@ OBSERVATION = sign_observation(
         actual="0x" + "33" * 32,
         seen=SEEN.to_text(),
         at_ms=AT_MS + 910,
+    ),
+    BOOTSTRAP,
+    NETWORK.chain_id,
+)
+LOSS = sign_loss(
+    JobLoss(
+        task_id=ORDER.task_id,
+        order_hash=ORDER.digest(NETWORK.chain_id),
+        node=NODE.address,
+        bootstrap=BOOTSTRAP.address,
+        job_id="f3e5b59c-7416-11ed-a160-00163e025c94",
+        reason="job_node_gone",
+        away_since_ms=AT_MS + 60_000,
+        at_ms=AT_MS + 90_000,
     ),
     BOOTSTRAP,
     NETWORK.chain_id,
@@ -514,6 +529,8 @@ def documents() -> dict[str, Any]:
         "price-lists.json": _signed_texts(PRICE_LIST_TYPE, PRICE_LIST.signature, PRICE_LIST.price_list, NODE),
         "observations.json": _signed_texts(OBSERVATION_TYPE, OBSERVATION.signature, OBSERVATION.observation, BOOTSTRAP),
         "stand-ins.json": _signed_texts(STAND_IN_TYPE, STAND_IN.signature, STAND_IN.stand_in, BOOTSTRAP),
+        "losses.json": _signed_texts(LOSS_TYPE, LOSS.signature, LOSS.loss, BOOTSTRAP),
+        "loss-file.json": LossFile(LOSS, file.order, file.receipt, NETWORK.chain_id).to_document(),
         "node-bindings.json": _signed_texts(
             NODE_BINDING_TYPE, sign_node_binding(BINDING, NODE, NETWORK.chain_id), BINDING, NODE
         ),

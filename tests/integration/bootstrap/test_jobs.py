@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import sqlite3
+import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -15,9 +16,12 @@ import trio
 
 from ngpu_protocol.http1 import header
 from ngpu_protocol.job_answers import PollUntil
+from ngpu_protocol.losses import LossFile, check_loss_file
 from tests.integration.bootstrap.rig import Bootstrap, running, settings_for, task_when, wait_ready
 from tests.integration.bootstrap.scripted_node import Asked, ScriptedNode, connected, new_account
 
+ROOT = Path(__file__).resolve().parents[3]
+FOREIGN = "1-" + "0" * 48
 JOB: dict[str, Any] = {
     "id": ["/job_id"],
     "poll": {"target": "/api/status?ids={id}"},
@@ -65,6 +69,8 @@ class Painter:
         self.untils: list[PollUntil | None] = []
         self.bodies: list[bytes] = []
         self.questions: list[bytes] = []
+        self.hangs_at = 0
+        self.hung: Asked | None = None
         self.hold_submission: trio.Event | None = None
         self.change: dict[str, object] | None = None
         node.script = self
@@ -96,6 +102,9 @@ class Painter:
             until = header(asked.exchange.request.headers, b"ngpu-until")
             self.untils.append(PollUntil.decode(until) if until else None)
             self.questions.append(body)
+            if len(self.questions) == self.hangs_at:
+                self.hung = asked
+                await trio.sleep_forever()
             job_id = query.removeprefix("ids=")
             if job_id not in self.jobs:
                 await asked.answer(404, b"[]")
@@ -262,6 +271,7 @@ def test_a_job_whose_node_is_gone_is_recorded_as_failed_and_resubmission_is_offe
             node = ScriptedNode(new_account())
             async with connected(node, bootstrap.multiaddr):
                 painter = Painter(node, polls=10**9)
+                painter.hangs_at = 2
                 await wait_ready(bootstrap)
                 task_id = await film(bootstrap)
                 await painter.was_asked(3)
@@ -274,6 +284,33 @@ def test_a_job_whose_node_is_gone_is_recorded_as_failed_and_resubmission_is_offe
             info = await detailed(bootstrap, task_id)
             assert info["job"]["phase"] == "lost"
             assert info["attempts"][0]["receipt"]["verdict"] == "verified", "what the node did is receipted"
+            (job_id,) = painter.jobs
+            answer = await bootstrap.call("GET", f"/api/v1/tasks/{task_id}/loss")
+            assert answer.status == 200
+            assert {rule.rule for rule in check_loss_file(LossFile.from_json(answer.body)) if not rule.holds} == set()
+            document = json.loads(answer.body)
+            loss = document["loss"]
+            assert (loss["taskId"], loss["jobId"], loss["reason"]) == (task_id, job_id, "job_node_gone")
+            assert (loss["node"], loss["bootstrap"]) == (node.account.address, bootstrap.where["address"])
+            assert loss["atMs"] - loss["awaySinceMs"] >= 600, "as long as its declaration lets a node be away"
+            assert document["receipt"]["orderHash"] == loss["orderHash"]
+            assert polled["loss"] == info["job"]["loss"] == loss
+            script = [sys.executable, "scripts/verify_receipt.py", "-", "--json"]
+            judged = await trio.run_process(script, stdin=answer.body, capture_stdout=True, cwd=ROOT)
+            assert json.loads(judged.stdout)["lost"] == "job_node_gone"
+            assert (await bootstrap.call("GET", f"/api/v1/tasks/{task_id}/loss", token=FOREIGN)).status in (401, 403)
+            # the node is back, with the receipt of the question that was cut: it is judged, and the task stays as it is
+            heads = len(node.heads)
+            async with connected(node, bootstrap.multiaddr):
+                hung = painter.hung
+                assert hung is not None
+                assert hung.signed.order.attempt == len(info["attempts"])
+                await node.until(lambda: len(node.heads) > heads)  # its stream for receipts is there
+                await node.offer(hung.signed, hung.receipt(0, b"", outcome="client_gone"))
+                await node.until(lambda: node.acknowledged[-1].acknowledgement.sequence == len(node.orders))
+            after = await detailed(bootstrap, task_id)
+            assert after["attempts"][-1]["receipt"]["verdict"] == "verified"
+            assert (after["state"], after["reason"], after["job"]["loss"]) == (4, "job_node_gone", loss)
 
     trio.run(main)
 

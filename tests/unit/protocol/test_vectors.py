@@ -102,4 +102,4 @@ def test_every_signed_type_has_vectors() -> None:
     written.add(STATEMENT_TYPE.text)  # statements.json, whose file has no such key
     types = signed_types()
     assert types == written
-    assert len(types) == 8
+    assert len(types) == 9
