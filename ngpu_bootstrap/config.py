@@ -161,6 +161,8 @@ class PublicSection(Section):
     workspace: str = Field(..., pattern=r"^[1-9][0-9]{0,18}$", description="Workspace that such calls are made for.")
     calls_per_minute: int = Field(30, ge=1, description="Calls a minute of one client's address.")
     at_once: int = Field(8, ge=1, description="Calls without a credential running at once, all clients together.")
+    queue: int = Field(100, ge=0, description="Calls without a credential that may wait for one of those places.")
+    queue_wait_s: float = Field(30.0, ge=0, description="Seconds one may wait there before it gets 429.")
 
 
 class ProfilesSection(Section):

@@ -115,7 +115,7 @@ def profile_explain(
             "profile": profile.name,
             **_route(profile, found.route, settings),
             "parameters": dict(found.parameters),
-            "credentials": [str(one) for one in profile.credentials] if found.route.credential else [],
+            "credentials": [str(one) for one in profile.credentials] if found.route.mode != "fixed" else [],
             "public": profile.name in settings.public,
             "listener": settings.listen.get(profile.name, ""),
         }

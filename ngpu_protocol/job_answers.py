@@ -168,6 +168,7 @@ class PollUntil(BaseModel):
         job_id: for pointers that name it.
         interval_ms: between an answer and the next question.
         hold_ms: after which the answer goes back as it is, final or not; the order's deadline holds as well.
+        ask_ms: what one question may take; None: as long as all of them.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -176,6 +177,7 @@ class PollUntil(BaseModel):
     job_id: Annotated[str, Field(max_length=MAX_ID_CHARS)]
     interval_ms: Annotated[int, Field(ge=10, le=600_000)]
     hold_ms: Annotated[int, Field(ge=0, le=3_600_000)]
+    ask_ms: Annotated[int, Field(ge=10, le=3_600_000)] | None = None
 
     def encode(self) -> bytes:
         """Return the value of the field `Ngpu-Until`."""

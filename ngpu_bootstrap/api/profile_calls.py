@@ -126,7 +126,7 @@ class ProfileCalls:
         return operation
 
     def _security(self, profile: Profile, route: Route) -> list[dict[str, list[str]]]:
-        if not route.credential or route.signed or route.mode is Mode.FIXED:
+        if route.signed or route.mode is Mode.FIXED:
             return []
         found: list[dict[str, list[str]]] = [{_scheme_name(one): []} for one in profile.credentials if _is_outside(one)]
         found.append({_OWN_HEADER: []})

@@ -264,6 +264,7 @@ class Jobs:
             job_id=job.key,
             interval_ms=int(declared.interval_s * 1000),
             hold_ms=int(hold_s * 1000),
+            ask_ms=max(10, min(3_600_000, int(declared.poll_timeout_s * 1000))),
         )
         asked_at_ms = self._now_ms()
 

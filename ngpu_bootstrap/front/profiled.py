@@ -52,7 +52,7 @@ from ngpu_bootstrap.front.spool import Spool, SpooledBody
 from ngpu_bootstrap.front.tasks_api import address_header
 from ngpu_bootstrap.profiles.catalogue import Catalogue, Matched, WrongMethod
 from ngpu_bootstrap.profiles.credentials import Emptied, missing, take_credentials, token_of
-from ngpu_bootstrap.profiles.declaration import Dialect, Links, Mode, Profile, Route
+from ngpu_bootstrap.profiles.declaration import Dialect, Envelope, Links, Mode, Profile, Route
 from ngpu_bootstrap.profiles.dialects import refusal_in, status_in
 from ngpu_bootstrap.profiles.job_declaration import AskedJob, SubmittedJob
 from ngpu_bootstrap.profiles.links import Link, link_url, read_link, with_file_urls, with_links
@@ -65,7 +65,7 @@ from ngpu_bootstrap.registry.workspaces import Workspace, Workspaces
 from ngpu_bootstrap.store.errors import StoreError
 from ngpu_bootstrap.tasks.states import TaskState
 from ngpu_protocol.errors import AddressError
-from ngpu_protocol.http1 import Exchange, Headers, RemoteError, header
+from ngpu_protocol.http1 import Exchange, Headers, RemoteError, Request, header
 from ngpu_protocol.identity import Account, Address, address_of_peer_id, parse_address
 from ngpu_protocol.job_answers import BESIDE_HEADER
 
@@ -186,7 +186,7 @@ class Profiled:
             per_minute = public.calls_per_minute
             self._public[name] = (
                 AddressBuckets(burst=per_minute, per_s=per_minute / 60),
-                Places(public.at_once, 0, 0.0),
+                Places(public.at_once, public.queue, public.queue_wait_s),
             )
 
     # -- what a call means
@@ -206,13 +206,14 @@ class Profiled:
         Raises:
             Refusal, ClientFault, RemoteError, StoreError: it cannot be served, and nothing was answered yet.
         """
+        began_s = time.monotonic()
+        request = exchange.request
+        address = client_address(exchange.remote.host, request.headers, self._trusted)
         if isinstance(found, WrongMethod):
+            _log_request(found.profile, request, path, 405, began_s, address)
             allowed = ", ".join(sorted(set(found.allowed)))
             raise Refusal(405, "method_not_allowed", f"this path takes {allowed}", headers={"Allow": allowed})
         profile, route = found.profile, found.route
-        request = exchange.request
-        began_s = time.monotonic()
-        address = client_address(exchange.remote.host, request.headers, self._trusted)
         emptied = take_credentials(profile.credentials, request.headers, query)
         asked = _Asked(exchange, profile, route, found.parameters, path, emptied, address, began_s)
         try:
@@ -221,17 +222,7 @@ class Profiled:
             asked.status = status_in(profile.dialect_of(route), refusal_for(error).status)
             raise
         finally:
-            if profile.log:
-                log.info(
-                    "HTTP Request",
-                    ts=time.time(),
-                    msg="HTTP Request",
-                    method=request.method,
-                    path=path,
-                    status=asked.status or CLIENT_LEFT,
-                    duration=f"{time.monotonic() - began_s:.3f}s",
-                    client_ip=address,
-                )
+            _log_request(profile, request, path, asked.status or CLIENT_LEFT, began_s, address)
 
     async def _answer(self, asked: _Asked) -> None:
         route = asked.route
@@ -256,6 +247,8 @@ class Profiled:
                 token, _ = token_of(asked.profile.credentials, asked.emptied, asked.facts.credentials)
                 asked.caller = self._caller(asked, token)
             workspace = None if isinstance(route.job, AskedJob) else self._workspace(asked)
+            if not asked.caller.label:
+                await stack.enter_async_context(self._public[asked.profile.name][1].one())
             if places is not None:
                 await stack.enter_async_context(places.one())
             await self._enter(asked, stack)
@@ -290,9 +283,7 @@ class Profiled:
         """Begin a call within its caller's limits; the stack ends it."""
         caller = asked.caller
         assert caller is not None
-        if not caller.label:
-            await stack.enter_async_context(self._public[asked.profile.name][1].one())
-        elif self._token_limits is not None:
+        if caller.label and self._token_limits is not None:
             self._token_limits.enter(caller.label, time.monotonic())
             stack.callback(self._token_limits.leave, caller.label)
         desk = self._parts.brc20
@@ -501,11 +492,8 @@ class Profiled:
 
     def _enveloped(self, asked: _Asked, status: int, body: bytes, content_type: str) -> Answer:
         envelope = asked.route.envelope
-        if envelope is not None and 200 <= status < 300:
-            try:
-                return json_answer(status, {**envelope.beside, envelope.member: json.loads(body)})
-            except (ValueError, RecursionError):
-                pass  # not JSON: it goes as it is
+        if envelope is not None and 200 <= status < 300 and (around := enveloped(envelope, body)) is not None:
+            body, content_type = around, "application/json"
         fields = [(b"content-type", content_type.encode("latin-1"))] if content_type else []
         return Answer(status, [*fields, (b"content-length", b"%d" % len(body))], body)
 
@@ -685,6 +673,17 @@ class Profiled:
         await self._respond(asked, refusal_in(asked.profile.dialect_of(asked.route), refusal, task_id=task_id))
 
 
+def enveloped(envelope: Envelope, body: bytes) -> bytes | None:
+    """Return *body* as a member of an object, byte for byte; None where it is no JSON and goes as it is."""
+    try:
+        text = body.decode().removeprefix("\ufeff")
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    beside = "".join(f"{json.dumps(name)}:{json.dumps(value)}," for name, value in envelope.beside.items())
+    return f"{{{beside}{json.dumps(envelope.member)}:{text}}}".encode()
+
+
 def value_at(place: Place, facts: BodyFacts, parameters: Mapping[str, str], emptied: Emptied) -> str:
     """Return the text at a place of a request, empty where nothing stands there."""
     name = place.name or ""
@@ -704,6 +703,21 @@ def value_at(place: Place, facts: BodyFacts, parameters: Mapping[str, str], empt
                     return text
         return ""
     return facts.values.get(place, "")
+
+
+def _log_request(profile: Profile, request: Request, path: str, status: int, began_s: float, address: str) -> None:
+    """Log a request with the fields that the profile's document has, where it has any."""
+    if profile.log:
+        log.info(
+            "HTTP Request",
+            ts=time.time(),
+            msg="HTTP Request",
+            method=request.method,
+            path=path,
+            status=status,
+            duration=f"{time.monotonic() - began_s:.3f}s",
+            client_ip=address,
+        )
 
 
 def _filled(pattern: str, parameters: Mapping[str, str]) -> str:

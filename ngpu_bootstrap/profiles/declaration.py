@@ -59,7 +59,7 @@ class Mode(StrEnum):
     MODELS = "models"
     """Answered here: the list of models, or the one that `{model...}` names."""
     FIXED = "fixed"
-    """Answered here, always alike (`Route.answer`)."""
+    """Answered here, always alike and to everybody (`Route.answer`)."""
 
 
 class Credential(Place):
@@ -167,8 +167,6 @@ class Route(Declared):
             when empty. The client's own query follows.
         port: in the workspace; its first when not given.
         mode: see `Mode`.
-        credential: False lets everybody call; for `models` and `fixed` only, and where the operator opened the
-            profile to the public.
         max_body_bytes: of the request; the operator's own limit counts as well. See `body_limit`.
         at_once: calls of this route running at once, over all clients; 0 sets no limit.
         queue: calls that may wait for one of those places; the next gets 429.
@@ -197,7 +195,6 @@ class Route(Declared):
     target_method: Annotated[str, StringConstraints(pattern=r"^[A-Z]{1,16}$")] | None = None
     port: Annotated[int, Field(ge=1, le=65535)] | None = None
     mode: Mode = Mode.TRANSPARENT
-    credential: bool = True
     max_body_bytes: Annotated[int, Field(ge=0)] | None = None
     at_once: Annotated[int, Field(ge=0, le=100_000)] = 0
     queue: Annotated[int, Field(ge=0, le=100_000)] = 100
@@ -231,8 +228,6 @@ class Route(Declared):
             raise ValueError('links need mode = "transparent" or "job"')
         if self.signed and self.method != "GET":
             raise ValueError("a signed URL is fetched with GET")
-        if not self.credential and self.mode not in (Mode.MODELS, Mode.FIXED):
-            raise ValueError("credential = false is for calls answered here; open a profile with [profiles.public]")
         if self.target and not self.target.startswith("/"):
             raise ValueError("target must begin with /")
         if unknown := set(parameters_of(self.target)) - set(parameters_of(self.path)):

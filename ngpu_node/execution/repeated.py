@@ -10,6 +10,8 @@ An answer that cannot be read, or any status but success, goes back at once: wha
 
 from __future__ import annotations
 
+import math
+
 import trio
 
 from ngpu_node.execution.attempt import Attempt
@@ -50,34 +52,47 @@ async def relay_until(attempt: Attempt, fields: Headers, source: Source, sink: S
     A request whose body is too long to be kept is made once.
 
     Raises:
-        Ended: the workspace could not be asked several times in a row, or broke off.
+        Ended: the workspace could not be asked, or did not answer in time, several times in a row, or it broke off.
     """
     if source.whole is None:
         return await relay(attempt, fields, source, sink)
     order = attempt.signed.order
     hold_until_s = trio.current_time() + until.hold_ms / 1000
+    ask_s = math.inf if until.ask_ms is None else until.ask_ms / 1000
     failures = 0
     while True:
         is_last = trio.current_time() + until.interval_ms / 1000 > hold_until_s
+        why: Exception | str = ""
         try:
-            async with attempt.upstream.client.request(order.method, order.target, fields, source.whole) as response:
-                trailers = await _final(attempt, response, sink, until, is_last=is_last)
-            failures = 0
-            if trailers is not None:
-                return trailers
+            with trio.move_on_after(ask_s) as patience:
+                async with attempt.upstream.client.request(
+                    order.method, order.target, fields, source.whole
+                ) as response:
+                    trailers = await _final(attempt, response, sink, until, patience, is_last=is_last)
+                failures = 0
+                if trailers is not None:
+                    return trailers
+            if patience.cancelled_caught:
+                why = f"not within {ask_s:g} s"
         except (NotSentError, MaybeSentError) as error:
-            failures += 1
-            if failures >= BEARABLE or is_last:
-                raise Ended(Outcome.WORKSPACE_BROKE, f"the workspace did not answer: {error}") from error
+            why = error
         except (IncompleteError, BrokenAnswer, LimitError) as error:
             raise Ended(Outcome.WORKSPACE_BROKE, f"the workspace's answer is broken: {error}") from error
+        if why:
+            failures += 1
+            if failures >= BEARABLE or is_last:
+                raise Ended(Outcome.WORKSPACE_BROKE, f"the workspace did not answer: {why}")
         await trio.sleep(until.interval_ms / 1000)
 
 
 async def _final(
-    attempt: Attempt, response: Response, sink: Sink, until: PollUntil, *, is_last: bool
+    attempt: Attempt, response: Response, sink: Sink, until: PollUntil, patience: trio.CancelScope, *, is_last: bool
 ) -> Headers | None:
-    """Pass an answer on if it is final, or the *last* there is time for; None: it says that the job goes on."""
+    """Pass an answer on if it is final, or the *last* there is time for; None: it says that the job goes on.
+
+    Args:
+        patience: with the question; what is being passed on is no longer bound by it.
+    """
     data = await response.receive()
     while not response.ended and len(data) <= MAX_ANSWER_BYTES:
         data += await response.receive()
@@ -86,6 +101,7 @@ async def _final(
         read = until.signs.read(response.status, data, until.job_id)
         if read.means is JobState.PENDING:
             return None
+    patience.deadline = math.inf
     bodiless = attempt.signed.order.method == "HEAD" or response.status in (204, 304)
     head = AnswerHead(response.status, response.reason, answer_fields(response.headers), bodiless)
     attempt.status = response.status

@@ -20,8 +20,8 @@ from tests.unit.node.builders import task_id
 SIGNS = Signs.model_validate({"state": ["/state"], "done": ["done"], "failed": ["failed"]})
 
 
-def until(*, interval_ms: int = 20, hold_ms: int = 10_000) -> Headers:
-    value = PollUntil(signs=SIGNS, job_id="7", interval_ms=interval_ms, hold_ms=hold_ms)
+def until(*, interval_ms: int = 20, hold_ms: int = 10_000, ask_ms: int | None = None) -> Headers:
+    value = PollUntil(signs=SIGNS, job_id="7", interval_ms=interval_ms, hold_ms=hold_ms, ask_ms=ask_ms)
     return [(b"ngpu-until", value.encode())]
 
 
@@ -39,6 +39,8 @@ class Jobs:
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if answer == "cut":
             await exchange.abort()
+        elif answer == "silence":
+            await trio.sleep_forever()
         elif isinstance(answer, bytes):
             await exchange.respond(200, [(b"content-type", b"application/json")], answer)
         elif isinstance(answer, int):
@@ -127,6 +129,22 @@ async def test_a_workspace_that_breaks_off_now_and_then_is_asked_again(tmp_path:
         assert answer.status == 502
         assert answer.receipt is not None
         assert answer.receipt.receipt.outcome == Outcome.WORKSPACE_BROKE
+
+
+@trio_test
+async def test_a_question_that_is_not_answered_in_time_is_asked_again(tmp_path: Path) -> None:
+    jobs = Jobs({"state": "running"}, "silence", {"state": "running"}, {"state": "done"})
+    async with a_rig(tmp_path, jobs) as rig:
+        answer = await rig.ask("GET", "/status", b"", until(ask_ms=200))
+        assert json.loads(answer.body) == {"state": "done"}
+        assert len(jobs.asked) == 4
+    jobs = Jobs("silence")
+    async with a_rig(tmp_path / "b", jobs) as rig:
+        answer = await rig.ask("GET", "/status", b"", until(ask_ms=50))
+        assert answer.status == 502
+        assert answer.receipt is not None
+        assert answer.receipt.receipt.outcome == Outcome.WORKSPACE_BROKE
+        assert len(jobs.asked) == 3
 
 
 @trio_test

@@ -18,6 +18,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import pytest
 import trio
 from PIL import Image
 
@@ -106,7 +107,15 @@ async def generate(bootstrap: Bootstrap, body: Any, *, token: str | None = None)
 Test = Callable[[Bootstrap, list[Akash]], Awaitable[None]]
 
 
-def run(tmp_path: Path, test: Test, *, nodes: tuple[str, ...] = ("",), open_to_all: bool = True, **own: Any) -> None:
+def run(
+    tmp_path: Path,
+    test: Test,
+    *,
+    nodes: tuple[str, ...] = ("",),
+    open_to_all: bool = True,
+    public: dict[str, Any] | None = None,
+    **own: Any,
+) -> None:
     data = tmp_path / "bootstrap"
 
     async def main() -> None:
@@ -118,7 +127,8 @@ def run(tmp_path: Path, test: Test, *, nodes: tuple[str, ...] = ("",), open_to_a
             "settings": {"akashgen": {"polling_interval_s": 0.05, **own}},
         }
         if open_to_all:
-            profiles["public"] = {"akashgen": {"workspace": known[0], "calls_per_minute": 1000, "at_once": 100}}
+            opened = {"workspace": known[0], "calls_per_minute": 1000, "at_once": 100, **(public or {})}
+            profiles["public"] = {"akashgen": opened}
         async with AsyncExitStack() as stack:
             settings = settings_for(data, profiles=profiles)
             bootstrap = await stack.enter_async_context(running(settings, known=known))
@@ -190,6 +200,33 @@ def test_failures_and_timeouts_are_500_with_error_and_details(tmp_path: Path) ->
         assert "0.5 s" in document["details"]
 
     run(tmp_path, test, max_polling_duration_s=0.5)
+
+
+@pytest.mark.parametrize("call", ["/api/generate", "/api/status", "/api/images/1.png"])
+def test_each_of_the_documents_time_limits_ends_its_call_with_500(tmp_path: Path, call: str) -> None:
+    async def test(bootstrap: Bootstrap, workspaces: list[Akash]) -> None:
+        (workspace,) = workspaces
+        answers = workspace.node.script
+
+        async def silent(asked: Asked) -> None:
+            if asked.signed.order.target.startswith(call):
+                await asked.read()
+                await trio.sleep_forever()
+            await answers(asked)
+
+        workspace.node.script = silent
+        with trio.fail_after(20):
+            answer = await generate(bootstrap, REQUEST)
+        document = json.loads(answer.body)
+        assert answer.status == 500, document
+        assert isinstance(document["error"], str)
+        assert len(document["details"]) > 10
+        # and its place is free again
+        workspace.node.script = answers
+        assert (await generate(bootstrap, REQUEST)).status == 200
+
+    limits = {"generate_timeout_s": 0.4, "status_timeout_s": 0.4, "image_fetch_timeout_s": 0.4}
+    run(tmp_path, test, **limits, max_polling_duration_s=3.0, max_concurrent_requests=1)
 
 
 def test_a_node_that_is_gone_is_said_in_the_callers_words(tmp_path: Path) -> None:
@@ -271,6 +308,35 @@ def test_beyond_the_limit_calls_wait_and_beyond_the_queue_they_get_429(tmp_path:
     run(tmp_path, test, max_concurrent_requests=2, max_waiting_requests=2)
 
 
+def test_the_public_waits_for_its_own_places_and_a_token_does_not(tmp_path: Path) -> None:
+    async def test(bootstrap: Bootstrap, workspaces: list[Akash]) -> None:
+        (workspace,) = workspaces
+        workspace.gate = trio.Event()
+        statuses: list[int] = []
+
+        async def call(token: str | None = None) -> None:
+            statuses.append((await generate(bootstrap, REQUEST, token=token)).status)
+
+        async def asked(many: int) -> None:
+            while workspace.asked.count("/api/status?ids=j1") < many:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(call)
+            await asked(1)
+            nursery.start_soon(call)  # waits
+            await trio.sleep(0.1)
+            refused = await generate(bootstrap, REQUEST)
+            assert (refused.status, json.loads(refused.body)["reason"]) == (429, "queue_full")
+            nursery.start_soon(call, bootstrap.token)
+            await asked(2)
+            assert workspace.asked.count("/api/generate") == 2
+            workspace.gate.set()
+        assert statuses == [200] * 3
+
+    run(tmp_path, test, public={"at_once": 1, "queue": 1})
+
+
 def test_the_preferred_gpu_is_taken_first(tmp_path: Path) -> None:
     async def test(bootstrap: Bootstrap, workspaces: list[Akash]) -> None:
         for _ in range(6):
@@ -346,6 +412,10 @@ curl -sS -w '%{{http_code}} %{{content_type}}' -X POST http://localhost:{port}/a
             ["curl", "-sS", f"http://localhost:{port}/health"], capture_stdout=True, capture_stderr=True
         )
         assert json.loads(health.stdout) == {"status": "ok"}
+        wrong = await trio.run_process(
+            ["curl", "-sS", f"http://localhost:{port}/api/generate"], capture_stdout=True, capture_stderr=True
+        )
+        assert set(json.loads(wrong.stdout)) >= {"error", "details"}
         (task_id,) = (await net.call("GET", "/user/queryTaskList")).document["taskIds"]
         info = (await net.call("GET", f"/user/getDetailed?taskID={task_id}")).document["taskInfo"]
         calls = [one["call"].partition("?")[0] for one in info["attempts"]]
@@ -364,6 +434,10 @@ curl -sS -w '%{{http_code}} %{{content_type}}' -X POST http://localhost:{port}/a
         assert abs(logged["ts"] - time.time()) < 120
         assert (logged["method"], logged["status"], logged["client_ip"]) == ("POST", 200, "127.0.0.1")
         assert re.fullmatch(r"[0-9.]+s", logged["duration"])
+        statuses = [
+            (line["method"], line["path"], line["status"]) for line in lines if line.get("msg") == "HTTP Request"
+        ]
+        assert statuses[-2:] == [("GET", "/health", 200), ("GET", "/api/generate", 405)]
 
     real(tmp_path, test)
 

@@ -42,7 +42,6 @@ def test_every_shipped_profile_is_valid_and_named_like_its_file(name: str) -> No
         ('mode = "fixed"', 'mode = "fixed" and an answer go together'),
         ('mode = "job"', "a table [routes.job] go together"),
         ('mode = "loud"', "routes[POST /mine/run].mode: Input should be"),
-        ("credential = false", "credential = false is for calls answered here"),
         ('target = "run/{id}"', "target must begin with /"),
         ('target = "/run/{id}"', "target uses {id}, which is not in path"),
         ('schema = { type = "objekt" }', "schema is no JSON schema at /type"),

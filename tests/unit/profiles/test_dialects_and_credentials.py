@@ -9,8 +9,9 @@ import pytest
 
 from ngpu_bootstrap.credentials import make_token, reveal
 from ngpu_bootstrap.errors import BadRequest, Refusal, Unauthorized
+from ngpu_bootstrap.front.profiled import enveloped
 from ngpu_bootstrap.profiles.credentials import missing, take_credentials, token_of
-from ngpu_bootstrap.profiles.declaration import Credential, Dialect
+from ngpu_bootstrap.profiles.declaration import Credential, Dialect, Envelope
 from ngpu_bootstrap.profiles.dialects import refusal_in
 
 TOKEN = make_token("367614711220405248", bytes(range(24)))
@@ -119,3 +120,18 @@ def test_without_any_the_refusal_names_the_places() -> None:
 def test_what_was_found_is_not_in_the_text_of_the_request() -> None:
     emptied = take_credentials([AUTHORIZATION], [(b"authorization", TEXT.encode())], None)
     assert TOKEN.secret not in repr(emptied)
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b'{"a": 1.50, "big": 1e999}', b'{"code":0,"data":{"a": 1.50, "big": 1e999}}'),
+        (b"\xef\xbb\xbf[1]", b'{"code":0,"data":[1]}'),
+        (b'"\xc3\xa9"', b'{"code":0,"data":"\xc3\xa9"}'),
+        (b"not json", None),
+        (b"\xff\xfe{\x00}\x00", None),
+        (b"", None),
+    ],
+)
+def test_an_envelope_leaves_what_it_holds_as_it_came(body: bytes, expected: bytes | None) -> None:
+    assert enveloped(Envelope(member="data", beside={"code": 0}), body) == expected
