@@ -178,8 +178,8 @@ def add_task_calls(
             filed = await store.receipt(task_id, attempt) if refusal.reason == "task_unknown" else None
             if filed is None or not filed.order:
                 raise
-            workspace = SignedOrder.from_bytes(filed.order).order.workspace
-            if shown is not None and not shown.is_operator_key and workspaces.authenticate(shown)[0].id != workspace:
+            client = filed.caller or SignedOrder.from_bytes(filed.order).order.workspace
+            if shown is not None and not shown.is_operator_key and workspaces.authenticate(shown)[0].id != client:
                 raise Forbidden("token_foreign", "this token is of another workspace than the task") from None
         filed = filed or await store.receipt(task_id, attempt)
         if filed is None:

@@ -42,7 +42,9 @@ from ngpu_protocol.identity import Address
 MAX_PAGE: Final = 10_000
 
 _TASK_COLUMNS: Final = tuple(tables.tasks.columns)
-_RECEIPT_COLUMNS: Final = tuple(column for column in tables.receipts.columns if column.name != "signed_order")
+_RECEIPT_COLUMNS: Final = tuple(
+    column for column in tables.receipts.columns if column.name not in ("signed_order", "caller")
+)
 _request = tables.bodies.alias("request")
 _response = tables.bodies.alias("response")
 
@@ -108,7 +110,9 @@ def receipts(connection: sa.Connection, task_id: str, attempt: int | None = None
     r, a = tables.receipts, tables.attempts
     joined = r.outerjoin(a, sa.and_(a.c.task_id == r.c.task_id, a.c.attempt == r.c.attempt))
     query = (
-        sa.select(*_RECEIPT_COLUMNS, sa.func.coalesce(a.c.signed_order, r.c.signed_order).label("signed_order"))
+        sa.select(
+            *_RECEIPT_COLUMNS, r.c.caller, sa.func.coalesce(a.c.signed_order, r.c.signed_order).label("signed_order")
+        )
         .select_from(joined)
         .where(r.c.task_id == task_id)
         .order_by(r.c.attempt, r.c.sequence)
@@ -449,10 +453,10 @@ def _body(row: Any) -> StoredBody | None:
 
 def _receipt(row: Any) -> ReceiptRecord:
     values = row._asdict()
-    order = values.pop("signed_order")
+    order, caller = values.pop("signed_order"), values.pop("caller", None)
     for name in ("hash", "previous", "raw", "acknowledgement"):
         values[name] = bytes(values[name])
-    return ReceiptRecord(NewReceipt(**values), bytes(order) if order is not None else b"")
+    return ReceiptRecord(NewReceipt(**values), bytes(order) if order is not None else b"", caller or "")
 
 
 def _parse_cursor(text: str) -> tuple[int, int]:

@@ -378,10 +378,14 @@ class OpenTask:
 
 @dataclass(frozen=True, slots=True)
 class ReceiptRecord:
-    """A filed receipt with its verdict and acknowledgement, and the order it answers (empty if that is not on file)."""
+    """A filed receipt with its verdict and acknowledgement, and the order it answers (empty if that is not on file).
+
+    *caller* is, once the task was removed, whose it was, where another workspace ran it; empty else.
+    """
 
     receipt: NewReceipt
     order: bytes = field(default=b"", repr=False)
+    caller: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """What is kept for how long: final tasks go by age and by the room their bodies take, receipts stay.
 
-A task goes with its bodies, attempts, placements and webhook; its receipts take over the order they answer, so that
-each can still be checked offline. Oldest first, a bounded number in each transaction, since others write meanwhile.
+A task goes with its bodies, attempts, placements and webhook; its receipts take over the order they answer and whose
+task it was, so that each can still be checked offline, by its client and by no other. Oldest first, a bounded number in
+each transaction, since others write meanwhile.
 Blocking; runs in the store's ``chores`` thread.
 """
 
@@ -30,7 +31,12 @@ def remove(
     order = sa.select(a.c.signed_order).where(a.c.task_id == r.c.task_id, a.c.attempt == r.c.attempt).scalar_subquery()
     # a sibling that sweeps at this moment may have removed the attempts since: what it kept of them stays
     kept = sa.func.coalesce(order, r.c.signed_order)
-    connection.execute(sa.update(r).where(r.c.task_id.in_(doomed)).values(signed_order=kept))
+    caller = sa.select(t.c.caller).where(t.c.task_id == r.c.task_id).scalar_subquery()
+    connection.execute(
+        sa.update(r)
+        .where(r.c.task_id.in_(doomed))
+        .values(signed_order=kept, caller=sa.func.coalesce(caller, r.c.caller))
+    )
     connection.execute(sa.delete(tables.placements).where(tables.placements.c.task_id.in_(doomed)))
     connection.execute(sa.delete(t).where(t.c.task_id.in_(doomed), _FINAL))
     return len(doomed), bodies

@@ -162,8 +162,8 @@ class Statements:
             ),
             rows=1,
         )
-        # the order is with its attempt, until retention removes that
-        receipt_columns = [name for name in _names(tables.receipts) if name != "signed_order"]
+        # the order is with its attempt, and the caller with its task, until retention removes them
+        receipt_columns = [name for name in _names(tables.receipts) if name not in ("signed_order", "caller")]
         self.insert_receipt = self._insert("insert_receipt", tables.receipts, receipt_columns)
         # the verdict of the last attempt is the task's; an earlier attempt's late receipt does not replace it
         # a receipt whose task this store does not have (it was restored from a backup) keeps its order itself

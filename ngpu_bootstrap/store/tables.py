@@ -253,6 +253,8 @@ receipts = sa.Table(
     sa.Column("received_at_ms", _MS, nullable=False),
     # of an attempt whose task was removed: what the receipt answers
     sa.Column("signed_order", sa.LargeBinary),
+    # of a task that was removed: whose it was, where that is not the workspace that ran it
+    sa.Column("caller", sa.Text),
     sa.Index("ix_receipts_task", "task_id", "attempt"),
     # one in thousands: they are listed without reading the others
     sa.Index(

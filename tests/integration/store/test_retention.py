@@ -36,6 +36,19 @@ async def test_old_final_tasks_go_with_their_bodies_and_their_receipts_stay_prov
 
 
 @trio_test
+async def test_whose_a_task_was_that_another_workspace_ran_stays_known_with_its_receipt(directory: Path) -> None:
+    async with a_store(directory) as store:
+        for number, caller in ((1, "100000000000000009"), (2, "")):
+            await store.accept_and_begin(a_task(number, accepted_at_ms=100, caller=caller), a_start(number))
+            await store.finish(a_finish(number, a_receipt(number, number)))
+        before = [await store.receipt(task_id(number)) for number in (1, 2)]
+        assert [one.caller for one in before if one is not None] == ["", ""]  # the task says it
+        assert await store.remove_old(before_ms=200, bodies_bytes=None) == 2
+        after = [await store.receipt(task_id(number)) for number in (1, 2)]
+        assert [one.caller for one in after if one is not None] == ["100000000000000009", ""]
+
+
+@trio_test
 async def test_two_that_sweep_at_once_leave_receipts_provable(directory: Path) -> None:
     def swept_by_a_sibling(connection: sa.Connection) -> None:
         # what a second sweep finds that chose its tasks before the first one committed, and goes on after
