@@ -29,7 +29,7 @@ from ngpu_protocol.identity import Account
 from tests.integration.whole_path.workspace import Workspace
 
 ROOT = Path(__file__).parents[3]
-START_S = 40.0
+START_S = 90.0
 
 
 @dataclass
