@@ -15,7 +15,8 @@ import trio
 from tests.integration.bootstrap.rig import Bootstrap, running, settings_for, task_when, wait_ready
 from tests.integration.bootstrap.scripted_node import Asked, ScriptedNode, connected, new_account
 
-SHIPPED = tomllib.loads((Path(__file__).resolve().parents[3] / "examples/talker/workspace.toml").read_text())
+TEXT = (Path(__file__).resolve().parents[3] / "examples/talker/workspace.toml").read_text()
+SHIPPED = tomllib.loads(TEXT)
 # the documents' own request
 REQUEST = {
     "image_url": "https://twinsync.oss-cn-hangzhou.aliyuncs.com/video/1683730315image.jpeg",
@@ -100,6 +101,51 @@ def test_a_body_without_its_fields_is_told_so_before_a_node_is_asked(tmp_path: P
                 assert words in document["msg"]
             assert not talker.asked
             assert not node.orders
+
+    trio.run(main)
+
+
+def test_a_program_of_other_paths_and_jobs_drops_in_by_editing_the_declarations_text(tmp_path: Path) -> None:
+    """What an operator does with the shipped file: names what runs, changes a path, takes the # off the last table."""
+    text = TEXT
+    for old, new in (
+        ('image = "your-registry/talker:1"\n', 'service = "demo/echo"\n'),
+        ('path = "/sadTalker"', 'path = "/v2/animate?quality=high"'),
+        ("gpu_count = 1\n", ""),
+        ('gpu_types = ["RTX4090", "A10", "A100"]\n', ""),
+        ('path = "/videoReTalker"', 'path = "/v2/lips"'),
+    ):
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    head, _, table = text.partition("#   [apis.job]")
+    text = head + "[apis.job]" + table.replace("\n#", "\n")  # of the last API, videoReTalker
+    asked: list[tuple[str, Any]] = []
+
+    async def program(one: Asked) -> None:
+        body, target = await one.read(), one.signed.order.target
+        asked.append((target, json.loads(body) if body else None))
+        answer: Any = VIDEO
+        if target == "/v2/lips":
+            answer = {"task_id": "j 7"}
+        elif target.startswith("/status"):
+            answer = {"status": "done" if len(asked) > 3 else "busy", **VIDEO}
+        await one.answer(200, json.dumps(answer).encode(), [(b"content-type", b"application/json")])
+
+    async def main() -> None:
+        settings = settings_for(tmp_path / "bootstrap", compat={"ngpu_cloud": True})
+        node = ScriptedNode(new_account(), script=program)
+        async with (
+            running(settings, workspace=tomllib.loads(text)) as bootstrap,
+            connected(node, bootstrap.multiaddr),
+        ):
+            await wait_ready(bootstrap)
+            _, polled = await result(bootstrap, "sadTalker", REQUEST)
+            assert (polled["result_code"], polled["result_url"]) == (200, VIDEO["result_url"])
+            clip = {"video_url": "https://x.example/v.mp4", "audio_url": "https://x.example/a.wav"}
+            _, polled = await result(bootstrap, "videoReTalker", clip)
+            assert (polled["result_code"], polled["result_url"]) == (200, VIDEO["result_url"])
+            assert asked[:2] == [("/v2/animate?quality=high", REQUEST), ("/v2/lips", clip)]
+            assert {target for target, _ in asked[2:]} == {"/status?task_id=j%207"}
 
     trio.run(main)
 

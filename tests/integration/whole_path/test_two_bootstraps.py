@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
-from ngpu_protocol.http1 import HttpError, serve_tcp
+from ngpu_protocol.http1 import Exchange, Handler, HttpError, serve_tcp
 from ngpu_protocol.identity import address_of_peer_id
 from ngpu_protocol.receipt_file import ReceiptFile, check_receipt_file
 from tests.integration.whole_path.rig import SPEC, Daemon, Network, add_workspace, free_port, prepare
@@ -34,6 +37,20 @@ def test_one_of_two_is_killed_and_the_other_carries_its_tasks_on(tmp_path: Path)
 
 async def main(tmp_path: Path, url: str) -> None:
     workspace = Workspace()
+    async with pair(tmp_path, url, workspace) as (one, two):
+        with trio.fail_after(150):
+            await die_and_be_replaced(one, two, workspace, tmp_path)
+
+
+@asynccontextmanager
+async def pair(
+    tmp_path: Path, url: str, workspace: Handler, further: Sequence[str] = ()
+) -> AsyncIterator[tuple[Network, Network]]:
+    """Run two bootstraps of one service on the database at *url*, with one node that serves *workspace* for both.
+
+    Args:
+        further: lines of both bootstraps' configuration.
+    """
     bootstraps, multiaddrs, addresses = [], [], []
     for name in ("one", "two"):
         folder, port = tmp_path / name, free_port()
@@ -45,14 +62,15 @@ async def main(tmp_path: Path, url: str) -> None:
                 f"store = {json.dumps(url)}",
                 'service = "pair"',
                 "drain_s = 3",
+                *further,
             ],
         )
         addresses.append(address_of_peer_id(peer_id))
         bootstraps.append(Daemon("ngpu_bootstrap", folder, "bootstrap.json"))
         multiaddrs.append(f"/ip4/127.0.0.1/tcp/{port}/p2p/{peer_id}")
     for daemon, other in zip(bootstraps, reversed(addresses), strict=True):
-        with (daemon.folder / "config.toml").open("a") as config:
-            config.write(f"siblings = [{json.dumps(other)}]\n")
+        config = daemon.folder / "config.toml"  # before its tables
+        config.write_text(f"siblings = [{json.dumps(other)}]\n" + config.read_text())
     folder = tmp_path / "node"
     lines = ['listen = ["/ip4/127.0.0.1/tcp/0"]', 'model_listen = "127.0.0.1:0"', 'engine = "none"', "slots = 64"]
     for multiaddr in multiaddrs:
@@ -75,14 +93,69 @@ async def main(tmp_path: Path, url: str) -> None:
             await one.register(node)
             await one.ready()
             await two.ready()
-            with trio.fail_after(150):
-                await die_and_be_replaced(one, two, workspace, tmp_path)
+            yield one, two
         finally:
             with trio.CancelScope(shield=True):
                 for daemon in (node, *bootstraps):
                     if daemon.process is not None and daemon.process.poll() is None:
                         await daemon.kill()
         nursery.cancel_scope.cancel()
+
+
+class Studio:
+    """The vendor's calls for paintings, each of which lasts until `done` is set."""
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.submitted = 0
+
+    async def __call__(self, exchange: Exchange) -> None:
+        body = await exchange.receive_all(1 << 20)
+        path = exchange.request.path
+        if path == "/api/v1b/task_submit":
+            self.submitted += 1
+            await exchange.respond_json(200, {"task_id": f"p-{self.submitted}"})
+        elif path == "/api/v1b/task_result":
+            document = json.loads(body)
+            state = "done" if self.done.is_set() else "pending"
+            await exchange.respond_json(200, {"state": state, "task_id": document["task_id"], "of": document["token"]})
+        else:
+            await exchange.respond(200, [], b"ready")
+
+
+@pytest.mark.needs_postgres
+@pytest.mark.timeout_s(240)
+def test_a_painting_submitted_at_one_is_asked_for_at_the_other_whose_it_is_when_the_first_is_killed(
+    tmp_path: Path,
+) -> None:
+    async def main(url: str) -> None:
+        studio = Studio()
+        lines = ("[profiles]", 'enabled = ["sensetime"]')
+        async with pair(tmp_path, url, studio, lines) as (one, two):
+
+            async def post(net: Network, path: str, document: Any, headers: Any = JSON) -> Any:
+                body = json.dumps({**document, "token": one.token}).encode()
+                return await net.call("POST", f"/api/v1b/{path}", body, headers, token=None)
+
+            with trio.fail_after(120):
+                key = [*JSON, (b"idempotency-key", b"again")]
+                submitted = await post(one, "task_submit", {"prompt": "sea"}, key)
+                assert submitted.document == {"task_id": "p-1"}
+                asked = {"task_id": "p-1"}
+                pending = {"state": "pending", "task_id": "p-1", "of": one.workspace}
+                assert (await post(two, "task_result", asked)).document == pending
+                await one.bootstrap.kill()
+                assert (await post(two, "task_result", asked)).document == pending, "while nobody owns the job"
+                again = await post(two, "task_submit", {"prompt": "sea"}, key)
+                assert (again.document, again.task_id) == (submitted.document, submitted.task_id)
+                studio.done.set()
+                document = await two.poll(submitted.task_id, within_s=60)
+                assert json.loads(document["data"])["state"] == "done"
+                assert (await post(two, "task_result", asked)).document["state"] == "done"
+                assert studio.submitted == 1
+
+    with new_database() as url:
+        trio.run(main, url)
 
 
 async def die_and_be_replaced(one: Network, two: Network, workspace: Workspace, tmp: Path) -> None:
