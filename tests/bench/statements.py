@@ -1,8 +1,11 @@
-"""How long a statement over many receipts takes, on both sides' stores: `python -m tests.bench.statements [COUNT]`.
+"""How long a statement over many receipts takes, on both sides' stores: `scripts/bench statements [COUNT] [--prices N]`.
 
 Fills a fresh ledger and a fresh SQLite store with the same COUNT receipts (a million by default) straight into their
 tables, then draws up the account from each, as the two commands do, and checks that they agree; then the file with all
 lines is judged as an auditor would. The receipts are well-formed but for their signatures, which no statement reads.
+
+With `--prices N` they are of N sessions, each with a price list of its own, so that the order of each receipt is read
+too: with its attempt on the bootstrap's side, with the receipt on the node's.
 """
 
 from __future__ import annotations
@@ -24,19 +27,35 @@ from ngpu_bootstrap.config import BootstrapSettings
 from ngpu_bootstrap.store import tables
 from ngpu_bootstrap.store.database import open_engine
 from ngpu_bootstrap.store.store import open_store
-from ngpu_daemon.accounts import END_OF_TIME_MS, Account, Span
+from ngpu_daemon.accounts import END_OF_TIME_MS, Account, Span, session_of_order
 from ngpu_node.earnings import Books as NodeBooks
 from ngpu_node.ledger_schema import connect
 from ngpu_protocol.identity import gpu_id
 from ngpu_protocol.networks import network_named
+from ngpu_protocol.orders import ORDER_TYPE
+from ngpu_protocol.prices import Prices, sign_price_list
 from ngpu_protocol.receipts import RECEIPT_TYPE
 from ngpu_protocol.statements import StatementFile, check_statement_file, same_account, sign_statement
-from tests.vectors.generate import BOOTSTRAP, FIRST, NODE
+from tests.vectors.generate import BOOTSTRAP, FIRST, NODE, ORDER
 
 BATCH = 20_000
 CHAIN_ID = network_named("local").chain_id
 SPAN = Span(0, END_OF_TIME_MS)
 GPU = gpu_id(NODE.address, "GPU-bench")
+MODEL = "RTX4090"
+
+
+def sessions(count: int) -> list[bytes]:
+    """Return the sessions of a node that was started *count* times."""
+    return [hashlib.sha256(b"session %d" % number).digest() for number in range(count)]
+
+
+def order_of(sequence: int, count: int, ran: list[bytes]) -> bytes:
+    """Return the order of receipt *sequence* of *count*, under sessions that follow each other."""
+    if not ran:
+        return b""
+    session = ran[(sequence - 1) * len(ran) // count]
+    return ORDER_TYPE.pack(replace(ORDER, task_id=f"task {sequence}", session=session), bytes(65))
 
 
 def receipts(count: int) -> Iterator[tuple[int, bytes, bytes]]:
@@ -46,9 +65,10 @@ def receipts(count: int) -> Iterator[tuple[int, bytes, bytes]]:
         yield sequence, hashlib.sha256(b"%d" % sequence).digest(), RECEIPT_TYPE.pack(receipt, bytes(65))
 
 
-def fill(folder: Path, count: int) -> None:
+def fill(folder: Path, count: int, prices: int) -> None:
     """Write both sides' tables."""
     ledger = connect(folder / "ledger.db")
+    ran = sessions(prices)
 
     async def make() -> None:
         async with open_store(
@@ -61,21 +81,84 @@ def fill(folder: Path, count: int) -> None:
     made = receipts(count)
     with engine.begin() as connection:
         while batch := [row for _, row in zip(range(BATCH), made, strict=False)]:
-            fill_ledger(ledger, batch)
+            orders = [order_of(sequence, count, ran) for sequence, _, _ in batch]
+            fill_ledger(ledger, batch, orders)
             connection.execute(sa.insert(tables.receipts), [_stored(*row) for row in batch])
+            if ran:
+                connection.execute(sa.insert(tables.tasks), [_task(sequence) for sequence, _, _ in batch])
+                connection.execute(
+                    sa.insert(tables.attempts),
+                    [_attempt(row[0], order) for row, order in zip(batch, orders, strict=True)],
+                )
+        if ran:
+            lists = [_list(number, session) for number, session in enumerate(ran)]
+            connection.execute(sa.insert(tables.price_lists), lists)
+            seen = {"node": NODE.address, "gpu": GPU, "model": MODEL, "seen_at_ms": FIRST.ended_at_ms}
+            connection.execute(sa.insert(tables.node_gpus), [seen])
+            ledger.execute("BEGIN")
+            ledger.executemany(
+                "INSERT INTO price_lists (session, signed_list) VALUES (?, ?)",
+                [(one["session"], one["signed_list"]) for one in lists],
+            )
+            ledger.execute("INSERT INTO gpus (id, model) VALUES (?, ?)", (GPU, MODEL))
+            ledger.execute("COMMIT")
     engine.dispose()
     ledger.close()
 
 
-def fill_ledger(ledger: sqlite3.Connection, batch: list[tuple[int, bytes, bytes]]) -> None:
+def fill_ledger(ledger: sqlite3.Connection, batch: list[tuple[int, bytes, bytes]], orders: list[bytes]) -> None:
     """Write one batch to the node's side, acknowledged."""
     ledger.execute("BEGIN")
     ledger.executemany(
         "INSERT INTO receipts (bootstrap, sequence, hash, task_id, attempt, signed_order, signed_receipt,"
-        " written_at_ms, acknowledgement, verdict) VALUES (?, ?, ?, ?, 1, x'', ?, ?, x'00', 'verified')",
-        [(BOOTSTRAP.address, s, hash, f"task {s}", raw, FIRST.ended_at_ms) for s, hash, raw in batch],
+        " written_at_ms, acknowledgement, verdict) VALUES (?, ?, ?, ?, 1, ?, ?, ?, x'00', 'verified')",
+        [
+            (BOOTSTRAP.address, s, hash, f"task {s}", order, raw, FIRST.ended_at_ms)
+            for (s, hash, raw), order in zip(batch, orders, strict=True)
+        ],
     )
     ledger.execute("COMMIT")
+
+
+def _task(sequence: int) -> dict[str, object]:
+    return {
+        "task_id": f"task {sequence}",
+        "workspace": "1001",
+        "revision": 1,
+        "api": "draw",
+        "method": "POST",
+        "port": 8080,
+        "target": "/",
+        "headers": "[]",
+        "detach": 0,
+        "state": 3,
+        "attempts": 1,
+        "accepted_at_ms": FIRST.started_at_ms,
+        "deadline_at_ms": FIRST.ended_at_ms,
+        "bootstrap": BOOTSTRAP.address,
+    }
+
+
+def _attempt(sequence: int, order: bytes) -> dict[str, object]:
+    return {
+        "task_id": f"task {sequence}",
+        "attempt": 1,
+        "node": NODE.address,
+        "session": session_of_order(order),
+        "signed_order": order,
+        "began_at_ms": FIRST.started_at_ms,
+    }
+
+
+def _list(number: int, session: bytes) -> dict[str, object]:
+    prices = Prices.of_models("USD", {MODEL: f"0.{number + 1:05}".rstrip("0")})
+    return {
+        "bootstrap": BOOTSTRAP.address,
+        "node": NODE.address,
+        "session": session,
+        "signed_list": sign_price_list(prices, session, NODE, CHAIN_ID).wire,
+        "given_at_ms": FIRST.started_at_ms,
+    }
 
 
 def _stored(sequence: int, hash: bytes, raw: bytes) -> dict[str, object]:
@@ -113,10 +196,12 @@ class Watch:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.statements")
     parser.add_argument("count", type=int, nargs="?", default=1_000_000)
-    count = parser.parse_args().count
+    parser.add_argument("--prices", type=int, default=0, metavar="N", help="so many sessions, each with a price list")
+    arguments = parser.parse_args()
+    count = arguments.count
     with tempfile.TemporaryDirectory(prefix="ngpu-bench-") as name:
         folder = Path(name)
-        fill(folder, count)
+        fill(folder, count, arguments.prices)
         settings = BootstrapSettings(data_dir=folder, network="local")
         watch = Watch()
         with BootstrapBooks.open(settings, BOOTSTRAP.address) as books:
@@ -126,6 +211,10 @@ def main() -> None:
             ours = ledger.account(NODE.address, BOOTSTRAP.address, SPAN, 0)
         print(f"node: earnings over the same {watch.lap()}")
         assert same_account(ours.statement, theirs.statement) == []
+        assert ours.priced() == theirs.priced()
+        if arguments.prices:
+            rows, totals = ours.priced()
+            print(f"amounts: {len(rows)} rows, {', '.join(f'{amount} {unit}' for unit, amount in totals.items())}")
         with BootstrapBooks.open(settings, BOOTSTRAP.address) as books:
             lines = tuple(entry.line for entry in books.entries(NODE.address, SPAN))
         signature = sign_statement(theirs.statement, BOOTSTRAP, CHAIN_ID)

@@ -358,7 +358,8 @@ class SharedNetwork:
 async def add_workspace(bootstrap: Daemon, spec: dict[str, Any] | None = None) -> tuple[str, str]:
     """Add the test's workspace, with what *spec* changes; return its id and its token."""
     file = bootstrap.folder / "workspace.json"
-    file.write_text(json.dumps({**SPEC, **(spec or {})}))
+    wanted = {**SPEC, **(spec or {})}
+    file.write_text(json.dumps({name: value for name, value in wanted.items() if value is not None}))
     command = [sys.executable, "-m", "ngpu_bootstrap", "workspace", "add", "--file", str(file), "--json"]
     command += ["--config", str(bootstrap.folder / "config.toml")]
     done = await trio.run_process(command, cwd=ROOT, capture_stdout=True)
