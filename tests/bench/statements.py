@@ -1,4 +1,4 @@
-"""How long a statement over many receipts takes, on both sides' stores: `scripts/bench statements [COUNT] [--prices N]`.
+"""How long a statement over many receipts takes, on both sides' stores: `scripts/bench statements`.
 
 Fills a fresh ledger and a fresh SQLite store with the same COUNT receipts (a million by default) straight into their
 tables, then draws up the account from each, as the two commands do, and checks that they agree; then the file with all
@@ -131,6 +131,8 @@ def _task(sequence: int) -> dict[str, object]:
         "target": "/",
         "headers": "[]",
         "detach": 0,
+        "wrapped": 0,
+        "priority": 0,
         "state": 3,
         "attempts": 1,
         "accepted_at_ms": FIRST.started_at_ms,
