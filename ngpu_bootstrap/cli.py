@@ -24,8 +24,10 @@ from ngpu_bootstrap.cli_options import (
     ConfigOption,
     DataDirOption,
     JsonOption,
+    again,
     management,
     settings_of,
+    url_of,
 )
 from ngpu_bootstrap.config import DEFAULT_DATA_DIR, BootstrapSettings
 from ngpu_bootstrap.credentials import reveal
@@ -120,8 +122,10 @@ def status(config: ConfigOption = None, data_dir: DataDirOption = None, as_json:
             typer.echo(json.dumps(found))
             return
         for key, value in found.items():
-            shown = ", ".join(value) if isinstance(value, list) else value
-            typer.echo(f"{key.replace('_', ' '):<18}{shown}")
+            parts = value.items() if isinstance(value, dict) else [("", value)]
+            for part, one in parts:
+                shown = (", ".join(map(str, one)) or "none") if isinstance(one, list) else one
+                typer.echo(f"{f'{key} {part}'.replace('_', ' ').strip():<30}{shown}")
 
     run_main(main)
 
@@ -223,10 +227,13 @@ def workspace_add(
             typer.echo(json.dumps({"id": created.workspace.spec.id, "token": created.token}))
             return
         typer.echo(f"workspace  {created.workspace.spec.id}\ntoken      {created.token}\n")
-        typer.echo(f"Watch it come up:  ngpu-bootstrap workspace watch {created.workspace.spec.id}")
+        watch = f"ngpu-bootstrap workspace watch{again(config, data_dir)} {created.workspace.spec.id}"
+        typer.echo(f"Watch it come up:  {watch}")
         typer.echo("The token is shown this once. Call the workspace with it:")
         port_shown = created.workspace.spec.ports[0]
-        typer.echo(f'  curl -H "Authorization: Bearer <token>" http://127.0.0.1:8080/proxy/{port_shown}/')
+        settings = settings_of(config, data_dir=data_dir)
+        url = url_of(settings, settings.data_dir)
+        typer.echo(f'  curl -H "Authorization: Bearer <token>" {url}/proxy/{port_shown}/')
 
     run_main(main)
 
@@ -335,7 +342,9 @@ def key_add(
             typer.echo(json.dumps({"name": name, "key": key}))
         else:
             typer.echo(f"key  {key}\n\nIt is shown this once. Use it so:")
-            typer.echo('  curl -H "Authorization: Bearer <key>" http://127.0.0.1:8080/api/v1/workspaces')
+            settings = settings_of(config, data_dir=data_dir)
+            url = url_of(settings, settings.data_dir)
+            typer.echo(f'  curl -H "Authorization: Bearer <key>" {url}/api/v1/workspaces')
 
     run_main(main)
 

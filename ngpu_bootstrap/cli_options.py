@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ngpu_bootstrap.config import DEFAULT_DATA_DIR, ENV_PREFIX, BootstrapSettings
+from ngpu_bootstrap.config import DEFAULT_DATA_DIR, ENV_PREFIX, RUNTIME_FILE, BootstrapSettings
 from ngpu_daemon.errors import OperatorError
 from ngpu_daemon.settings import load_settings
 
@@ -23,6 +25,24 @@ class ArgumentError(OperatorError):
 def settings_of(config: Path | None, **flags: Any) -> BootstrapSettings:
     """Return the settings of a command: its flags, the environment, the file."""
     return load_settings(BootstrapSettings, config, ENV_PREFIX, flags)
+
+
+def url_of(settings: BootstrapSettings, data_dir: Path) -> str:
+    """Return where clients reach the bootstrap: as its running daemon says, else as it is configured."""
+    try:
+        said = json.loads((data_dir / RUNTIME_FILE).read_bytes())["http"][0]
+        if isinstance(said, str):
+            return said
+    except (OSError, ValueError, LookupError, TypeError):
+        pass  # none runs, or it is just starting
+    scheme = "http" if settings.tls.certificate is None else "https"
+    return f"{scheme}://{settings.http_listen}"
+
+
+def again(config: Path | None, data_dir: Path | None) -> str:
+    """Return the options by which a further command finds the same daemon."""
+    options = [("--config", config), ("--data-dir", data_dir)]
+    return "".join(f" {name} {shlex.quote(str(value))}" for name, value in options if value is not None)
 
 
 def management(config: Path | None, data_dir: Path | None) -> Any:

@@ -23,6 +23,8 @@ from ngpu_protocol.networks import network_named
 
 ENV_PREFIX = "NGPU_BOOTSTRAP_"
 DEFAULT_DATA_DIR = Path("~/.ngpu/bootstrap")
+# In the data directory, while a daemon runs there: where it listens.
+RUNTIME_FILE = "bootstrap.json"
 MIB = 1024 * 1024
 
 _HOST_PORT = re.compile(r"(?:\[(?P<v6>[0-9a-fA-F:.]+)\]|(?P<host>[^\[\]:/\s]+)):(?P<port>[0-9]{1,5})")

@@ -34,7 +34,7 @@ from ngpu_bootstrap.compat import rows as cloud_rows
 from ngpu_bootstrap.compat.cloud import Cloud
 from ngpu_bootstrap.compat.extension import NgpuCloud
 from ngpu_bootstrap.compat.user_calls import UserCalls
-from ngpu_bootstrap.config import BootstrapSettings, parse_host_port
+from ngpu_bootstrap.config import RUNTIME_FILE, BootstrapSettings, parse_host_port
 from ngpu_bootstrap.credentials import Token
 from ngpu_bootstrap.dispatch.detached import DetachedTasks
 from ngpu_bootstrap.dispatch.dispatcher import Dispatcher, DispatchLimits
@@ -112,7 +112,6 @@ STREAM_IDLE_S = 60.0
 SETTLE_S = 10.0
 # What a client may send as a head: together with an order (16 KiB at most) less than the 64 KiB a node takes.
 CLIENT_HEAD_BYTES = 40 * 1024
-RUNTIME_FILE = "bootstrap.json"
 # A node opens two streams to its bootstrap, and what its lookups in the DHT and a relayed guest need; requests go out
 # on streams opened here, which this does not count.
 PEER_LIMITS = HostLimits(streams_per_peer=64)

@@ -14,6 +14,7 @@ the wire it is a later version's and ignored (`WorkspaceSpec.from_wire`).
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from datetime import UTC, datetime
@@ -425,6 +426,12 @@ class WorkspaceSpec(BaseModel):
         return self.model_dump()
 
 
+def _meant(key: str) -> str:
+    """Return which key of a specification *key* was most likely meant to be, in words; empty where none is close."""
+    close = difflib.get_close_matches(key.lower(), WorkspaceSpec.model_fields, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
 def describe_errors(error: ValidationError) -> str:
     """Return one line naming each wrong field and what is wrong with it, without the values, which may be secret."""
     shown = error.errors(include_url=False, include_input=False, include_context=False)
@@ -432,6 +439,9 @@ def describe_errors(error: ValidationError) -> str:
     for item in shown[:5]:
         where = ".".join(str(part)[:64] for part in item["loc"])
         message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            of_workspace = len(item["loc"]) == 1 and error.title in ("NewWorkspace", "WorkspaceSpec")
+            message = "is not a known key" + (_meant(str(item["loc"][0])) if of_workspace else "")
         parts.append(f"{where}: {message}" if where else message)
     if len(shown) > 5:
         parts.append(f"and {len(shown) - 5} more")

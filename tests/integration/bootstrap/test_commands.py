@@ -10,6 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from ngpu_bootstrap.cli import app
+from ngpu_bootstrap.cli_options import again, url_of
+from ngpu_bootstrap.config import BootstrapSettings
 from ngpu_daemon.datadir import DataDirectory
 
 
@@ -58,7 +60,22 @@ def test_a_workspace_comes_from_a_file_and_options_win(tmp_path: Path) -> None:
 def test_people_are_shown_the_token_once_and_how_to_use_it(tmp_path: Path) -> None:
     shown = command(tmp_path, *ADD).stdout
     assert "shown this once" in shown
-    assert "/proxy/8080/" in shown
+    assert "http://127.0.0.1:8080/proxy/8080/" in shown
+
+
+def test_what_to_do_next_is_said_for_the_daemon_at_hand(tmp_path: Path) -> None:
+    settings = BootstrapSettings(http_listen="127.0.0.1:18080")
+    assert url_of(settings, tmp_path) == "http://127.0.0.1:18080"
+    (tmp_path / "bootstrap.json").write_text('{"http": ["https://127.0.0.1:9"]}')
+    assert url_of(settings, tmp_path) == "https://127.0.0.1:9"
+    (tmp_path / "bootstrap.json").write_text('{"http": []}')
+    assert url_of(settings, tmp_path) == "http://127.0.0.1:18080"
+    assert again(Path("my own.toml"), None) == " --config 'my own.toml'"
+    assert again(None, None) == ""
+    file = tmp_path / "workspace.toml"
+    file.write_text('name = "x"\nservice = "a/b"\nprots = [80]\n')
+    refused = command(tmp_path, "workspace", "add", "--file", str(file))
+    assert "prots: is not a known key; did you mean ports?" in refused.output
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from pathlib import Path
+from typing import Any
 
 import docker
 import pytest
@@ -297,5 +298,38 @@ def test_a_task_on_a_container_is_receipted_with_its_image_and_ends_well_when_it
             assert client.containers.list(all=True, filters=mine) == []
             assert client.networks.list(filters=mine) == []
             client.close()
+
+    trio.run(main)
+
+
+def test_the_engine_is_asked_about_a_container_at_most_once_in_ten_seconds(account: Account, image: str) -> None:
+    """Counted at the engine's own door, in a window in which nothing happens: a third of that, and once at most."""
+    asked: list[str] = []
+
+    async def main() -> None:
+        async with a_place(account) as place:
+            place.wish(*(spec(image, id=str(number)) for number in (11, 12, 13)))
+            with trio.fail_after(60):
+                while [one.phase for one in place.deployments] != [DeploymentPhase.READY] * 3:  # noqa: ASYNC110
+                    await trio.sleep(0.05)
+            session = place.engine._client.api
+            whole = session.send
+
+            def counted(request: Any, **options: Any) -> Any:
+                asked.append(f"{request.method} {request.path_url}")
+                return whole(request, **options)
+
+            session.send = counted
+            await trio.sleep(10 / 3)
+            quiet = list(asked)
+            ids = {state.id for state in await place.engine.containers()}
+            assert len(asked) > len(quiet), "nothing is counted"
+            session.send = whole
+            assert len(ids) == 3
+            of_one = [sum(one in path for path in quiet) for one in ids]
+            assert max(of_one) <= 1, quiet
+            # beside those, one list of all of them may come into the window, and a look at the networks
+            assert len(quiet) - sum(of_one) <= 2, quiet
+            forget_all(place)
 
     trio.run(main)
