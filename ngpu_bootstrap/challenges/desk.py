@@ -481,7 +481,13 @@ class ChallengeDesk:
     async def _record(self, run: Run, claim: Claim, told: Told, limits: Allowed) -> None:
         """Store what became of a challenge, and let the node's standing know."""
         of_node = self._pasts.setdefault(claim.node, {})
-        before = of_node.get(claim.gpu, policy.NOTHING)
+        before = of_node.get(claim.gpu)
+        if before is None:
+            # a GPU may come under a new name each time: it inherits the silence of those that are gone
+            session = self._nodes.get(claim.node)
+            offered = {gpu.id for gpu in session.gpus} if session is not None else {claim.gpu}
+            gone = (past.silences for name, past in of_node.items() if name not in offered)
+            before = policy.Past(silences=max(gone, default=0))
         finding, now_ms = told.judgement.finding, self._now_ms()
         follows = policy.consequence(finding, before)
         row = ChallengeRow(

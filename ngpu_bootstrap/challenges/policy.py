@@ -8,18 +8,22 @@ where *score* is the node's standing and *passes* counts good answers in a row: 
 rarely once it is trusted. *chance* is the bootstrap's own secret draw, so that nobody can rent a card for the day. A
 failed one is challenged again after *suspect*; one that did not answer after `RETRY_MS`, doubled each time.
 
-Whom. The GPU that has been due longest, and at the same moment every other due node that claims the same model, and
-nodes that claim it, due or not, from the same IP address or for the same wallet: one card can answer for one claim.
+Whom. The GPU that has been due longest, and at the same moment nodes from the same place or for the same wallet, due or
+not and whatever they claim, then every other due node that claims the same model, then those that claim it and are due
+next, then whoever else is due: one card can answer for one claim.
 
 What follows. A wrong answer cannot happen by accident, so it weighs as two disputes and a node without a good past gets
-no tasks from then on; a late one may be a bad day and weighs as one. No answer is forgiven `FORGIVEN` times in a row:
-who never answers has nothing to show.
+no tasks from then on; a late one may be a bad day and weighs as one. No answer is forgiven `FORGIVEN` times: who never
+answers has nothing to show. A good answer takes one such time back only where the one before was good too: when the
+challenge after a silent one comes can be foreseen, and were silence forgotten for it, a card could be had for those
+alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from ngpu_bootstrap.kinship import same_place, same_wallet
 from ngpu_protocol.challenge.verification import Finding
 from ngpu_protocol.frozen import dataclass
 from ngpu_protocol.identity import Address
@@ -28,6 +32,7 @@ RETRY_MS = 600_000
 RETRY_DOUBLED = 6
 FORGIVEN = 2
 PASSES_HALF = 2
+SOON_AFTER = 0.75
 GOOD_WORTH = 3
 """Verified receipts that a good answer is worth: a good word, and not one that washes disputes away."""
 
@@ -64,7 +69,7 @@ class Past:
     Attributes:
         finding: of the last one; empty when there was none.
         passes: good answers in a row, up to now.
-        silences: times in a row without an answer, up to now.
+        silences: times without an answer that are not taken back yet.
     """
 
     at_ms: int = 0
@@ -75,8 +80,11 @@ class Past:
     def after(self, finding: Finding, at_ms: int) -> Past:
         """Return it with one more challenge."""
         if finding is Finding.UNANSWERED:
-            return Past(at_ms, finding.value, self.passes, self.silences + 1)
-        return Past(at_ms, finding.value, self.passes + 1 if finding is Finding.GOOD else 0, 0)
+            return Past(at_ms, finding.value, 0, self.silences + 1)
+        if finding is Finding.GOOD:
+            settled = self.silences - 1 if self.finding == Finding.GOOD and self.silences else self.silences
+            return Past(at_ms, finding.value, self.passes + 1, settled)
+        return Past(at_ms, finding.value, 0, self.silences)
 
 
 NOTHING = Past()
@@ -154,18 +162,39 @@ def next_round(
         return []
     due.sort(key=lambda one: one[:3])
     _, _, model, first = due[0]
+    # those that may share a machine with the first, whatever each says that it is
     chosen = {first.node: first}
-    for _, _, claimed, candidate in due:
-        if claimed == model:
-            chosen.setdefault(candidate.node, candidate)
     for candidate in candidates:
-        claims = any(claimed == model for _, claimed in candidate.gpus)
-        if claims and now_ms >= candidate.not_before_ms and any(_akin(candidate, one) for one in [*chosen.values()]):
+        if now_ms >= candidate.not_before_ms and _akin(candidate, first):
             chosen.setdefault(candidate.node, candidate)
-    # those that may share a machine with the first come before those that are merely due
-    ranked = sorted(chosen.values(), key=lambda one: (one.node != first.node, not _akin(one, first)))
-    return [candidate.node for candidate in ranked[: rules.at_once]]
+    for of_model in (True, False):
+        for _, _, claimed, candidate in due:
+            if (claimed == model) is of_model:
+                chosen.setdefault(candidate.node, candidate)
+        if of_model:
+            for candidate in _soon(candidates, model, now_ms, rules, chance):
+                chosen.setdefault(candidate.node, candidate)
+    return list(chosen)[: rules.at_once]
+
+
+def _soon(
+    candidates: Sequence[Candidate], model: str, now_ms: int, rules: Rules, chance: Callable[[bytes, Past], float]
+) -> list[Candidate]:
+    """Return those that claim *model* and have waited most of their time, the next to be due first.
+
+    Two claims on one card are found when both are asked at once, and each has a day of its own.
+    """
+    found: list[tuple[int, str, Candidate]] = []
+    for candidate in candidates:
+        for gpu, claimed in candidate.gpus:
+            past = candidate.pasts.get(gpu, NOTHING)
+            if claimed != model or now_ms < candidate.not_before_ms or past.finding != Finding.GOOD:
+                continue
+            at_ms = due_at_ms(past, candidate.score, rules, chance(gpu, past))
+            if now_ms - past.at_ms >= SOON_AFTER * (at_ms - past.at_ms):
+                found.append((at_ms, candidate.node, candidate))
+    return [candidate for _, _, candidate in sorted(found, key=lambda one: one[:2])]
 
 
 def _akin(one: Candidate, other: Candidate) -> bool:
-    return bool((one.ip and one.ip == other.ip) or (one.wallet and one.wallet == other.wallet))
+    return same_place(one.ip, other.ip) or same_wallet(one.wallet, other.wallet)

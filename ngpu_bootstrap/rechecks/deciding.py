@@ -8,9 +8,9 @@ floating point differs between models.
 from __future__ import annotations
 
 import enum
-import ipaddress
 from collections.abc import Collection, Iterable
 
+from ngpu_bootstrap.kinship import same_place, same_wallet
 from ngpu_protocol.frozen import dataclass
 from ngpu_protocol.identity import Address
 
@@ -80,14 +80,6 @@ def decide(first: Answer, second: Answer, third: Answer | None) -> Outcome:
 
 
 def _is_akin(one: Peer, other: Peer) -> bool:
-    if one.node == other.node or (one.wallet and one.wallet == other.wallet):
+    if one.node == other.node or same_wallet(one.wallet, other.wallet):
         return True
-    return bool(one.ip) and one.ip == other.ip and _is_public(one.ip)
-
-
-def _is_public(ip: str) -> bool:
-    """Return whether an address says something about who is there: on one machine, or behind one proxy, all have it."""
-    try:
-        return ipaddress.ip_address(ip).is_global
-    except ValueError:
-        return False
+    return same_place(one.ip, other.ip, only_public=True)

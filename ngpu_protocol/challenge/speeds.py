@@ -84,21 +84,40 @@ class Allowed:
 def speed_of(model: str, more: Mapping[str, Speed] = {}) -> Speed | None:
     """Return the speed of *model* as NVML or people spell it; None for one that is not in the table.
 
+    A row speaks of a model with words that begin with it, no digit following: `A100` of `A100-SXM4-80GB`, and not of
+    `RTX A1000`. Of several, one that another's name contains gives way (`A100` to an operator's `A100 40GB`), and of
+    the rest the fastest counts: a name that holds a second, slower model gains nothing.
+
     Args:
-        more: rows that an operator adds; they win over the table's.
+        more: rows that an operator adds; they replace the table's of the same name.
     """
-    plain = _plain(model)
-    own = [name for name in more if _plain(name) in plain]
-    if own:
-        return more[max(own, key=len)]
-    found = [name for name in SPEEDS if _plain(name) in plain]
-    if not found and "h100" in plain:
-        found = ["H100 PCIe" if "pcie" in plain else "H100 SXM"]
-    return SPEEDS[max(found, key=len)] if found else None
+    words = _words(model)
+    rows = {_plain(name): speed for name, speed in {**SPEEDS, **more}.items()}
+    named = {name for name in rows if any(_begins(words[at:], name) for at in range(len(words)))}
+    if any(_begins([word], "h100") for word in words) and not any(name.startswith("h100") for name in named):
+        named.add("h100pcie" if "pcie" in words else "h100sxm")
+    found = [name for name in named if not any(name != other and name in other for other in named)]
+    return rows[max(found, key=lambda name: rows[name].products_per_s)] if found else None
+
+
+def _begins(words: list[str], name: str) -> bool:
+    """Return whether *words*, written together, begin with *name*, and no digit goes on where it ends within a word."""
+    text = ""
+    for word in words:
+        text += word
+        if len(text) >= len(name):
+            return text.startswith(name) and not text[len(name) : len(name) + 1].isdigit()
+        if not name.startswith(text):
+            return False
+    return False
+
+
+def _words(name: str) -> list[str]:
+    return "".join(character if character.isalnum() else " " for character in name.lower()).split()
 
 
 def _plain(name: str) -> str:
-    return "".join(character for character in name.lower() if character.isalnum())
+    return "".join(_words(name))
 
 
 def too_large(memory_bytes: int, speed: Speed) -> bool:

@@ -75,8 +75,23 @@ def test_a_failed_one_comes_again_soon_and_a_silent_one_ever_later() -> None:
     assert waits == [RETRY_MS, 2 * RETRY_MS, 4 * RETRY_MS, 64 * RETRY_MS]
 
 
-def test_all_due_claims_of_one_model_are_challenged_at_one_moment() -> None:
-    assert chosen(node(1), node(2, "T4"), node(3), node(4, past=good(1))) == [1, 3]
+def test_all_due_claims_are_challenged_at_one_moment_those_of_one_model_first() -> None:
+    assert chosen(node(1), node(2, "T4"), node(3), node(4, past=good(50))) == [1, 3, 2]
+
+
+def test_two_machines_of_one_network_are_kin_whatever_each_claims() -> None:
+    """One H200 that says in one place that it is an H200 and in another that it is a T4."""
+    beside = node(2, "T4", past=good(50), ip="2001:db8:1:2::9")
+    elsewhere = node(3, "T4", past=good(50), ip="2001:db8:1:3::9")
+    assert chosen(node(1, ip="2001:db8:1:2::1"), beside, elsewhere) == [1, 2]
+
+
+def test_those_that_claim_the_same_and_are_due_soon_are_taken_along() -> None:
+    """Two claims on one card under different owners and addresses would else have a day of their own each."""
+    soon, late = good(50, ago_ms=20 * HOUR_MS), good(50, ago_ms=10 * HOUR_MS)
+    assert chosen(node(1), node(2, past=late), node(3, past=soon), node(4, "T4", past=soon)) == [1, 3]
+    silent = Past(NOW_MS, Finding.UNANSWERED.value, 0, 1)
+    assert chosen(node(1), node(2, past=silent)) == [1], "one that was just asked in vain gets its time"
 
 
 def test_a_claim_that_is_not_due_joins_when_it_may_be_the_same_card() -> None:
@@ -102,7 +117,7 @@ def test_what_could_not_begin_waits() -> None:
 def test_the_longest_due_gpu_of_any_model_decides_the_round() -> None:
     older = Past(NOW_MS - 9 * HOUR_MS, Finding.LATE.value)
     newer = Past(NOW_MS - 2 * HOUR_MS, Finding.LATE.value)
-    assert chosen(node(1, "T4", past=newer), node(2, past=older), node(3, past=newer)) == [2, 3]
+    assert chosen(node(1, "T4", past=newer), node(2, past=older), node(3, past=newer)) == [2, 3, 1]
 
 
 def test_a_wrong_answer_ends_a_new_nodes_trust_and_a_late_one_does_not() -> None:
@@ -134,13 +149,27 @@ def test_silence_is_forgiven_so_often_in_a_row() -> None:
         weighed.append(consequence(Finding.UNANSWERED, past).disputes)
         past = past.after(Finding.UNANSWERED, NOW_MS)
     assert weighed == [0] * FORGIVEN + [1, 1]
-    assert consequence(Finding.UNANSWERED, past.after(Finding.GOOD, NOW_MS)).disputes == 0
+    for _ in range(3):
+        past = past.after(Finding.GOOD, NOW_MS)
+    assert (past.silences, consequence(Finding.UNANSWERED, past).disputes) == (2, 1)
+    past = past.after(Finding.GOOD, NOW_MS)
+    assert consequence(Finding.UNANSWERED, past).disputes == 0
+
+
+def test_a_card_cannot_be_had_for_the_challenge_after_a_silent_one_alone() -> None:
+    """That one comes after ten minutes: were silence forgotten for it, who is silent at all others would do."""
+    past, disputes = good(40), 0
+    for _ in range(10):
+        disputes += consequence(Finding.UNANSWERED, past).disputes
+        past = past.after(Finding.UNANSWERED, NOW_MS).after(Finding.GOOD, NOW_MS)
+        assert past.passes == 1, "and it is as suspect as a new one each time"
+    assert disputes == 10 - FORGIVEN
 
 
 def test_silence_does_not_make_a_past_better() -> None:
     failed = NOTHING.after(Finding.LATE, 1).after(Finding.UNANSWERED, 2)
     assert failed.passes == 0
-    assert good(4).after(Finding.UNANSWERED, 2).passes == 4
+    assert good(4).after(Finding.UNANSWERED, 2).passes == 0
 
 
 @pytest.mark.parametrize("finding", list(Finding))

@@ -237,8 +237,17 @@ def test_models_are_found_by_either_spelling(model: str, name: str) -> None:
     assert speed_of(model) is SPEEDS[name]
 
 
-def test_an_unknown_model_has_no_limit() -> None:
-    assert speed_of("Voodoo 2") is None
+@pytest.mark.parametrize("model", ["Voodoo 2", "NVIDIA RTX A1000", "NVIDIA RTX A4000", "NVIDIA L40", "Quadro T400", ""])
+def test_an_unknown_model_has_no_limit_be_a_known_ones_name_in_it(model: str) -> None:
+    assert speed_of(model) is None
+
+
+def test_a_name_that_holds_two_models_is_held_to_the_faster_one() -> None:
+    assert speed_of("NVIDIA H100 80GB HBM3 T4") is SPEEDS["H100 SXM"]
+    assert speed_of("T4 H100 PCIe") is SPEEDS["H100 PCIe"]
+    own = {"A100 40GB": Speed(1e14, 1e12), "Slow": Speed(1.0, 1.0)}
+    assert speed_of("NVIDIA A100 40GB", own) is own["A100 40GB"], "an operator's narrower row is meant"
+    assert speed_of("NVIDIA A100 Slow", own) is SPEEDS["A100"]
 
 
 # -- the puzzle and the wire -------------------------------------------------------------------------------------------
