@@ -421,6 +421,7 @@ class _Bootstrap:
             check_webhook=self._webhook_problem,
             check_operator=self._check_reader,
         )
+        front.tasks_api.reads.believed = self._believed
         parts = Parts(
             workspaces=self.workspaces,
             nodes=self.nodes,
@@ -803,6 +804,17 @@ class _Bootstrap:
 
     async def _adopt(self, tasks: Sequence[OpenTask]) -> None:
         await self.detached.adopt(tasks, self._spec_of)
+
+    def _believed(self, node: Address) -> dict[str, Any]:
+        """Return what clients are told of a node's standing and of what its GPUs last showed."""
+        score, trusted = self.standings.in_short(node)
+        finding, at_ms = self.challenges.last(node)
+        return {
+            "standing": round(score, 4),
+            "trusted": trusted,
+            "lastChallenge": finding,
+            "lastChallengedAtMs": at_ms,
+        }
 
     def _running_spec(self, workspace_id: str) -> WorkspaceSpec | None:
         workspace = self.workspaces.get(workspace_id)

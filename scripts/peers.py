@@ -151,7 +151,8 @@ def _table(nodes: list[dict[str, Any]]) -> Table:
         if standing["disputed"]:
             judged += f"\n{standing['disputed']} disputed"
         if found := node.get("last_challenge"):  # a bootstrap of before does not say
-            judged += f"\nchallenged: {found.replace('_', ' ')}"
+            ago_h = (time.time() - node["last_challenged_at_ms"] / 1000) / 3600
+            judged += f"\nchallenged {ago_h:.1f} h ago: {found.replace('_', ' ')}"
         table.add_row(
             Text(f"{node['node_addr']}\n{node['region'] or node['peer_id']}"),
             node["software"],

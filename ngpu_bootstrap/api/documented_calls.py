@@ -224,7 +224,18 @@ def documented_paths() -> dict[str, Any]:
                     "result_code": 200,
                     "msg": "success",
                     "result_size": 1,
-                    "nodes": [{"nodeAddr": NODE, "progress": 100, "status": 1, "state": "ready"}],
+                    "nodes": [
+                        {
+                            "nodeAddr": NODE,
+                            "progress": 100,
+                            "status": 1,
+                            "state": "ready",
+                            "standing": 1.0,
+                            "trusted": True,
+                            "lastChallenge": "good",
+                            "lastChallengedAtMs": 1795170268000,
+                        }
+                    ],
                 },
                 (400, 401, 403, 429),
                 token=True,
@@ -380,7 +391,7 @@ def _schema(example: Any, optional: dict[str, Any]) -> dict[str, Any]:
         return {"type": "object", "required": list(example), "properties": properties}
     if isinstance(example, list):
         return {"type": "array", "items": _schema(example[0], {})}
-    kind = {bool: "boolean", int: "integer", str: "string"}[type(example)]
+    kind = {bool: "boolean", int: "integer", float: "number", str: "string"}[type(example)]
     return {"type": kind}
 
 

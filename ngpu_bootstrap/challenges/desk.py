@@ -405,7 +405,17 @@ class ChallengeDesk:
         return False
 
     async def _one(self, one: _Prepared, claim: Claim) -> None:
-        """Challenge one GPU and record what came of it."""
+        """Challenge one GPU and record what came of it; what goes wrong with it ends no other's."""
+        try:
+            await self._challenge(one, claim)
+        except StoreError as error:
+            log.error("challenge_not_recorded", node=claim.node, reason=str(error))
+            one.run.problem = "the store failed; it will be tried again"
+        except Exception:
+            log.exception("challenge_crashed", node=claim.node)  # ours to mend
+            one.run.problem = "the bootstrap failed to hold it; its operator's log says why"
+
+    async def _challenge(self, one: _Prepared, claim: Claim) -> None:
         speed = speed_of(claim.model, self._speeds)
         if speed is None:
             one.run.problem = f"how fast {claim.model} is stands in no table: add it to [[challenges.speeds]]"

@@ -26,7 +26,7 @@ from ngpu_bootstrap.registry.nodes import Nodes
 from ngpu_bootstrap.store.store import Store
 from ngpu_protocol.errors import AddressError, SignatureError
 from ngpu_protocol.http1 import Headers, header
-from ngpu_protocol.identity import parse_address
+from ngpu_protocol.identity import Address, parse_address
 from ngpu_protocol.node_bindings import MAX_ORG_NAME_CHARS, NodeBinding
 
 SAD_TALKER = "sadTalker"
@@ -169,6 +169,7 @@ class UserCalls:
             "gpudursion": -(-done.gpu_ms // 1000) if done else 0,
             "gpu_ms": done.gpu_ms if done else 0,
             "online": any(session.node == node for session in self._nodes),
+            **self._reads.believed(Address(node)),
         }
 
     async def _work(self) -> dict[str, rows.Work]:

@@ -6,7 +6,7 @@ id needs no token (the id is secret), and is refused to another workspace's.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,6 +75,8 @@ class ReadsApi:
         self._find_task = find_task
         self._zone_minutes = wire.zone_minutes
         self._show_node_ip = wire.show_node_ip
+        #: what this bootstrap thinks of a node, beside the documents' fields; set by whoever knows
+        self.believed: Callable[[Address], Mapping[str, Any]] = lambda node: {}
 
     async def task_list(self, query: str | None, token: Token | None) -> Answer:
         """Answer `queryTaskList`: the ids of a workspace's tasks in a range of time."""
@@ -112,6 +114,7 @@ class ReadsApi:
                 "progress": 100 if one.state == "ready" else one.progress,
                 "status": _STATUS.get(one.state, _NOT_SERVING),
                 "state": one.state,
+                **self.believed(one.node),
             }
             for one in self._deployments.deployed(workspace)
             if since_ms <= one.since_ms < before_ms

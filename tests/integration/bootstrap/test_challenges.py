@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,10 @@ async def test_a_node_gets_no_tasks_while_it_is_challenged_and_its_clients_wait(
                 while not answered:  # noqa: ASYNC110
                     await trio.sleep(0.02)
             assert answered == [200]
-            await until(bootstrap, node, lambda view: view["state"] == "serving")
+            seen = await until(bootstrap, node, lambda view: view["state"] == "serving")
+            shown = json.loads((await bootstrap.call("GET", "/user/queryNodes")).body)["nodes"][0]
+            assert (shown["lastChallenge"], shown["standing"], shown["trusted"]) == ("unanswered", 1.0, True)
+            assert shown["lastChallengedAtMs"] == seen["challenges"][0]["at_ms"]
 
 
 @trio_test

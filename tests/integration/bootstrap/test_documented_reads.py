@@ -78,6 +78,9 @@ def test_lists_come_newest_first_in_pages_and_by_range_and_node(tmp_path: Path) 
         nodes = await asked(bootstrap, "/user/queryNodes")
         assert (nodes["result_size"], nodes["nodes"][0]["nodeAddr"]) == (1, address)
         assert (nodes["nodes"][0]["progress"], nodes["nodes"][0]["status"]) == (100, 1)
+        assert [nodes["nodes"][0][name] for name in ("standing", "trusted", "lastChallenge", "lastChallengedAtMs")] == [
+            1.0, True, "", 0,
+        ]  # fmt: skip
         assert (await asked(bootstrap, "/user/queryNodes?endTime=2024-04-20%2010:00:00"))["nodes"] == []
 
     run(tmp_path, test)

@@ -238,7 +238,9 @@ def test_tasks_are_submitted_and_polled_as_its_commands_do(tmp_path: Path) -> No
     run(tmp_path, test, script=talk, workspace=SAD_TALKER)
 
 
-def test_nodes_are_bound_to_wallets_by_their_own_signature(tmp_path: Path) -> None:
+def test_nodes_are_bound_to_wallets_by_their_own_signature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(user_calls, "SUMS_S", 0.1)
+
     async def test(bootstrap: Bootstrap, node: ScriptedNode, client: httpx.AsyncClient) -> None:
         gone = await client.get("/user/newAccount")
         assert gone.status_code == 410
@@ -275,6 +277,7 @@ def test_nodes_are_bound_to_wallets_by_their_own_signature(tmp_path: Path) -> No
                     break
                 await trio.sleep(0.05)
         assert (found["walletAccount"], found["orgName"], found["online"]) == (wallet, "acme", True)
+        assert (found["standing"], found["trusted"], found["lastChallenge"]) == (1.0, True, "")
         assert [one["nodeAddr"] for one in ok(await client.get("/user/getNodes"))["nodes"]] == [address]
         balance = ok(await client.post("/user/getBalance", json={"nodeAddrs": [address, "1" * 40]}))
         assert [one["taskCount"] for one in balance["balances"]] == [1, 0]
