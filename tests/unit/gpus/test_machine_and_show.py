@@ -6,11 +6,12 @@ import io
 import json
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from ngpu_node.gpus.driver import FaultKind, MigInstance, PcieLink, Vitals
-from ngpu_node.gpus.health import DeviceHealth
-from ngpu_node.gpus.inventory import Withheld, of_fault, of_survey
+from ngpu_node.gpus.health import ConditionKind, DeviceHealth
+from ngpu_node.gpus.inventory import InventoryState, Withheld, of_fault, of_survey
 from ngpu_node.gpus.machine import look_around
 from ngpu_node.gpus.show import describe, print_gpus
 from tests.support.scripted_driver import GIB, fault, reading, survey
@@ -80,3 +81,8 @@ def test_a_machine_without_a_driver_says_why() -> None:
     assert described["state"] == "no_driver"
     assert described["driver_stuck_for_s"] == 2.0
     assert "no NVIDIA driver" in shown(described)
+
+
+@pytest.mark.parametrize("word", [*ConditionKind, *InventoryState])
+def test_every_word_is_explained_to_owners(word: str) -> None:
+    assert f"`{word}`" in (Path(__file__).parents[3] / "docs" / "operations.md").read_text()
