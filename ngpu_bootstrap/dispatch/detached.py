@@ -57,6 +57,8 @@ KEEP_IN_MEMORY_BYTES = 16 * 1024
 # How often a node is asked for an answer: soon at first, then ever more rarely.
 ASK_FIRST_S = 0.25
 ASK_LAST_S = 5.0
+# How long a node may take to hear that it shall end a job's submission.
+STOP_S = 5.0
 # When a task that the store failed is looked at again, and how many of those at once.
 LEFT_S = 5.0
 LEFT_AT_ONCE = 500
@@ -330,10 +332,19 @@ class DetachedTasks:
         """End a cancelled job: its workspace is told where that is declared, and the call under way was cut."""
         last = next(reversed(await self._store.attempts(call.task_id)), None)
         if last is not None and last.ended_at_ms is None:
+            await self._stop_submission(call, last)
             end = AttemptEnd(call.task_id, last.attempt, "cancelled", self._now_ms(), "cancelled", last.status)
             await self._store.end_attempt(end, requeue=False)
         await self._jobs.cancel(call, last.attempt if last is not None else 0)
         await self._dispatcher.close(call.task_id, CANCELLED, None)
+
+    async def _stop_submission(self, call: Call, last: AttemptRecord) -> None:
+        """Have the node end a submission that is under way: it is detached, so the end of its stream did not."""
+        signed = SignedOrder.from_bytes(last.order) if last.order else None
+        session = None if signed is None else self._nodes.get(signed.order.node)
+        if signed is not None and signed.order.detach and session is not None:
+            with trio.move_on_after(STOP_S):
+                await Attempt(call, signed, last.attempt).stop(session.requests)
 
     async def _collect(self, call: Call, attempt: Attempt, found: Unfinished, *, stop: bool = False) -> None:
         """Ask the attempt's node for its answer until there is one, or a decision.

@@ -91,7 +91,10 @@ def task_info(
             "name": job.name,
             "id": job.job.key,
             "nodeaddr": job.job.node,
-            "phase": job.job.phase.value,
+            # a task that was cancelled ended without a word on its job
+            "phase": task.state.name.lower()
+            if task.state.is_final and not job.job.phase.is_final
+            else job.job.phase.value,
             "state": job.job.state,
             "result": job.job.result,
             "calls": list(asked_by),

@@ -511,8 +511,30 @@ def test_a_cancelled_job_is_ended_at_its_workspace(tmp_path: Path) -> None:
         assert (answer.status, json.loads(answer.body)["state"]) == (200, 5)
         (job_id,) = painters[0].jobs
         assert painters[0].asked[-1] == f"DELETE /api/jobs/{job_id}"
+        assert (await detailed(bootstrap, task_id))["job"]["phase"] == "cancelled"
 
     run(tmp_path, test, polls=10**9)
+
+
+def test_a_submission_under_way_is_ended_at_its_node_when_its_client_cancels(tmp_path: Path) -> None:
+    async def test(bootstrap: Bootstrap, painters: list[Painter]) -> None:
+        (painter,) = painters
+        painter.hold_submission = trio.Event()
+        told: list[str] = []
+
+        async def stop(asked: Asked) -> None:
+            told.append(asked.exchange.request.method)
+            await asked.exchange.respond_json(202, {"state": "cancelling", "session": painter.node.session.hex()})
+
+        task_id = await film(bootstrap)
+        painter.node.kept[f"{task_id}/1"] = stop
+        await painter.was_asked(1)
+        answer = await bootstrap.call("DELETE", f"/api/v1/tasks/{task_id}")
+        assert json.loads(answer.body)["state"] == 5
+        assert "DELETE" in told
+        assert painter.asked == ["POST /api/generate"]
+
+    run(tmp_path, test)
 
 
 def test_a_client_that_comes_again_with_its_key_gets_the_same_job(tmp_path: Path) -> None:
