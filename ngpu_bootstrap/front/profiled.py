@@ -233,7 +233,7 @@ class Profiled:
             await self._signed(asked)
             return
         wanted = self._wanted[id(route)]
-        inside = bool(wanted.credentials)
+        inside = bool(wanted.credentials) and route.mode is not Mode.MODELS  # which has no body
         token, _ = token_of(asked.profile.credentials, asked.emptied, {})
         if token is not None or not inside:
             asked.caller = self._caller(asked, token)

@@ -46,6 +46,13 @@ def check_declared(schema: Mapping[str, Any], max_bytes: int) -> None:
     Raises:
         ValueError: what is to be changed, and where.
     """
+    try:
+        _check(schema, max_bytes)
+    except RecursionError:
+        raise ValueError("schema is nested too deeply") from None
+
+
+def _check(schema: Mapping[str, Any], max_bytes: int) -> None:
     if len(json.dumps(schema)) > MAX_SCHEMA_CHARS:
         raise ValueError(f"schema must have at most {MAX_SCHEMA_CHARS} characters as JSON")
     try:
@@ -130,7 +137,7 @@ def _check_bounds(part: Mapping[str, Any], where: str, max_bytes: int) -> None:
     for pattern, longest in patterns:
         try:
             steps = steps_of(pattern, int(longest))
-        except (re.error, RecursionError, OverflowError) as error:
+        except (re.error, OverflowError) as error:
             raise ValueError(f"schema has a pattern at {where} that cannot be used: {error}") from None
         if steps > MAX_STEPS:
             raise ValueError(

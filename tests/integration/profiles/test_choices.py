@@ -110,3 +110,22 @@ async def models_of(bootstrap: Bootstrap, token: str) -> list[dict[str, Any]]:
     assert answer.status == 200
     data: list[dict[str, Any]] = json.loads(answer.body)["data"]
     return data
+
+
+def test_a_list_of_models_is_refused_without_a_token_though_calls_carry_theirs_in_the_body(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        'name = "mine"\nworkspace = "model"\ncredentials = [{ in = "json", pointer = "/token" }]\n'
+        '[[routes]]\nmethod = "GET"\npath = "/mine/models"\nmode = "models"\n'
+    )
+
+    async def main() -> None:
+        settings = settings_for(tmp_path / "bootstrap", profiles={"files": [file], "enabled": ["mine"]})
+        async with running(settings) as bootstrap:
+            answer = await bootstrap.call("GET", "/mine/models", token=None)
+            assert (answer.status, json.loads(answer.body)["reason"]) == (401, "token_missing")
+            headers = [(b"ngpu-token", bootstrap.token.encode())]
+            answer = await bootstrap.call("GET", "/mine/models", headers=headers, token=None)
+            assert answer.status == 200
+
+    trio.run(main)

@@ -104,6 +104,14 @@ def test_a_schema_that_could_cost_anything_is_said_at_the_start(schema: dict[str
         parse_profile(text, "mine.toml")
 
 
+def test_a_schema_nested_beyond_all_measure_is_said_at_the_start() -> None:
+    schema: dict[str, Any] = {}
+    for _ in range(400):
+        schema = {"not": schema}
+    with pytest.raises(ValueError, match="nested too deeply"):
+        check_declared(schema, LONG)
+
+
 def _toml(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ", ".join(f"{json.dumps(name)} = {_toml(one)}" for name, one in value.items()) + "}"
