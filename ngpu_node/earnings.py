@@ -104,7 +104,9 @@ class Books:
             (bootstrap, span.from_ms, span.to_ms),
         )
         if lists:
-            yield from entries_of(((*row[:5], session_of_order(row[5])) for row in rows), lists)
+            yield from entries_of(
+                ((row[0], row[1], row[2], row[3], row[4], session_of_order(row[5])) for row in rows), lists
+            )
         else:
             yield from entries_of(rows, lists)
 

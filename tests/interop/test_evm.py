@@ -14,6 +14,7 @@ import pytest
 
 from ngpu_protocol.acknowledgements import ACKNOWLEDGEMENT_TYPE, VerdictKind
 from ngpu_protocol.identity import Account, keccak
+from ngpu_protocol.losses import LOSS_TYPE
 from ngpu_protocol.merkle import inclusion_path, leaf_hash
 from ngpu_protocol.networks import network_named
 from ngpu_protocol.node_bindings import NODE_BINDING_TYPE
@@ -30,6 +31,7 @@ from tests.vectors.generate import (
     BINDING,
     BOOTSTRAP,
     FIRST,
+    LOSS,
     NODE,
     OBSERVATION,
     ORDER,
@@ -166,6 +168,7 @@ RECORDS: dict[str, tuple[Any, Any, Account]] = {
     "standInHash": (STAND_IN_TYPE, STAND_IN.stand_in, BOOTSTRAP),
     "priceListHash": (PRICE_LIST_TYPE, LIST, NODE),
     "observationHash": (OBSERVATION_TYPE, OBSERVATION.observation, BOOTSTRAP),
+    "jobLossHash": (LOSS_TYPE, LOSS.loss, BOOTSTRAP),
     "nodeBindingHash": (NODE_BINDING_TYPE, BINDING, NODE),
     "statementHash": (STATEMENT_TYPE, a_proof(3, 1).statement, BOOTSTRAP),
 }

@@ -165,7 +165,7 @@ def test_a_draining_node_gets_nothing_new(tmp_path: Path) -> None:
 
 
 def test_missing_receipts_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ngpu_bootstrap.dispatch.receipts.GAP_CHECK_S", 0.1)
+    monkeypatch.setattr("ngpu_bootstrap.dispatch.gaps.GAP_CHECK_S", 0.1)
 
     async def test(bootstrap: Bootstrap) -> None:
         async with connected(ScriptedNode(new_account()), bootstrap.multiaddr) as (node, _):
@@ -175,29 +175,6 @@ def test_missing_receipts_are_asked_for(tmp_path: Path, monkeypatch: pytest.Monk
             await bootstrap.call("POST", "/proxy/8080/", b"x")
             await node.until(lambda: bool(node.gaps))
             assert (node.gaps[0].from_sequence, node.gaps[0].to_sequence) == (2, 3)
-
-    run(tmp_path, test)
-
-
-def test_receipts_that_are_withheld_lower_the_nodes_standing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ngpu_bootstrap.dispatch.receipts.GAP_CHECK_S", 0.1)
-    monkeypatch.setattr("ngpu_bootstrap.dispatch.receipts.GAP_DISPUTED_S", 0.2)
-
-    async def test(bootstrap: Bootstrap) -> None:
-        async with connected(ScriptedNode(new_account()), bootstrap.multiaddr) as (node, _):
-            await wait_ready(bootstrap)
-            await bootstrap.call("POST", "/proxy/8080/", b"x")
-            node.sequence += 1
-            await bootstrap.call("POST", "/proxy/8080/", b"x")
-            asked = 0
-            while asked < 3:  # asked for again and again, held against it once
-                [shown] = (await bootstrap.admin("GET", "/api/v1/nodes"))["nodes"]
-                if shown["standing"]["disputed"]:
-                    assert shown["standing"]["rules"] == {"chain": 1}
-                    asked += 1
-                    node.gaps.clear()
-                    await node.until(lambda: bool(node.gaps))
-                await trio.sleep(0.02)
 
     run(tmp_path, test)
 

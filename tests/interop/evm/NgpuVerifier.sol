@@ -99,6 +99,20 @@ contract NgpuVerifier {
         uint64 sequence;
     }
 
+    struct JobLoss {
+        string taskId;
+        bytes32 orderHash;
+        address node;
+        address bootstrap;
+        string jobId;
+        string reason;
+        uint64 awaySinceMs;
+        uint64 atMs;
+    }
+
+    bytes32 private constant JOB_LOSS_TYPE = keccak256(
+        "JobLoss(string taskId,bytes32 orderHash,address node,address bootstrap,string jobId,string reason,uint64 awaySinceMs,uint64 atMs)"
+    );
     bytes32 private constant ORDER_TYPE = keccak256(
         "TaskOrder(string taskId,uint32 attempt,address bootstrap,address node,bytes32 session,string workspace,uint32 revision,uint16 port,string method,string target,bool detach,uint64 issuedAtMs,uint64 deadlineMs)"
     );
@@ -195,6 +209,14 @@ contract NgpuVerifier {
         return typed(
             keccak256(abi.encode(NODE_BINDING_TYPE, b.node, b.wallet, keccak256(bytes(b.orgName)), b.sequence))
         );
+    }
+
+    function jobLossHash(JobLoss calldata l) public view returns (bytes32) {
+        bytes memory head =
+            abi.encode(JOB_LOSS_TYPE, keccak256(bytes(l.taskId)), l.orderHash, l.node, l.bootstrap);
+        bytes memory tail =
+            abi.encode(keccak256(bytes(l.jobId)), keccak256(bytes(l.reason)), l.awaySinceMs, l.atMs);
+        return typed(keccak256(bytes.concat(head, tail)));
     }
 
     function statementHash(Statement calldata s) public view returns (bytes32) {
