@@ -86,7 +86,8 @@ def ask_daemon(path: Path, method: str, target: str, document: Any = None) -> An
         answer = response.json()
     except ValueError:
         raise AdminSocketError(f"the running daemon answered {response.status_code} without JSON") from None
-    if response.status_code >= 400 and response.status_code != 503:
+    # `/ready` says with 503 that it is not: that is its answer
+    if response.status_code >= 400 and "ready" not in answer:
         raise AdminSocketError(str(answer.get("message", f"the running daemon answered {response.status_code}")))
     return answer
 
