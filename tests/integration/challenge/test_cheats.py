@@ -222,7 +222,8 @@ def test_honest_nodes_are_believed_and_it_shows(net: Shared) -> None:
 CHEATS = {
     "a slower card": (lambda: provers.a_card(PRODUCT_LIMIT_S + 0.4), {"late"}, 1),
     "less memory than claimed": (lambda: provers.less_memory(CHAINS_LIMIT_S + 0.4), {"late_chains"}, 1),
-    "half of the product": (provers.half_the_work, {"wrong_product"}, 2),
+    # one time in 16 the four tiles that are opened all lie in the half that was computed: then the chains tell
+    "half of the product": (provers.half_the_work, {"wrong_product", "wrong_chain"}, 2),
     "chains followed before they are asked for": (provers.walked_before, {"wrong_chain"}, 2),
 }
 
@@ -322,6 +323,8 @@ def test_the_command_waits_for_the_verdict_and_says_it_in_its_exit_code(net: Sha
         assert told.returncode == 1
         assert "1 of 2 nodes did not show what they claim" in told.stderr.decode()
         runs = json.loads(told.stdout)["runs"]
-        assert [run["challenges"][0]["finding"] for run in runs] == ["good", "wrong_product"]
+        honest, cheat = (run["challenges"][0]["finding"] for run in runs)
+        assert honest == "good"
+        assert cheat in ("wrong_product", "wrong_chain")
 
     net.run(part)
