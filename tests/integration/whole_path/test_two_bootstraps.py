@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import trio
 
@@ -36,8 +37,11 @@ def test_one_of_two_is_killed_and_the_other_carries_its_tasks_on(tmp_path: Path)
 
 
 async def main(tmp_path: Path, url: str) -> None:
-    workspace = Workspace()
+    workspace = Serving()
     async with pair(tmp_path, url, workspace) as (one, two):
+        with trio.fail_after(60):
+            await share_a_model(one, two, one.nodes[0])
+        workspace.forget()
         with trio.fail_after(150):
             await die_and_be_replaced(one, two, workspace, tmp_path)
 
@@ -156,6 +160,39 @@ def test_a_painting_submitted_at_one_is_asked_for_at_the_other_whose_it_is_when_
 
     with new_database() as url:
         trio.run(main, url)
+
+
+class Serving(Workspace):
+    """A workspace that is a model too."""
+
+    do_v1 = Workspace.do_echo
+
+
+async def share_a_model(one: Network, two: Network, node: Daemon) -> None:
+    """Both hear of a model at the same moment, and make one workspace for it; both hear that it is gone."""
+
+    async def names(net: Network) -> set[str]:
+        return {entry["id"] for entry in (await net.call("GET", "/v1/models")).document["data"]}
+
+    await one.register(node, "both")
+    ran_on = set()
+    for net, other in ((one, two), (two, one)):
+        while "both" not in await names(net):  # noqa: ASYNC110
+            await trio.sleep(0.02)
+        answer = await net.call("POST", "/v1/chat/completions", b'{"model":"both"}', JSON)
+        assert (answer.status, answer.body) == (200, b'{"model":"both"}')
+        await net.task(answer.task_id, lambda view: view["verdict"] == "verified")
+        # its caller reads the receipt at either
+        files = [(await at.call("GET", f"/api/v1/tasks/{answer.task_id}/receipt")).document for at in (net, other)]
+        assert files[0]["receipt"] == files[1]["receipt"]
+        ran_on.add(files[0]["order"]["workspace"])
+    assert len(ran_on) == 1
+    async with httpx.AsyncClient(base_url=node.where["models"], trust_env=False) as program:
+        gone = {"project": "demo", "model": "both"}
+        assert (await program.post("/api/v0/ai/model/unregister", json=gone)).status_code == 200
+    for net in (one, two):
+        while "both" in await names(net):  # noqa: ASYNC110
+            await trio.sleep(0.02)
 
 
 async def die_and_be_replaced(one: Network, two: Network, workspace: Workspace, tmp: Path) -> None:
