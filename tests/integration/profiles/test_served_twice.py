@@ -185,9 +185,17 @@ async def one_dies_amid_a_stream(net: Network, server: subprocess.Popen[bytes]) 
 
 
 async def registrations_outlive_the_node(net: Network, server: subprocess.Popen[bytes]) -> None:
-    assert await net.nodes[0].terminate() == 0
-    await net.nodes[0].start()
+    node = net.nodes[0]
+    assert await node.terminate() == 0
+    token_file = node.folder / "token"
+    token_file.write_text(net.token)
+    token_file.chmod(0o600)
+    with (node.folder / "config.toml").open("a") as config:
+        config.write(f"[gateway]\nbootstrap_url = {json.dumps(net.bootstrap.where['http'][0])}\n")
+        config.write(f"token_file = {json.dumps(str(token_file))}\n")
+    await node.start()
     assert "ngram" in {one["id"] for one in await listed(net, "ngram")}
+    await a_program_beside_the_node_calls_the_network(net, node)
     # and the last server's death, which no call meets, withdraws the model from the list
     server.kill()
     began_s = time.monotonic()
@@ -198,3 +206,26 @@ async def registrations_outlive_the_node(net: Network, server: subprocess.Popen[
     print(f"out of the list {time.monotonic() - began_s:.2f} s after a death that no call met")
     answer = await net.call("POST", "/v1/chat/completions", json.dumps(CHAT).encode())
     assert (answer.status, answer.document["error"]["code"]) == (503, "no_node"), answer.body
+
+
+async def a_program_beside_the_node_calls_the_network(net: Network, node: Daemon) -> None:
+    """What it asks is the owner's task at the bootstrap, with a receipt like any other."""
+    call = "/api/v0/chat/completion"
+    async with httpx.AsyncClient(base_url=node.where["models"], trust_env=False, timeout=30) as program:
+        asked = {**CHAT, "project": "examples"}
+        answer = await program.post(f"{call}/proxy", json=asked)
+        assert answer.status_code == 200, answer.text
+        await receipt_of(net, answer.headers["ngpu-task-id"])
+        named = {**asked, "node_id": node.where["peer_id"], "stream": True}
+        async with program.stream("POST", call, json=named) as stream:
+            events = [line async for line in stream.aiter_lines() if line]
+        assert events[-1] == "data: [DONE]"
+        receipt = await receipt_of(net, stream.headers["ngpu-task-id"])
+        assert receipt["receipt"]["node"] == node.where["node"]
+        for wrong, status, code in (({"model": "gpt-9"}, 404, 1017), ({"node_id": "0x" + "11" * 20}, 404, 1017)):
+            refused = await program.post(call, json={**named, **wrong})
+            assert (refused.status_code, refused.json()["code"]) == (status, code), refused.text
+        assert "examples" in (await program.get("/api/v0/ai/projects/list")).json()["data"]
+        assert (await program.get("/api/v0/ai/projects/models?project=examples")).json()["data"] == ["ngram"]
+        peers = (await program.get("/api/v0/ai/projects/peers?project=examples&model=ngram")).json()["data"]
+        assert {one["node_id"]: one["connectivity"] for one in peers}[node.where["peer_id"]] == 1
