@@ -79,6 +79,18 @@ _MODELS_VIEW = {
     },
 }
 
+_MODEL_EXAMPLE = {
+    "id": "Llama3-8B",
+    "object": "model",
+    "created": 1795747968,
+    "owned_by": "DecentralGPT",
+    "project": "DecentralGPT",
+    "model": "Llama3-8B",
+    "type": "text-to-text",
+    "url": "https://gateway.example/v1/chat/completions",
+}
+_MODELS_EXAMPLE = {"object": "list", "project": "DecentralGPT", "data": [_MODEL_EXAMPLE]}
+
 
 @dataclass(frozen=True, slots=True)
 class ProfileCalls:
@@ -187,7 +199,7 @@ def _body(profile: Profile, route: Route, limit: int) -> dict[str, Any]:
         schema["properties"] = {**properties, **schema.get("properties", {})}
     content: dict[str, Any] = {}
     if route.form is None:
-        content["application/json"] = {"schema": schema}
+        content["application/json"] = {"schema": schema, "example": _example(schema)}
     if route.form is not None or profile.workspace == "model":  # which is looked for in a form as well
         content[MULTIPART] = {"schema": _form(profile, route, form_places)}
     return {
@@ -195,6 +207,29 @@ def _body(profile: Profile, route: Route, limit: int) -> dict[str, Any]:
         "required": route.body_schema is not None or route.form is not None or profile.workspace == "model",
         "content": content,
     }
+
+
+def _example(schema: Any) -> Any:
+    """Return a plain value that shows what a *schema* without references asks for: what is required, and no more."""
+    if not isinstance(schema, dict):
+        return {}
+    if "const" in schema or schema.get("enum"):
+        return schema["const"] if "const" in schema else schema["enum"][0]
+    kinds = schema.get("type", "object")
+    match kinds if isinstance(kinds, str) else kinds[0]:
+        case "string":
+            return "text".ljust(schema.get("minLength", 0), "t")[: schema.get("maxLength", 64)]
+        case "integer" | "number":
+            return schema.get("minimum", schema.get("maximum", 1))
+        case "boolean":
+            return True
+        case "array":
+            return [_example(schema.get("items", {"type": "string"}))] * schema.get("minItems", 1)
+        case "null":
+            return None
+        case _:
+            known = schema.get("properties", {})
+            return {name: _example(known.get(name, {"type": "string"})) for name in schema.get("required", ())}
 
 
 def _form(profile: Profile, route: Route, credentials: list[Credential]) -> dict[str, Any]:
@@ -243,7 +278,10 @@ def _responses(profile: Profile, route: Route) -> Iterator[tuple[str, dict[str, 
 def _success(route: Route) -> tuple[str, dict[str, Any]]:
     if route.mode is Mode.MODELS:
         view = _MODEL_VIEW if parameters_of(route.path) else _MODELS_VIEW
-        return "200", {"description": "as in the schema", "content": {"application/json": {"schema": view}}}
+        content: dict[str, Any] = {
+            "application/json": {"schema": view, "example": _MODEL_EXAMPLE if view is _MODEL_VIEW else _MODELS_EXAMPLE}
+        }
+        return "200", {"description": "as in the schema", "content": content}
     if route.answer is not None:
         answer = route.answer
         if answer.text is not None:
