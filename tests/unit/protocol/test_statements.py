@@ -19,6 +19,7 @@ from ngpu_protocol.statements import (
     LINE_BYTES,
     StatementFile,
     StatementLine,
+    check_held,
     check_statement_file,
     draw_up,
     line_of,
@@ -226,3 +227,65 @@ def test_any_json_is_a_file_or_malformed(key: str, value: object) -> None:
     except MalformedError:
         return
     assert check_statement_file(file)
+
+
+# -- what an auditor finds who believes neither side -------------------------------------------------------------------
+
+
+def held(file: StatementFile, receipt: ReceiptFile) -> list[str]:
+    return [result.rule for result in check_held(file, receipt) if not result.holds]
+
+
+def acknowledged(index: int, **changes: Any) -> ReceiptFile:
+    proof = a_proof(index).inclusion
+    assert proof is not None
+    assert proof.receipt is not None
+    if not changes:
+        return proof.receipt
+    assert proof.receipt.acknowledgement is not None
+    ack = replace(proof.receipt.acknowledgement.acknowledgement, **changes)
+    return replace(proof.receipt, acknowledgement=sign_acknowledgement(ack, BOOTSTRAP, CHAIN_ID))
+
+
+def test_a_statement_that_leaves_out_an_acknowledged_receipt_is_shown_to_by_that_receipt() -> None:
+    whole, _ = a_file()
+    assert whole.lines is not None
+    assert [held(whole, acknowledged(index)) for index in range(5)] == [[]] * 5
+    left = [line for line in whole.lines if line.sequence != 3]
+    statement, _ = draw_up(
+        left,
+        node=NODE.address,
+        bootstrap=BOOTSTRAP.address,
+        from_ms=SENT_AT_MS,
+        to_ms=SENT_AT_MS + 1000,
+        at_ms=SENT_AT_MS + 2000,
+    )
+    signature = sign_statement(statement, BOOTSTRAP, CHAIN_ID)
+    fraud = StatementFile(statement, signature, CHAIN_ID, lines=tuple(left))
+    assert broken(fraud) == [], "by itself it is sound"
+    assert held(fraud, acknowledged(2)) == ["held"]
+    assert held(fraud, acknowledged(3)) == []
+    # and one that states less for it than the receipt says
+    cheap = [line._replace(billed_gpu_ms=0) if line.sequence == 3 else line for line in whole.lines]
+    assert held(replace(whole, lines=tuple(cheap)), acknowledged(2)) == ["held"]
+
+
+def test_only_a_receipt_that_had_to_be_in_a_statement_speaks_against_it() -> None:
+    whole, _ = a_file()
+    late = acknowledged(2, at_ms=whole.statement.at_ms + 1)
+    assert held(whole, late) == ["held_in_time"]
+    assert held(replace(whole, lines=None), acknowledged(2)) == ["held"]
+    assert held(whole, replace(acknowledged(2), acknowledgement=None)) == ["held_acknowledged"]
+    other = replace(whole, statement=replace(whole.statement, from_ms=SENT_AT_MS + 999))
+    assert held(other, acknowledged(2)) == ["held_span"]
+
+
+def test_a_skew_or_dispute_excuses_no_false_signature_in_a_proof() -> None:
+    for index in range(5):
+        proof = a_proof(index)
+        assert proof.inclusion is not None
+        receipt = proof.inclusion.receipt
+        assert receipt is not None
+        assert receipt.acknowledgement is not None
+        forged = replace(receipt, acknowledgement=replace(receipt.acknowledgement, signature=bytes(65)))
+        assert "receipt_rules" in broken(replace(proof, inclusion=replace(proof.inclusion, receipt=forged)))
