@@ -213,39 +213,40 @@ def test_a_refusal_nobody_takes_over_is_told_to_the_client(tmp_path: Path, reaso
 def test_after_a_lost_connection_only_a_repeatable_call_runs_again(
     tmp_path: Path, method: str, runs_again: bool
 ) -> None:
-    async def vanish(asked: Asked) -> None:
-        await asked.read()
-        await asked.exchange.abort()
-
     async def test(bootstrap: Bootstrap, first: ScriptedNode, second: ScriptedNode) -> None:
-        first.script = second.script = vanish
-        await bootstrap.call(method, "/proxy/8080/", b"x")
-        lost = first if first.orders else second
-        other = second if lost is first else first
-        assert bool(other.orders) is runs_again
-        other.script = echo
-        other.orders.clear()
-        lost.orders.clear()
-        while not lost.orders:  # until chance picks the one that vanishes
-            answer = await bootstrap.call(method, "/proxy/8080/", b"again")
+        first.script = second.script = one_vanishes()
+        answer = await bootstrap.call(method, "/proxy/8080/", b"x")
         if runs_again:
-            assert (answer.status, answer.body) == (200, b"again")
+            assert (answer.status, answer.body) == (200, b"x")
+            assert len(first.orders) == len(second.orders) == 1
         else:
             assert (answer.status, json.loads(answer.body)["reason"]) == (502, "node_lost")
+            assert len(first.orders) + len(second.orders) == 1
 
     run(tmp_path, test, nodes=2)
 
 
-def test_an_idempotency_key_lets_a_post_run_again(tmp_path: Path) -> None:
-    async def vanish(asked: Asked) -> None:
+def one_vanishes() -> Callable[[Asked], Awaitable[None]]:
+    """Return a script for several nodes: whichever is asked first loses its connection, the others echo."""
+    vanished: list[Asked] = []
+
+    async def script(asked: Asked) -> None:
+        if vanished:
+            await echo(asked)
+            return
+        vanished.append(asked)
         await asked.read()
         await asked.exchange.abort()
 
+    return script
+
+
+def test_an_idempotency_key_lets_a_post_run_again(tmp_path: Path) -> None:
     async def test(bootstrap: Bootstrap, first: ScriptedNode, second: ScriptedNode) -> None:
-        first.script = vanish
-        while not first.orders:
-            answer = await bootstrap.call("POST", "/proxy/8080/", b"x", [(b"idempotency-key", b"k1")])
+        first.script = second.script = one_vanishes()
+        answer = await bootstrap.call("POST", "/proxy/8080/", b"x", [(b"idempotency-key", b"k1")])
         assert (answer.status, answer.body) == (200, b"x")
+        assert len(first.orders) == len(second.orders) == 1
 
     run(tmp_path, test, nodes=2)
 

@@ -10,6 +10,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
+import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,10 +28,12 @@ from ngpu_daemon.accounts import (
     entries_of,
     parse_prices,
     parse_span,
+    session_of_order,
     show_account,
     write_csv,
 )
 from ngpu_protocol.acknowledgements import sign_acknowledgement
+from ngpu_protocol.orders import TaskOrder, sign_order
 from ngpu_protocol.prices import Prices, sign_price_list
 from ngpu_protocol.receipts import sign_receipt
 from ngpu_protocol.statements import StatementLine, line_of
@@ -256,3 +259,15 @@ def test_csv_has_a_line_for_each_receipt() -> None:
     ]
     assert rows[0]["ended_at"] == "2025-06-15T15:06:40.903+00:00"
     assert rows[0]["receipt_hash"] == "0x" + a_receipt(sequence=1).digest(CHAIN_ID).hex()
+
+
+@pytest.mark.parametrize("target", ["/", "/?session=1", "/session", "/" + "s" * 4000])
+@pytest.mark.parametrize("session", [bytes(32), bytes(range(32)), b"\xa7session\xc4\x20".ljust(32, b"\xff")])
+def test_the_session_of_an_order_is_found_whatever_stands_before_it(target: str, session: bytes) -> None:
+    order = TaskOrder(
+        task_id="20261121_03_41_47_01234567890123456789", attempt=1, bootstrap=BOOTSTRAP.address, node=NODE.address,
+        session=session, workspace="100000000000000001", revision=1, port=8000, method="POST", target=target,
+        detach=False, issued_at_ms=1, deadline_ms=2,
+    )  # fmt: skip
+    wire = sign_order(order, BOOTSTRAP, CHAIN_ID).wire
+    assert session_of_order(wire) == session == msgpack.unpackb(wire)["session"]
