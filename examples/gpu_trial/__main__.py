@@ -35,6 +35,7 @@ from examples.demo.network import CommandFailed, LocalNetwork, NodePeer, Workspa
 from examples.demo.processes import StartError
 from ngpu_client import Client, NgpuError, Options
 
+CHALLENGE, LOAD = "challenge", "gpu_trial"  # folders of examples/
 DEFAULT_BASE = "pytorch/pytorch:2.8.0-cuda12.8-cudnn9-runtime"
 CHALLENGE_TIMEOUT_S = 1200.0
 TASK_TIMEOUT_S = 120.0
@@ -128,13 +129,13 @@ class Trial:
             self._folder / "network", nodes=1, docker=True, say=self._report.step,
             node_config=prices + self._node_config,
         )  # fmt: skip
-        challenge = self._build("challenge")
-        load = self._build("gpu_trial")
+        for example in (CHALLENGE, LOAD):
+            self._build(example)
         self._network.start()
         self._show_offer()
         if self._rounds:
-            self._challenge(challenge)
-        self._tasks(load, model)
+            self._challenge()
+        self._tasks()
         self._money()
 
     # --- parts ----------------------------------------------------------------------------------------------------
@@ -159,12 +160,14 @@ class Trial:
         self._report.say(None, "machine", f"{names}; driver {found.driver_version}; engine {engine}")
         return found.gpus[0].reading.model
 
-    def _build(self, example: str) -> str:
-        reference = f"ngpu-trial-{example.replace('_', '-')}:{self._run_id}"
+    def _reference(self, example: str) -> str:
+        return f"ngpu-trial-{example.replace('_', '-')}:{self._run_id}"
+
+    def _build(self, example: str) -> None:
+        reference = self._reference(example)
         self._report.step(f"building {reference} on {self._base}")
         folder = REPOSITORY_ROOT / "examples" / example
         self._images.append(build_example(folder, reference, self._base, self._run_id))
-        return f"{example}/workspace.toml {reference}"
 
     def _show_offer(self) -> None:
         shown = json.loads(self._command("ngpu-node", "gpus", "--json", peer=self._node))
@@ -175,8 +178,8 @@ class Trial:
                 f"{'offered' if gpu['offered'] else gpu['against']}", uuid=gpu["uuid"],
             )  # fmt: skip
 
-    def _challenge(self, image: str) -> None:
-        workspace = self._add(image)
+    def _challenge(self) -> None:
+        workspace = self._add(CHALLENGE)
         self._network.restart_bootstrap(
             f'[challenges]\nworkspaces = ["{workspace.id}"]\nautomatic = false\n' + self._bootstrap_config
         )
@@ -204,13 +207,11 @@ class Trial:
         self._report.say(bool(kept), "challenge", f"GET /api/v1/nodes/{self._node.address} shows {len(kept)} of them")
         self._command("ngpu-bootstrap", "workspace", "remove", workspace.id, peer=self._bootstrap)
 
-    def _tasks(self, image: str, model: str) -> None:
+    def _tasks(self) -> None:
         began = time.monotonic()
-        workspace = self._add(image)
+        workspace = self._add(LOAD)
         self._network.wait_deployed(workspace)
         self._report.say(True, "container", f"the load's container was ready after {time.monotonic() - began:.1f} s")
-        shown = json.loads(self._command("ngpu-node", "workspaces", "--json", peer=self._node))
-        self._report.step(json.dumps(shown)[:600])
         with Client(self._network.url, workspace.token) as client:
             for name, calls in PATTERNS:
                 time.sleep(1.5)  # what came before is settled
@@ -280,10 +281,10 @@ class Trial:
     def _command(self, program: str, *arguments: str, peer: Any, timeout_s: float = 60.0) -> str:
         return self._network.command(program, *arguments, peer=peer, timeout_s=timeout_s)
 
-    def _add(self, built: str) -> Workspace:
-        file, reference = built.split()
-        lines = (REPOSITORY_ROOT / "examples" / file).read_text().splitlines()
-        lines = [f'image = "{reference}"' if line.startswith("image = ") else line for line in lines]
+    def _add(self, example: str) -> Workspace:
+        lines = (REPOSITORY_ROOT / "examples" / example / "workspace.toml").read_text().splitlines()
+        image = f'image = "{self._reference(example)}"'
+        lines = [image if line.startswith("image = ") else line for line in lines]
         return self._network.add_workspace("\n".join(lines) + "\n")
 
 
