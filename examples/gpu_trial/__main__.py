@@ -95,14 +95,15 @@ class Trial:
         self._images: list[BuiltImages] = []
         self._node_config = _read(arguments.node_config)
         self._bootstrap_config = _read(arguments.bootstrap_config)
-        self._network = LocalNetwork(self._folder / "network", nodes=1, docker=True, say=report.step)
+        self._started: LocalNetwork | None = None
 
     def __enter__(self) -> Trial:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self._report.step("stopping")
-        self._network.stop()
+        if self._started is not None:
+            self._started.stop()
         for images in self._images:
             try:
                 images.remove()
@@ -125,13 +126,13 @@ class Trial:
             raise Nothing("no container engine answers: start Docker, or set DOCKER_HOST")
         model = self._look_around(engine)
         prices = f'[prices]\ncurrency = "credits"\nper_second = {{ "{model}" = "{PRICE}" }}\n'
-        self._network = LocalNetwork(
+        network = self._started = LocalNetwork(
             self._folder / "network", nodes=1, docker=True, say=self._report.step,
             node_config=prices + self._node_config,
         )  # fmt: skip
         for example in (CHALLENGE, LOAD):
             self._build(example)
-        self._network.start()
+        network.start()
         self._show_offer()
         if self._rounds:
             self._challenge()
@@ -269,6 +270,11 @@ class Trial:
         self._report.say(checked.returncode == 0, "money", f"scripts/verify-statement: {text[-1] if text else ''}")
 
     # --- what they share ------------------------------------------------------------------------------------------
+
+    @property
+    def _network(self) -> LocalNetwork:
+        assert self._started is not None
+        return self._started
 
     @property
     def _bootstrap(self) -> Any:
