@@ -47,6 +47,11 @@ class SyntheticGpu:
         self._busy = _union([(begin, end) for begin, end, _ in self.work])
         self._noted: dict[int, tuple[int, int]] = {}
 
+    def add(self, begin_us: int, end_us: int, pid: int) -> None:
+        """Let a process work, from now or later on."""
+        self.work = sorted([*self.work, (begin_us, end_us, pid)])
+        self._busy = _union([(begin, end) for begin, end, _ in self.work])
+
     # -- the truth -----------------------------------------------------------------------------------------------------
 
     def wall_us(self, at_us: int | None = None) -> int:

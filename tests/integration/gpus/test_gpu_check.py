@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
@@ -19,7 +19,7 @@ import pytest
 from ngpu_node.gpus.inventory import Gpu
 from tests.support.fake_nvml import FakeNvml
 from tests.support.scripted_driver import reading
-from tests.support.synthetic_gpu import SyntheticGpu, _union
+from tests.support.synthetic_gpu import SyntheticGpu
 
 SCRIPT = Path(__file__).parents[3] / "scripts" / "gpu-check"
 QUICK = ("--skip", "metering", "challenge", "container")
@@ -79,92 +79,119 @@ def test_its_json_says_what_it_prints_and_what_cannot_be_checked_is_left_out(tmp
 # -- the load ----------------------------------------------------------------------------------------------------------
 
 
-class LiveGpu(SyntheticGpu):
-    """The synthetic device on this machine's clocks, with work that is added while it runs."""
+class VirtualHost:
+    """The machine as the check has it, on the synthetic device's clock: nothing waits, nothing is late but as told.
 
-    def __init__(self) -> None:
-        super().__init__([])
-        self._wall_less_now_us = (time.time_ns() - time.monotonic_ns()) // 1000
+    Attributes:
+        late_s: how much longer than asked for every wait takes: for so long there was no core.
+        skipped: of the work that a load is given, this part is not done, though the load says it was.
+    """
 
-    @property  # type: ignore[override]
-    def now_us(self) -> int:
-        return time.monotonic_ns() // 1000
+    def __init__(self, gpu: SyntheticGpu, late_s: float = 0.0, skipped: float = 0.0) -> None:
+        self.gpu = gpu
+        self.late_s = late_s
+        self.skipped = skipped
+        self.loads = 0
+        self._waited_s = 0.0
 
-    @now_us.setter
-    def now_us(self, value: int) -> None: ...
+    def monotonic_ns(self) -> int:
+        return self.gpu.now_us * 1000
 
-    def wall_us(self, at_us: int | None = None) -> int:
-        return self._wall_less_now_us + (self.now_us if at_us is None else at_us)
+    def wall_us(self) -> int:
+        return self.gpu.wall_us()
 
-    def add(self, begin_us: int, end_us: int, pid: int) -> None:
-        self.work = sorted([*self.work, (begin_us, end_us, pid)])
-        self._busy = _union([(begin, end) for begin, end, _ in self.work])
+    def cpu_s(self) -> float:
+        return 0.0015 * self.gpu.calls
+
+    def waited_for_a_core_s(self) -> float:
+        return self._waited_s
+
+    def lives(self, pid: int) -> bool:
+        return self.gpu.is_alive(pid)
+
+    def sleep(self, seconds: float) -> None:
+        self.gpu.now_us += math.ceil(1e6 * (seconds + self.late_s))
+        self._waited_s += self.late_s
+
+    def load(self, uuid: str) -> VirtualLoad:
+        self.loads += 1
+        return VirtualLoad(self, 100 + self.loads)
 
 
-class FakeLoad:
-    """What `gpu-check --work` is to the check: a process that works as planned and says when; at most 1 s at a time."""
+class VirtualLoad:
+    """What `gpu-check --work` is to the check: a process that works as planned and says when."""
 
-    gpu: LiveGpu
+    def __init__(self, host: VirtualHost, pid: int) -> None:
+        self.about = {"pid": pid, "library": "none", "product_s": 0.001}
+        self._host = host
+        self._ends_us = 0
+        self._busy: list[tuple[float, float]] = []
 
-    def __init__(self, uuid: str) -> None:
-        self._process = subprocess.Popen(["sleep", "300"])
-        self.about = {"pid": self._process.pid, "library": "none", "product_s": 0.001}
-
-    def do(self, plan: list[list[Any]]) -> list[tuple[float, float]]:
-        busy, at_us = [], self.gpu.now_us
+    def begin(self, plan: list[tuple[str, float]]) -> None:
+        gpu, pid = self._host.gpu, self.about["pid"]
+        self._busy, at_us = [], gpu.now_us
         for what, seconds in plan:
-            end_us = at_us + int(1e6 * min(seconds, 1.0))
+            end_us = at_us + int(1e6 * seconds)
             if what == "product":
-                self.gpu.add(at_us, end_us, self._process.pid)
-                busy.append((at_us / 1e6, end_us / 1e6))
+                gpu.add(at_us, at_us + int((end_us - at_us) * (1 - self._host.skipped)), pid)
+                self._busy.append((at_us / 1e6, end_us / 1e6))
             if what == "end":
-                self.gpu.alive[self._process.pid] = (0, at_us)
+                gpu.alive[pid] = (0, at_us)
             at_us = end_us
-        time.sleep(max(0.0, (at_us - self.gpu.now_us) / 1e6))
-        if plan[-1][0] == "end":
-            self.stop()
-        return busy
+        self._ends_us = at_us
 
-    def stop(self) -> None:
-        self._process.kill()
-        self._process.wait()
+    def done(self, within_s: float) -> dict[str, Any] | None:
+        gpu = self._host.gpu
+        left_s = (self._ends_us - gpu.now_us) / 1e6
+        self._host.sleep(min(within_s, max(0.0, left_s)))
+        return {"busy": self._busy, "waited_s": 0.0} if gpu.now_us >= self._ends_us else None
+
+    def stop(self) -> None: ...
 
 
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+@pytest.fixture(scope="module")
+def script() -> Iterator[ModuleType]:
     spec = spec_from_loader("gpu_check", SourceFileLoader("gpu_check", str(SCRIPT)))
     assert spec is not None
     assert spec.loader is not None
     module = module_from_spec(spec)
     path = list(sys.path)
     spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "Worker", FakeLoad)
     yield module
     sys.path[:] = path
 
 
-@pytest.mark.timeout_s(90)
-def test_a_known_load_is_metered_also_of_processes_that_end_and_the_cost_is_said(
+def meter(script: ModuleType, host: VirtualHost) -> list[dict[str, Any]]:
+    report = script.Report(quiet=True)
+    script.check_metering(report, host.gpu, Gpu(reading(0), 1), host)
+    lines: list[dict[str, Any]] = report.lines
+    return lines
+
+
+def test_a_known_load_is_metered_also_of_processes_that_end_and_the_cost_is_said(script: ModuleType) -> None:
+    lines = meter(script, VirtualHost(SyntheticGpu([])))
+    said = [(line["verdict"], line["text"].partition(": ")[0]) for line in lines]
+    names = [name for name, _, _ in script.PLANS]
+    names[2] = "step"
+    assert said == [
+        *(("ok", name) for name in names),
+        ("ok", "3 processes of 3.9 s that end while busy"),
+        ("ok", "nvml-process"),
+        *(("ok", name) for name in names[1:4]),
+        ("ok", "nvml-device"),
+    ], [line["text"] for line in lines]
+    assert all(line["true_s"] > 0.5 for line in lines[1:9])
+    assert "sampling takes 0.4" in lines[9]["text"]
+
+
+def test_a_metering_that_is_wrong_fails_and_one_on_a_machine_too_busy_to_look_is_not_judged(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    FakeLoad.gpu = LiveGpu()
-    steady: Any = ("steady, 1 s", [["product", 1.0]], None)
-    pairs: Any = (
-        "4 tasks of 300 ms",
-        [["product", 0.2], ["rest", 0.1]] * 4,
-        [(n * 0.3, n * 0.3 + 0.3) for n in range(4)],
-    )
-    monkeypatch.setattr(script, "PLANS", [pairs, steady])
-    report = script.Report(quiet=True)
-    script.check_metering(report, FakeLoad.gpu, Gpu(reading(0), 1))
-    said = [(line["verdict"], line["text"].partition(":")[0]) for line in report.lines]
-    assert said == [
-        ("ok", "4 tasks of 300 ms"),
-        ("ok", "steady, 1 s"),
-        ("ok", "3 processes of 3.9 s that end while busy"),
-        said[3],
-        ("ok", "steady, 1 s"),
-        said[5],
-    ], [line["text"] for line in report.lines]
-    # what the driver takes is known on a real card only
-    assert [words for _, words in (said[3], said[5])] == ["nvml-process", "nvml-device"]
+    monkeypatch.setattr(script, "PLANS", script.PLANS[1:2] * 4)  # steady
+    wrong = meter(script, VirtualHost(SyntheticGpu([]), skipped=0.2, late_s=0.001))
+    assert [line["verdict"] for line in wrong[:4]] == ["FAILED"] * 4
+    assert "this machine was" not in wrong[0]["text"]
+    # the driver keeps 72 ticks of 200 ms: looks that come half a minute late find a part of them only
+    late = meter(script, VirtualHost(SyntheticGpu([]), late_s=30.0))
+    assert late[0]["verdict"] == "skipped", late[0]
+    assert "this machine was too busy, the load and the looks waited 30.000 s for a core" in late[0]["text"]
