@@ -54,7 +54,7 @@ class AddressBuckets:
 
     def take(self, address: str, now_s: float) -> float:
         """Take one; return 0, or how long the address must wait because there was none left."""
-        key = _network_of(address)
+        key = network_of(address)
         bucket = self._buckets.pop(key, None)
         if bucket is None:
             bucket = _Bucket(self._burst, now_s)
@@ -69,7 +69,7 @@ class AddressBuckets:
 
     def give_back(self, address: str) -> None:
         """Undo one `take` that took one."""
-        bucket = self._buckets.get(_network_of(address))
+        bucket = self._buckets.get(network_of(address))
         if bucket is not None:
             bucket.level = min(self._burst, bucket.level + 1)
 
@@ -155,7 +155,7 @@ class TokenLimits:
             bucket.in_use -= 1
 
 
-def _network_of(address: str) -> str:
+def network_of(address: str) -> str:
     """Return what one caller is known by: an IPv6 host may use every address of its /64."""
     if ":" not in address:
         return address

@@ -39,7 +39,7 @@ from ngpu_bootstrap.dispatch.dispatcher import Dispatcher, Result
 from ngpu_bootstrap.errors import BadRequest, NotServed, Refusal
 from ngpu_bootstrap.front.answers import Answer, WorkspaceAnswer, json_answer, refusal_for
 from ngpu_bootstrap.front.callers import Network, affinity_key, client_address, is_within, passed_on
-from ngpu_bootstrap.front.guards import AddressBuckets, TokenLimits
+from ngpu_bootstrap.front.guards import AddressBuckets, TokenLimits, network_of
 from ngpu_bootstrap.front.job_calls import JobCalls
 from ngpu_bootstrap.front.keeping import KeepingSink
 from ngpu_bootstrap.front.model_sinks import ModelSink, RewritingSink
@@ -101,6 +101,11 @@ class Caller:
     workspace: Workspace
     label: str
     address: str
+
+    @property
+    def line(self) -> str:
+        """Whose calls take turns with others': a workspace's, by whichever token, or those of one address."""
+        return self.workspace.id if self.label else network_of(self.address)
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,21 +242,20 @@ class Profiled:
         token, _ = token_of(asked.profile.credentials, asked.emptied, {})
         if token is not None or not inside:
             asked.caller = self._caller(asked, token)
-        if route.mode is Mode.MODELS:
-            await self._list(asked)
-            return
-        places = self._places.get(id(route))
         async with AsyncExitStack() as stack:
+            if route.mode is Mode.MODELS:
+                await self._take_place(asked, stack)
+                self._enter(asked, stack)
+                await self._list(asked)
+                return
             body = await self._read(asked, wanted, stack)
             if asked.caller is None:
                 token, _ = token_of(asked.profile.credentials, asked.emptied, asked.facts.credentials)
                 asked.caller = self._caller(asked, token)
             workspace = None if isinstance(route.job, AskedJob) else self._workspace(asked)
-            if not asked.caller.label:
-                await stack.enter_async_context(self._public[asked.profile.name][1].one())
-            if places is not None:
-                await stack.enter_async_context(places.one())
-            await self._enter(asked, stack)
+            await self._take_place(asked, stack)
+            self._enter(asked, stack)
+            await self._admit(asked)
             if isinstance(body, SpooledBody):  # whole in memory only while it has its place
                 body = await body.body(whole=route.mode is not Mode.TRANSPARENT)
             if workspace is None:
@@ -279,14 +283,27 @@ class Profiled:
             )
         return Caller(workspace_or_none, "", asked.address)
 
-    async def _enter(self, asked: _Asked, stack: AsyncExitStack) -> None:
-        """Begin a call within its caller's limits; the stack ends it."""
+    async def _take_place(self, asked: _Asked, stack: AsyncExitStack) -> None:
+        """Take a place of the public's and of the route's, where there are so many; the stack gives them back."""
+        caller, places = asked.caller, self._places.get(id(asked.route))
+        assert caller is not None
+        if not caller.label:
+            await stack.enter_async_context(self._public[asked.profile.name][1].one(caller.line))
+        if places is not None:
+            await stack.enter_async_context(places.one(caller.line))
+
+    def _enter(self, asked: _Asked, stack: AsyncExitStack) -> None:
+        """Begin a call within what its token may do; the stack ends it."""
         caller = asked.caller
         assert caller is not None
         if caller.label and self._token_limits is not None:
             self._token_limits.enter(caller.label, time.monotonic())
             stack.callback(self._token_limits.leave, caller.label)
-        desk = self._parts.brc20
+
+    async def _admit(self, asked: _Asked) -> None:
+        """Ask for the assets that a call of its caller's needs, where it needs some."""
+        caller, desk = asked.caller, self._parts.brc20
+        assert caller is not None
         if desk.asks(caller.workspace.id):
             try:
                 await desk.admit(caller.workspace.id, address_header(asked.exchange.request.headers))

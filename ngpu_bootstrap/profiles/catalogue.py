@@ -139,6 +139,8 @@ class Catalogue:
         Args:
             only: the profile whose own listener the call came on; empty for the bootstrap's.
         """
+        if not only and path.startswith(RESERVED_PREFIXES):  # whatever `/api/{rest...}` is declared to mean
+            return None
         routes = self._own.get(only, {}) if only else self._by_first
         slash = path.find("/", 1)
         found = routes.get(path[1:slash] if slash > 0 else path[1:])

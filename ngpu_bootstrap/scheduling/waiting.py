@@ -82,6 +82,9 @@ class _Queue(Generic[HostT, SlotT]):
     def first(self) -> Waiter[HostT, SlotT] | None:
         return next(iter(self._rows[max(self._rows)].values())) if self._rows else None
 
+    def last(self) -> Waiter[HostT, SlotT] | None:
+        return next(reversed(self._rows[min(self._rows)].values())) if self._rows else None
+
     def put(self, waiter: Waiter[HostT, SlotT]) -> None:
         """Put in *waiter*, at its place even when it came earlier than some that are there."""
         row = self._rows.setdefault(waiter.priority, OrderedDict())
@@ -130,6 +133,11 @@ class Line(Generic[HostT, SlotT]):
     def __iter__(self) -> Iterator[Waiter[HostT, SlotT]]:
         """Yield all of them in the order of their places."""
         return iter(sorted([*self._clients, *self._promised, *self._picky], key=_place))
+
+    def last(self) -> Waiter[HostT, SlotT] | None:
+        """Return who goes after all others of this line."""
+        lasts = (queue.last() for queue in (self._clients, self._promised, self._picky))
+        return max((one for one in lasts if one is not None), key=_place, default=None)
 
     def join(self, waiter: Waiter[HostT, SlotT]) -> None:
         """Put *waiter*, which has its number, behind those that came before it with no lower priority."""
@@ -264,6 +272,15 @@ class Lines(Generic[HostT, SlotT]):
             return self.clients_waiting < limit
         line = self._lines.get(caller)
         return may_take(limit, self.clients_waiting, 0 if line is None else line.clients_waiting)
+
+    def last_of_longest(self, caller: str) -> Waiter[HostT, SlotT] | None:
+        """Return who has to give up its place to one more call of *caller*, where the queue is full: the last of the
+        longest line, if that has two more than *caller*'s; else None."""
+        line = self._lines.get(caller)
+        longest = max(self._lines.values(), key=len, default=None)
+        if longest is None or len(longest) < (0 if line is None else len(line)) + 2:
+            return None
+        return longest.last()
 
     def ahead_of(self, caller: str) -> int:
         """Return how many calls go before one that *caller* would add: all of its own, and as many of each other."""

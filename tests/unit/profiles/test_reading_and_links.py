@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import trio
-from trio.testing import trio_test, wait_all_tasks_blocked
+from trio.testing import trio_test
 from typer.testing import CliRunner
 
 from ngpu_bootstrap.cli import app
 from ngpu_bootstrap.credentials import make_token, reveal
 from ngpu_bootstrap.errors import BadRequest, Forbidden, NotServed, Refusal
-from ngpu_bootstrap.front.places import Places
 from ngpu_bootstrap.front.spool import Spool, SpooledBody
 from ngpu_bootstrap.profiles.catalogue import parse_profile
 from ngpu_bootstrap.profiles.links import Link, link_url, read_link, with_file_urls, with_links
@@ -182,35 +180,6 @@ def test_a_node_hands_out_regular_files_below_its_output_folders_alone(tmp_path:
     assert len(os.listdir("/proc/self/fd")) == before
     with pytest.raises(FileRefused):
         OutputFiles([]).open(os.fsencode(folder / "a.png"))
-
-
-# -- room
-
-
-@trio_test
-async def test_calls_beyond_their_places_wait_in_turn_and_beyond_the_queue_are_refused() -> None:
-    places = Places(1, 1, 60.0)
-    order: list[str] = []
-    leave = trio.Event()
-
-    async def hold(name: str) -> None:
-        async with places.one():
-            order.append(name)
-            await leave.wait()
-
-    with trio.fail_after(10):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(hold, "first")
-            await wait_all_tasks_blocked()
-            nursery.start_soon(hold, "second")
-            await wait_all_tasks_blocked()
-            with pytest.raises(NotServed) as caught:
-                async with places.one():
-                    pass
-            assert (caught.value.status, caught.value.reason) == (429, "queue_full")
-            leave.set()
-    assert order == ["first", "second"]
-    assert (places.taken, places.waiting) == (0, 0)
 
 
 @trio_test
