@@ -259,9 +259,16 @@ class Link:
         raise failure
 
     async def _dial_at(self, multiaddr: str) -> str:
-        peer_id = await self._parts.host.connect(multiaddr, timeout_s=DIAL_TIMEOUT_S)
-        # Empty where the bootstrap came to us before, as a peer of the DHT: that connection serves as well.
-        self.status.multiaddr = multiaddr if self._parts.host.dialled_at(peer_id) is not None else ""
+        host = self._parts.host
+        was_there = host.is_connected(self.bootstrap.multiaddrs[0].rpartition("/p2p/")[2])
+        peer_id = await host.connect(multiaddr, timeout_s=DIAL_TIMEOUT_S)
+        # A connection that the DHT made before serves as well, whatever address was asked for: to where the bootstrap
+        # has moved, or, if it came to us, to no address at all.
+        dialled = host.dialled_at(peer_id)
+        if dialled is None:
+            self.status.multiaddr = ""
+        else:
+            self.status.multiaddr = f"{dialled}/p2p/{peer_id}" if was_there else multiaddr
         return peer_id
 
     async def _greet(self, stream: trio.abc.Stream) -> Welcome:

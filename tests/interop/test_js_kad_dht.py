@@ -130,7 +130,7 @@ async def test_js_comes_through_our_relay_and_is_reached_through_it() -> None:
         assert hello["address"] == f"{relay.addresses[0]}/p2p-circuit/p2p/{hello['peer']}"
         said = await js.says()
         assert (said["reached"], said["relayed"], len(said["pings"])) == (hidden.peer_id, True, 3)
-        assert await caller.connect(hello["address"], timeout_s=10) == hello["peer"]
+        assert await caller.connect(hello["address"], timeout_s=30) == hello["peer"]
         assert await ping(caller, hello["peer"], timeout_s=5) < 5
         assert not caller.is_directly_connected(hello["peer"])
         # whose connection broke has no place until it is back

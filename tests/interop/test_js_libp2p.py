@@ -153,14 +153,14 @@ async def test_js_libp2p_talks_to_us_and_we_to_it(key: str) -> None:
             async with open_host(
                 Account.from_key(os.urandom(32)), listen=[], network=network_named("local")
             ) as another:
-                assert await another.connect(address, timeout_s=5) == js_id
+                assert await another.connect(address, timeout_s=30) == js_id
                 await our_echo(another, js_id)
 
 
 async def our_echo(host: Host, peer_id: str) -> None:
     payload = os.urandom(1_000_000)
     got = bytearray()
-    stream = await host.open_stream(peer_id, ECHO, timeout_s=5)
+    stream = await host.open_stream(peer_id, ECHO, timeout_s=30)
     await stream.send_all(payload)
     await stream.send_eof()
     while data := await stream.receive_some():

@@ -132,7 +132,7 @@ async def running(
 
 async def wait_ready(bootstrap: Bootstrap, nodes: int = 1) -> None:
     """Return when *nodes* nodes have the workspace ready."""
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         while True:
             view = await bootstrap.admin("GET", f"/api/v1/workspaces/{bootstrap.workspace}")
             if sum(one["state"] == "ready" for one in view["deployments"]) >= nodes:
@@ -140,7 +140,7 @@ async def wait_ready(bootstrap: Bootstrap, nodes: int = 1) -> None:
             await trio.sleep(0.02)
 
 
-async def task_when(bootstrap: Bootstrap, task_id: str, holds: Any, timeout_s: float = 10.0) -> dict[str, Any]:
+async def task_when(bootstrap: Bootstrap, task_id: str, holds: Any, timeout_s: float = 60.0) -> dict[str, Any]:
     """Return the task once *holds(view)*."""
     with trio.fail_after(timeout_s):
         while True:

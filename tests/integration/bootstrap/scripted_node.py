@@ -256,7 +256,7 @@ class ScriptedNode:
             self.heard.set()
             self.heard = trio.Event()
 
-    async def until(self, holds: Callable[[], bool], timeout_s: float = 5.0) -> None:
+    async def until(self, holds: Callable[[], bool], timeout_s: float = 60.0) -> None:
         with trio.fail_after(timeout_s):
             while not holds():
                 await self.heard.wait()
@@ -273,10 +273,10 @@ async def connected(node: ScriptedNode, multiaddr: str) -> AsyncIterator[tuple[S
         open_host(node.account, listen=[], network=NETWORK, handlers={"/http/1.1": node.serve}) as host,
         trio.open_nursery() as nursery,
     ):
-        peer_id = await host.connect(multiaddr, timeout_s=5)
-        stream = await host.open_stream(peer_id, control.CONTROL_PROTOCOL, timeout_s=5)
+        peer_id = await host.connect(multiaddr, timeout_s=30)
+        stream = await host.open_stream(peer_id, control.CONTROL_PROTOCOL, timeout_s=30)
         nursery.start_soon(_quietly, node.control_stream, stream)
-        receipts = await host.open_stream(peer_id, control.RECEIPTS_PROTOCOL, timeout_s=5)
+        receipts = await host.open_stream(peer_id, control.RECEIPTS_PROTOCOL, timeout_s=30)
         nursery.start_soon(_quietly, node.receipts_stream, receipts)
         await node.until(lambda: node.welcome is not None)
         yield node, host

@@ -129,7 +129,7 @@ def test_bytes_that_are_no_clean_http_are_refused_and_reach_nobody(tmp_path: Pat
         stream = await trio.open_tcp_stream("127.0.0.1", bootstrap.port)
         async with stream:
             await stream.send_all(request_bytes)
-            with trio.fail_after(3):
+            with trio.fail_after(60):
                 answered = await stream.receive_some(10_000)
         assert answered.startswith(b"HTTP/1.1 400 ")
         assert not node.orders

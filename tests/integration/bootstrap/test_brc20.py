@@ -195,7 +195,7 @@ def test_a_workspaces_policy_is_applied_when_a_task_is_submitted(tmp_path: Path)
 
         async def noted(task_id: str) -> Any:
             await task_when(bootstrap, task_id, lambda view: view["state"] == 3)
-            with trio.fail_after(5):
+            with trio.fail_after(60):
                 while True:
                     answer = await bootstrap.call("GET", f"/user/getDetailed?taskID={task_id}")
                     if (found := json.loads(answer.body)["taskInfo"]["brc20"]) is not None:

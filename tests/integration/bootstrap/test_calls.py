@@ -118,7 +118,7 @@ def test_events_arrive_one_by_one(tmp_path: Path) -> None:
 
     async def test(bootstrap: Bootstrap, node: ScriptedNode) -> None:
         node.script = events
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             async with bootstrap.stream("GET", "/proxy/8080/events") as response:
                 assert await response.receive() == b"data: 1\n\n"
                 gate.set()

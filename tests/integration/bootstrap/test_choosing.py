@@ -67,7 +67,7 @@ def test_the_placement_of_a_task_names_every_candidate_and_why_not(tmp_path: Pat
     async def test(bootstrap: Bootstrap, nodes: list[ScriptedNode]) -> None:
         await nodes[2].report()
         placement: dict[str, Any] = {}
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while len(placement.get("placements", ())) < 2:  # chance asks the one that refuses first, now and then
                 answer = await bootstrap.call("POST", "/proxy/8080/x", b"1")
                 assert answer.status == 200
@@ -82,7 +82,7 @@ def test_the_placement_of_a_task_names_every_candidate_and_why_not(tmp_path: Pat
         assert not chosen["excluded"]
         assert chosen["slots"] == 64
         assert chosen["expected_s"] > 0
-        with trio.fail_after(10):  # the candidates are noted a moment after the first choice
+        with trio.fail_after(60):  # the candidates are noted a moment after the first choice
             while len(second["candidates"]) < 3:
                 await trio.sleep(0.05)
                 placement = await bootstrap.admin("GET", f"/api/v1/tasks/{placement['task_id']}/placement")
@@ -102,7 +102,7 @@ def test_a_placement_is_known_after_a_restart_and_said_to_be_gone_when_it_is_not
             answer = await bootstrap.call("GET", "/proxy/8080/")
             task_id = (answer.header(b"ngpu-task-id") or b"").decode()
             before = await bootstrap.admin("GET", f"/api/v1/tasks/{task_id}/placement")
-            with trio.fail_after(10), closing(sqlite3.connect(tmp_path / "data" / "bootstrap.db")) as database:
+            with trio.fail_after(60), closing(sqlite3.connect(tmp_path / "data" / "bootstrap.db")) as database:
                 while not database.execute("SELECT * FROM placements").fetchall():  # noqa: ASYNC110  the file has no event
                     await trio.sleep(0.1)
         async with running(settings, known=(bootstrap.workspace, bootstrap.token)) as again:
@@ -167,7 +167,7 @@ def test_a_node_that_loses_connections_is_set_aside_and_shown_so(tmp_path: Path)
     async def test(bootstrap: Bootstrap, nodes: list[ScriptedNode]) -> None:
         nodes[1].draining = True
         await nodes[1].report()
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             while not (found := (await bootstrap.admin("GET", "/api/v1/nodes?state=set_aside"))["nodes"]):
                 await bootstrap.call("GET", "/proxy/8080/")
         nodes[1].draining = False
@@ -175,11 +175,11 @@ def test_a_node_that_loses_connections_is_set_aside_and_shown_so(tmp_path: Path)
         assert found[0]["node_addr"] == nodes[0].account.address
         asked = len(nodes[0].orders)
         assert found[0]["failure_rate"] > 0.5
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while not nodes[1].orders:
                 await bootstrap.call("POST", "/proxy/8080/", b"x")
         nodes[0].script = echo
-        with trio.fail_after(20):  # probed back
+        with trio.fail_after(60):  # probed back
             while len(nodes[0].orders) == asked:
                 assert (await bootstrap.call("GET", "/proxy/8080/")).status == 200
                 await trio.sleep(0.02)
@@ -248,7 +248,7 @@ def test_a_client_that_waits_on_its_connection_hears_its_place_if_it_asks(tmp_pa
 
             return stream, until
 
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             streams = [await asks("/proxy/8080/")]
             while not nodes[0].orders:  # noqa: ASYNC110  a scripted node has no event
                 await trio.sleep(0.02)
@@ -321,7 +321,7 @@ def test_calls_with_one_key_stay_on_one_node_while_it_is_there(tmp_path: Path) -
         leaving = next(node for node in nodes if node.account.address == home)
         leaving.draining = True
         await leaving.report()
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while (moved := await where(b"session-1")) == home:
                 pass
         assert {await where(b"session-1") for _ in range(12)} == {moved}
@@ -356,7 +356,7 @@ def test_a_task_that_a_restart_takes_up_again_keeps_its_key(tmp_path: Path) -> N
             for node in nodes:
                 await stack.enter_async_context(connected(node, again.multiaddr))
             done: list[dict[str, Any]] = []
-            with trio.fail_after(10):
+            with trio.fail_after(60):
                 while len(done) < 3:
                     views = [await again.admin("GET", f"/api/v1/tasks/{task_id}") for task_id in ids[1:]]
                     done = [view for view in views if view["state"] == 3]
@@ -417,7 +417,7 @@ def test_nodes_are_filtered_and_come_in_pages(tmp_path: Path) -> None:
         unknown = await bootstrap.call("GET", f"/api/v1/nodes/{new_account().address}", token=None)
         assert unknown.status == 404
         assert (await bootstrap.call("GET", "/api/v1/nodes/0x12", token=None)).status == 400
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while any(one["round_trip_ms"] is None for one in (await listed(""))["nodes"]):
                 pass
 
@@ -463,7 +463,7 @@ def test_the_peers_script_watches_until_it_is_told_to_stop(tmp_path: Path) -> No
     async def test(bootstrap: Bootstrap, nodes: list[ScriptedNode]) -> None:
         address = nodes[0].account.address
         command = [sys.executable, str(ROOT / "scripts" / "peers.py"), "--url", bootstrap.where["http"][0], "--watch"]
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             process = await trio.lowlevel.open_process([*command, "--json"], stdout=subprocess.PIPE)
             assert process.stdout is not None
             seen, nodes[0].draining = b"", False
@@ -518,7 +518,7 @@ def test_a_node_gets_tasks_within_two_seconds_of_being_ready(tmp_path: Path) -> 
         nodes[0].draining = True  # while it may be chosen, a call one at a time may find it the nearer, every time
         await nodes[0].report()
         async with connected(late, bootstrap.multiaddr):
-            with trio.fail_after(10):
+            with trio.fail_after(60):
                 while not late.orders:
                     await bootstrap.call("GET", "/proxy/8080/")
         assert late.orders[0].order.issued_at_ms - ready_at_ms[0] < 2000
@@ -539,7 +539,7 @@ def test_a_node_that_fell_silent_is_out_of_scheduling_within_ten_seconds(tmp_pat
     async def test(bootstrap: Bootstrap, nodes: list[ScriptedNode]) -> None:
         nodes[0].silent = True  # type: ignore[attr-defined]
         began = time.monotonic()
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while not (await bootstrap.admin("GET", "/api/v1/nodes?state=silent"))["nodes"]:
                 pass
         before = len(nodes[0].orders)

@@ -40,7 +40,7 @@ def run(tmp_path: Path, test: Test, *nodes: ScriptedNode, workspace: dict[str, A
 
     async def main() -> None:
         async with running(settings_for(tmp_path / "bootstrap", **settings), workspace=workspace) as bootstrap:
-            with trio.fail_after(30):
+            with trio.fail_after(60):
                 async with AsyncExitStack() as stack:
                     by_address = sorted(nodes, key=lambda node: node.account.address)
                     for node in by_address:
@@ -51,7 +51,7 @@ def run(tmp_path: Path, test: Test, *nodes: ScriptedNode, workspace: dict[str, A
 
 
 async def within(main: Callable[[], Awaitable[None]]) -> None:
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         await main()
 
 

@@ -264,7 +264,7 @@ def test_receipts_that_never_came_are_disputed_with_what_the_node_signed_after_t
         await bootstrap.call("POST", "/proxy/8080/", b"x")
         node.sequence += 2
         await bootstrap.call("POST", "/proxy/8080/", b"x")
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while not (found := await trio.to_thread.run_sync(rows, settings)):  # noqa: ASYNC110 (a database)
                 await trio.sleep(0.05)
         assert [(row.kind, row.sequence, row.expected) for row in found] == [("withheld", 2, "receipts 2 to 3")]

@@ -295,7 +295,7 @@ def test_a_client_that_leaves_stops_the_attempt_and_the_late_receipt_is_judged(t
         node.script = endless
         async with bootstrap.stream("POST", "/proxy/8080/", b"body") as response:
             assert await response.receive() == b"first"
-        with trio.fail_after(1.0):
+        with trio.fail_after(15):
             await stopped.wait()
         asked = asked_before[0]
         task_id = asked.signed.order.task_id
@@ -326,7 +326,7 @@ def test_a_client_that_leaves_before_the_answer_stops_the_attempt(tmp_path: Path
         node.script = silent
         with trio.move_on_after(0.5):
             await bootstrap.call("POST", "/user/draw", b"{}")
-        with trio.fail_after(1.0):
+        with trio.fail_after(15):
             await stopped.wait()
         await task_when(bootstrap, node.orders[0].order.task_id, lambda view: view["state"] == 5)
 
@@ -415,7 +415,7 @@ def test_calls_wait_for_a_slot_in_order_and_the_queue_is_bounded(tmp_path: Path)
             nursery.start_soon(one, b"too many")
             await trio.sleep(0.1)
             assert refused == [429]
-            with trio.fail_after(5):
+            with trio.fail_after(60):
                 for _ in range(3):
                     (await arrivals.receive()).set()
         assert finished == [b"a", b"b", b"c"]
@@ -459,7 +459,7 @@ def test_a_node_that_dies_mid_answer_cuts_the_answer(tmp_path: Path) -> None:
                 async with bootstrap.stream("GET", "/proxy/8080/") as response:
                     assert await response.receive() == b"first"
                     dying.set()
-                    with trio.fail_after(3), pytest.raises(CUT):
+                    with trio.fail_after(60), pytest.raises(CUT):
                         await response.receive()
             view = await task_when(bootstrap, node.orders[0].order.task_id, lambda view: view["state"] == 4)
             assert view["reason"] == "node_lost"

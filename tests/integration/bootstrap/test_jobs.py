@@ -77,7 +77,7 @@ class Painter:
 
     async def was_asked(self, calls: int) -> None:
         """Return once the workspace was called so often."""
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while len(self.asked) < calls:
                 await self.heard.wait()
 

@@ -270,7 +270,7 @@ def test_nodes_are_bound_to_wallets_by_their_own_signature(tmp_path: Path, monke
             assert (answer.status_code, answer.json()["result_code"]) == (status, status), answer.text
             assert words in answer.json()["msg"]
         await bootstrap.call("POST", "/proxy/8080/", b"x")
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while True:
                 found = ok(await client.get(f"/user/getNode?nodeAddr={address[2:]}"))["node"]
                 if found["taskCount"]:

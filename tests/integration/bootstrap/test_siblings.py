@@ -65,7 +65,7 @@ async def pair(
 
 
 async def holds(check: Callable[[], Awaitable[bool] | bool], what: str) -> None:
-    with trio.move_on_after(15):
+    with trio.move_on_after(60):
         while True:
             answer = check()
             if answer if isinstance(answer, bool) else await answer:

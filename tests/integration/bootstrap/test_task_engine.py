@@ -302,7 +302,7 @@ def test_who_asks_again_gets_the_first_answer_whatever_has_become_of_the_gateway
 
 def with_limit(main: Callable[[], Awaitable[None]]) -> None:
     async def limited() -> None:
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             await main()
 
     trio.run(limited)

@@ -176,7 +176,7 @@ def test_watching_shows_each_change_and_ends_when_all_is_ready(tmp_path: Path) -
             await trio.sleep(1.0)
             scripted.deploy = ready
             await scripted.redeploy()
-            with trio.fail_after(30):
+            with trio.fail_after(60):
                 await ended.wait()
             views = [json.loads(line) for line in results[0].stdout.splitlines()]
             assert results[0].returncode == 0

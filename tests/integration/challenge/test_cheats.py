@@ -125,7 +125,7 @@ async def challenged(tmp_path: Path, standins: list[Standin]) -> AsyncIterator[C
             network.workspace_port = standin.port
             await network.register(node, "challenge")
         here = Challenged(bootstrap, nodes, standins)
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             while True:
                 view = await here.admin("GET", f"/api/v1/workspaces/{workspace}")
                 if sum(one["state"] == "ready" for one in view["deployments"]) == len(nodes):

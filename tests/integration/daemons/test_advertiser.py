@@ -92,7 +92,7 @@ async def test_a_peer_that_dies_is_gone_from_answers_within_its_lifetime(tmp_pat
         async with advertised(peers[1], tmp_path, lifetime_ms=1500):
             await finds(peers[4], T4, 1)
         died_s = trio.current_time()  # it neither withdraws nor puts again
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             while await peers[3].dht.get(peers[1].account.address, quorum=5):  # noqa: ASYNC110  others' stores
                 await trio.sleep(0.05)
         assert trio.current_time() - died_s < 2.5
@@ -106,7 +106,7 @@ async def test_who_starts_before_the_others_is_known_to_them_too_when_the_first_
     async with dht_peer() as first, dht_peer(first) as early, advertised(early, tmp_path) as (advertiser, _):
         await eventually(lambda: advertiser.copies >= 2)
         async with dht_peer(first) as third, dht_peer(first) as fourth:
-            await eventually(lambda: advertiser.copies >= 4, 15)
+            await eventually(lambda: advertiser.copies >= 4)
             await first.host._swarm.close()
             await finds(third, T4, 1)
             await finds(fourth, T4, 1)

@@ -117,7 +117,7 @@ async def test_a_node_that_cannot_be_dialled_is_a_client_and_reached_through_its
         await found(directory, "region:behind-nat", {node.where["node"]})
         assert (await status(bootstrap))["relay_reservations"] == 1
         assert shown["direct"] == []
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             while True:
                 signed = await dht.get(node.where["node"])
                 if signed is not None and signed.record.addresses:

@@ -119,7 +119,7 @@ async def a_machine(
             a_bootstrap() as bootstrap,
             a_node(settings(tmp_path / "data", bootstrap, **chosen), account) as running,
         ):
-            await eventually(lambda: bool(bootstrap.heartbeats), timeout_s=20)
+            await eventually(lambda: bool(bootstrap.heartbeats))
             yield Machine(nvml, running, bootstrap, account)
 
 
@@ -201,10 +201,10 @@ async def test_a_device_that_vanishes_and_returns_elsewhere_is_offered_under_its
         first, second = machine.name(0), machine.name(1)
         lost = machine.nvml.gpus.pop(0)
         machine.nvml.write()
-        await eventually(lambda: machine.advertised() == {second}, timeout_s=10)
+        await eventually(lambda: machine.advertised() == {second})
         machine.nvml.gpus.append(lost)
         machine.nvml.write()
-        await eventually(lambda: machine.advertised() == {first, second}, timeout_s=10)
+        await eventually(lambda: machine.advertised() == {first, second})
         (gpu,) = [gpu for gpu in machine.running.node._gpus.status()["gpus"] if gpu["uuid"] == lost["uuid"]]
         assert gpu["index"] == 1
 
@@ -244,9 +244,9 @@ def test_a_container_that_lost_its_gpu_starts_again_and_memory_it_left_behind_ta
             order = machine.bootstrap.order(target="/write?/tmp/no-gpus")
             assert (await machine.bootstrap.send(order, node=account)).body == b"written"
             told = partial(reasons, machine.bootstrap, beats)
-            await eventually(lambda: "gpu_sick" in told(), timeout_s=20)
+            await eventually(lambda: "gpu_sick" in told())
             assert "was `systemctl daemon-reload` run?" in told()["gpu_sick"]
-            await eventually(lambda: deployment.is_ready, timeout_s=20)
+            await eventually(lambda: deployment.is_ready)
             assert machine.advertised() == {machine.name(0), machine.name(1)}, "the devices are well"
             # it stops, and the driver does not get its memory back
             machine.nvml.add(f"gpu{number}.process 4711 {80 << 30}")
@@ -255,7 +255,7 @@ def test_a_container_that_lost_its_gpu_starts_again_and_memory_it_left_behind_ta
             await eventually(lambda: machine.running.node._gpus.status()["gpus"][number]["held"])
             await trio.sleep(3 * PACE.round_s)
             await machine.bootstrap.wish()
-            await eventually(lambda: machine.name(number) not in machine.advertised(), timeout_s=20)
+            await eventually(lambda: machine.name(number) not in machine.advertised())
             assert "81920 MiB were not given back" in machine.against(number)
             assert machine.recorded()[machine.name(number)] == "memory_not_returned"
             for each in range(2):
@@ -297,7 +297,7 @@ async def test_whatever_is_wrong_with_the_driver_the_node_serves_on_and_finds_it
         for generation, (state, readings) in enumerate(STATES.items(), 1):
             # as a reload does it: the library that was initialised under the old driver is told nothing any more
             machine.nvml.set_machine(**readings, generation=generation)
-            await eventually(lambda state=state: machine.state() == state, timeout_s=10)  # type: ignore[misc]
+            await eventually(lambda state=state: machine.state() == state)  # type: ignore[misc]
             assert machine.advertised() == set(), state
             assert machine.running.node._gpus.status()["reason"], state
             answer = await machine.bootstrap.ask(b"still here")

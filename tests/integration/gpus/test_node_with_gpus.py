@@ -42,7 +42,7 @@ async def test_a_lost_gpu_is_withdrawn_while_the_node_runs(tmp_path: Path) -> No
         table = await trio.to_thread.run_sync(lambda: command("gpus", "--config", config))
         assert "NVIDIA H200" in table.stdout
         machine.set(0, error=15)
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             while (found := await trio.to_thread.run_sync(shown, config))["gpus"][0]["offered"]:  # noqa: ASYNC110
                 await trio.sleep(0.2)
         assert "fallen off the bus" in found["gpus"][0]["against"]
@@ -77,16 +77,16 @@ async def test_whatever_is_wrong_with_a_gpu_takes_it_out_of_the_advertisement_wh
     async with a_bootstrap() as bootstrap:
         config = prepared(tmp_path, bootstrap.multiaddr)
         async with a_process(config, **machine.environment()):
-            await eventually(lambda: bool(bootstrap.heartbeats), timeout_s=20)
+            await eventually(lambda: bool(bootstrap.heartbeats))
 
             def advertised() -> set[bytes]:
                 return {gpu.id for gpu in bootstrap.heartbeats[-1].gpus or ()}
 
-            await eventually(lambda: advertised() == set(names), timeout_s=20)
+            await eventually(lambda: advertised() == set(names))
             for number, readings in enumerate(SICK.values()):
                 machine.set(number, **readings)
             machine.add(f"gpu{len(SICK)}.xid 1 79")
-            await eventually(lambda: advertised() == {names[-1]}, timeout_s=20)
+            await eventually(lambda: advertised() == {names[-1]})
             found = (await trio.to_thread.run_sync(shown, config))["gpus"]
             for word, gpu in zip((*SICK, "Xid 79"), found, strict=False):
                 assert not gpu["offered"]

@@ -51,7 +51,7 @@ def a_watch(driver: NvmlDriver | ScriptedDriver, **more: object) -> GpuWatch:
     return GpuWatch(driver, NODE, Changes(), pace=PACE, policy=POLICY, **more)  # type: ignore[arg-type]
 
 
-async def until(holds: Callable[[], object], *, within_s: float = 10) -> None:
+async def until(holds: Callable[[], object], *, within_s: float = 60) -> None:
     with trio.fail_after(within_s):
         while not holds():  # noqa: ASYNC110 - what is waited for has no event
             await trio.sleep(0.005)
@@ -94,7 +94,7 @@ def test_a_sick_device_is_withdrawn_and_comes_back_after_a_clean_check(
             async with watching(a_watch(NvmlDriver())) as watch:
                 assert offered(watch) == BOTH
                 machine.set(0, **breaks)
-                await until(lambda: offered(watch) == {gpu_id(NODE, SECOND)}, within_s=3)
+                await until(lambda: offered(watch) == {gpu_id(NODE, SECOND)})
                 assert kind in conditions(watch, FIRST)
                 assert watch.reason_against(FIRST)
                 assert watch.reason_against(SECOND) == ""
@@ -258,7 +258,7 @@ async def test_whoever_reports_is_told_when_offers_change() -> None:
     async with watching(watch):
         seen = changes.count
         driver.vitals["GPU-00000000"] = fault(FaultKind.LOST, "fallen off the bus")
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             await changes.beyond(seen)
         assert watch.offers() == ()
 

@@ -36,7 +36,7 @@ class Pair:
 
     async def _open(self) -> P2PStream:
         self.opened += 1
-        return await self.asker.open_stream(self.server.peer_id, HTTP, timeout_s=5)
+        return await self.asker.open_stream(self.server.peer_id, HTTP, timeout_s=30)
 
 
 @asynccontextmanager
@@ -45,7 +45,7 @@ async def pair(handler: Handler) -> AsyncIterator[Pair]:
         await serve_stream(stream, handler, remote=Remote(peer=str(stream.remote_address)), half_close=True)
 
     async with host({HTTP: serve}) as server, host({}, listen=()) as asker:
-        await asker.connect(server.addresses[0], timeout_s=5)
+        await asker.connect(server.addresses[0], timeout_s=30)
         yield Pair(server, asker)
 
 
@@ -158,7 +158,7 @@ async def test_kept_stream_of_a_lost_connection_is_not_used() -> None:
         with pytest.raises(NotSentError):  # and not `MaybeSentError`: nothing was tried on the dead stream
             async with peers.client.request("GET", "/"):
                 pass
-        await peers.asker.connect(peers.server.addresses[0], timeout_s=5)
+        await peers.asker.connect(peers.server.addresses[0], timeout_s=30)
         async with peers.client.request("GET", "/") as response:
             assert response.status == 200
 
@@ -170,7 +170,7 @@ async def test_client_that_ends_its_half_still_gets_its_answer() -> None:
         await exchange.respond(200, [], b"late")
 
     async with pair(slow) as peers:
-        stream = await peers.asker.open_stream(peers.server.peer_id, HTTP, timeout_s=5)
+        stream = await peers.asker.open_stream(peers.server.peer_id, HTTP, timeout_s=30)
         await stream.send_all(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
         await stream.send_eof()
         answer = b""

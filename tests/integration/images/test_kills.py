@@ -114,7 +114,7 @@ def test_a_disk_that_is_really_full_ends_the_pull_with_its_cause_and_leaves_the_
             with pytest.raises(OutOfSpace, match=r"no space left"):
                 await images.ensure(a_wish(references[0]))
             assert images.listed() == []
-            await eventually(lambda: (images.disk.free_bytes() or 0) > free - MB, timeout_s=10)
+            await eventually(lambda: (images.disk.free_bytes() or 0) > free - MB)
             assert (await images.ensure(a_wish(references[1]))).id == small.config
 
     # The estimate says that about 91 MB will do: 30 of them come compressed, 60 are nothing until they are unpacked.
@@ -155,7 +155,7 @@ def test_a_daemon_killed_in_the_middle_of_a_pull_knows_afterwards_that_the_image
             bootstrap.heartbeats.clear()
             async with a_process(config):
                 # it has no program that could start; that its image came is what counts here
-                await eventually(lambda: bootstrap.heartbeats and _has_come(bootstrap.heartbeats[-1]), timeout_s=30)
+                await eventually(lambda: bootstrap.heartbeats and _has_come(bootstrap.heartbeats[-1]))
             (entry,) = json.loads(listing.read_text())["images"]
             assert (entry["id"], entry["borrowed"]) == (made.config, False)
 

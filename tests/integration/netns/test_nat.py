@@ -144,7 +144,7 @@ async def test_a_node_behind_nat_serves_is_reached_by_relay_then_directly_and_su
             # The line breaks: noticed after six seconds (the limit is for busy machines). It heals: back without
             # anybody's help, and serving.
             net.pull("inside")
-            with trio.fail_after(30):
+            with trio.fail_after(60):
                 while (await whole_status(bootstrap))["nodes"]:  # noqa: ASYNC110  another process's news
                     await trio.sleep(0.1)
             net.plug("inside")

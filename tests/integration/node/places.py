@@ -52,7 +52,7 @@ class Place:
     def revision(self, number: int) -> Deployment:
         return self.deployments.revisions("acme", "7")[number]
 
-    async def until(self, phase: DeploymentPhase, timeout_s: float = 15) -> Deployment:
+    async def until(self, phase: DeploymentPhase, timeout_s: float = 60) -> Deployment:
         deployment = self.only()
         try:
             await eventually(lambda: deployment.phase is phase, timeout_s=timeout_s)
@@ -116,7 +116,7 @@ def forget_all(place: Place) -> None:
 
 async def eventually_only(place: Place, *ids: str) -> None:
     """Wait until these containers are all there are: another sweep may be at the others too."""
-    with trio.fail_after(15):
+    with trio.fail_after(60):
         while {state.id for state in await place.engine.containers()} != set(ids):  # noqa: ASYNC110
             await trio.sleep(0.05)
 

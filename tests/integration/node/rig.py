@@ -155,7 +155,7 @@ class Rig:
         return [SignedReceipt.from_bytes(one.signed_receipt) for one in found]
 
 
-async def eventually(holds: Callable[[], bool], *, timeout_s: float = 5.0) -> None:
+async def eventually(holds: Callable[[], bool], *, timeout_s: float = 60.0) -> None:
     """Wait until *holds*; what is looked at has no event of its own."""
     with trio.fail_after(timeout_s):
         while not holds():  # noqa: ASYNC110
@@ -234,7 +234,7 @@ async def a_rig(
 
             nursery.start_soon(trio.serve_listeners, front, listeners)
             rig.client = Client(tcp_opener(*rig.address), authority="node", max_connections=256)
-            with trio.fail_after(30):
+            with trio.fail_after(60):
                 yield rig
             await rig.client.aclose()
             await upstream.aclose()

@@ -156,7 +156,7 @@ class ScriptedBootstrap:
         if name not in self.streams:
 
             async def open_one() -> trio.abc.Stream:
-                return await self.host.open_stream(node.peer_id, "/http/1.1", timeout_s=5)
+                return await self.host.open_stream(node.peer_id, "/http/1.1", timeout_s=30)
 
             self.streams[name] = Client(open_one, authority="node", max_connections=64)
         return self.streams[name]
@@ -184,7 +184,7 @@ class ScriptedBootstrap:
             states = self.heartbeats[-1].deployments if self.heartbeats else ()
             return any(state.workspace == workspace and state.state == "ready" for state in states)
 
-        await eventually(ready, timeout_s=15)
+        await eventually(ready)
 
 
 def wall_ms() -> int:
@@ -241,10 +241,10 @@ async def a_node(chosen: NodeSettings, account: Account = NODE) -> AsyncIterator
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run)
-        await eventually(lambda: (chosen.data_dir / "node.json").exists(), timeout_s=15)
+        await eventually(lambda: (chosen.data_dir / "node.json").exists())
         yield running
         if not drain.requested.is_set():
             drain.request("the test ends")
         drain.immediate.set()
-        with trio.fail_after(15):
+        with trio.fail_after(60):
             await running.ended.wait()

@@ -102,7 +102,7 @@ def test_memory_beyond_the_limit_ends_the_workspace_and_it_says_so(account: Acco
             deployment = await place.until(DeploymentPhase.READY)
             with pytest.raises(Exception, match=r"connection|answer"):
                 await attack(place, "/grow")
-            await eventually(lambda: deployment.reason == "out_of_memory", timeout_s=15)
+            await eventually(lambda: deployment.reason == "out_of_memory")
             assert "out of memory" in deployment.detail
             await place.until(DeploymentPhase.READY)
 
@@ -165,23 +165,23 @@ def test_volumes_are_kept_over_restarts_and_revisions_belong_to_one_workspace_an
         async with a_place(account) as place:
             mine, neighbour = spec(image, volumes=cache), spec(image, id="8", volumes=cache)
             place.wish(mine, neighbour)
-            await eventually(lambda: all(d.is_ready for d in place.deployments), timeout_s=15)
+            await eventually(lambda: all(d.is_ready for d in place.deployments))
             assert await attack(place, "/write?/models/cache/weights") == "written"
             assert await attack(place, "/list?/models/cache", "8") == ""
             assert await attack(place, "/write?/models/other") == "Read-only file system"
             with pytest.raises(Exception, match=r"connection|answer"):
                 await attack(place, "/die")
             await eventually(lambda: not place.deployments.revisions("acme", "7")[1].is_ready)
-            await eventually(lambda: place.deployments.revisions("acme", "7")[1].is_ready, timeout_s=15)
+            await eventually(lambda: place.deployments.revisions("acme", "7")[1].is_ready)
             assert await attack(place, "/list?/models/cache") == "weights "
             place.wish(spec(image, volumes=cache, revision=2), neighbour)
-            await eventually(lambda: list(place.deployments.revisions("acme", "7")) == [2], timeout_s=15)
+            await eventually(lambda: list(place.deployments.revisions("acme", "7")) == [2])
             assert await attack(place, "/list?/models/cache") == "weights "
             client = docker.from_env()
             foreign = client.volumes.create()
             try:
                 place.wish(neighbour)
-                await eventually(lambda: len(list(place.deployments)) == 1, timeout_s=15)
+                await eventually(lambda: len(list(place.deployments)) == 1)
                 await place.containers.sweep()
                 assert [name for name in await place.engine.volumes() if "-7-" in name] == []
                 assert len(await place.engine.volumes()) == 1
@@ -208,13 +208,13 @@ def test_a_workspace_whose_volumes_hold_too_much_stops_and_begins_afresh_with_an
         async with a_place(account, volume_bytes=6 * MIB) as place:
             cache = [{"name": "cache", "path": "/cache"}, {"name": "more", "path": "/more"}]
             place.wish(spec(image, volumes=cache), spec(image, id="8", volumes=cache))
-            await eventually(lambda: all(d.is_ready for d in place.deployments), timeout_s=15)
+            await eventually(lambda: all(d.is_ready for d in place.deployments))
             full = place.deployments.revisions("acme", "7")[1]
             assert await attack(place, "/fill?/cache/weights") == "filled"
             await trio.sleep(1)
             assert full.is_ready, "4 MB of 6"
             assert await attack(place, "/fill?/more/weights") == "filled"
-            await eventually(lambda: full.phase is DeploymentPhase.FAILED, timeout_s=15)
+            await eventually(lambda: full.phase is DeploymentPhase.FAILED)
             assert full.reason == "volume_full"
             assert re.match(r"its volumes hold 8\.\d+ MB, more than the 6\.29 MB this node.s owner allows", full.detail)
             await eventually(lambda: len(place.containers._runs) == 2)
@@ -223,7 +223,7 @@ def test_a_workspace_whose_volumes_hold_too_much_stops_and_begins_afresh_with_an
             assert neighbour.is_ready
             other = [{"name": "fresh", "path": "/cache"}]
             place.wish(spec(image, revision=2, volumes=other), spec(image, id="8", volumes=cache))
-            await eventually(lambda: list(place.deployments.revisions("acme", "7")) == [2], timeout_s=15)
+            await eventually(lambda: list(place.deployments.revisions("acme", "7")) == [2])
             assert await attack(place, "/list?/cache") == ""
             await place.containers.sweep()
             kept = sorted(name.partition("-")[2].split("-", 2)[2] for name in await place.engine.volumes())
@@ -266,7 +266,7 @@ def test_a_chatty_workspace_does_not_fill_the_disk_with_its_log(account: Account
             async def whole() -> bool:
                 return (await place.engine.log_tail(state.id, 1, 1000)).startswith(b"line 999 ")
 
-            with trio.fail_after(10):
+            with trio.fail_after(60):
                 while not await whole():  # noqa: ASYNC110
                     await trio.sleep(0.05)
             try:
@@ -353,7 +353,7 @@ def test_without_egress_neither_the_outside_nor_this_machine_nor_a_neighbour_is_
         with an_outside() as outside, a_service() as port:
             async with a_place(account) as place:
                 place.wish(spec(image), spec(image, id="8"))
-                await eventually(lambda: all(d.is_ready for d in place.deployments), timeout_s=15)
+                await eventually(lambda: all(d.is_ready for d in place.deployments))
                 here = gateway(place)
                 for target in (f"{here}:{port}", f"{outside.ours}:{port}", f"{outside.public}:80", "1.1.1.1:53"):
                     assert await attack(place, f"/connect?{target}") != "connected", target
@@ -377,7 +377,7 @@ def test_with_egress_the_outside_is_reached_and_nothing_private(account: Account
         with an_outside() as outside, a_service() as port:
             async with a_place(account) as place:
                 place.wish(spec(image, egress=True), spec(image, id="8", egress=True), spec(image, id="9"))
-                await eventually(lambda: all(d.is_ready for d in place.deployments), timeout_s=15)
+                await eventually(lambda: all(d.is_ready for d in place.deployments))
                 assert await attack(place, f"/connect?{outside.public}:80") == "connected"
                 assert await attack(place, f"/connect?{outside.public}:80", "9") != "connected"
                 assert await attack(place, f"/connect?{outside.private}:80") != "connected"
@@ -422,14 +422,14 @@ def test_rules_that_somebody_flushes_are_set_again_and_where_they_cannot_be_egre
         with an_outside() as outside, a_service() as port:
             async with a_place(account) as place:
                 place.wish(spec(image), spec(image, id="8", egress=True))
-                await eventually(lambda: all(d.is_ready for d in place.deployments), timeout_s=15)
+                await eventually(lambda: all(d.is_ready for d in place.deployments))
                 (closed,) = place.deployments.revisions("acme", "7").values()
                 (open_,) = place.deployments.revisions("acme", "8").values()
                 here, bridge = f"{gateway(place)}:{port}", f"ngpu{place.containers._mark}"
                 assert await attack(place, f"/connect?{here}") != "connected"
                 with the_filter_afterwards():
                     flush()
-                    await eventually(lambda: filter_rules().count(f"-A INPUT -i {bridge}") == 4, timeout_s=10)
+                    await eventually(lambda: filter_rules().count(f"-A INPUT -i {bridge}") == 4)
                     assert await attack(place, f"/connect?{here}") != "connected"
                     assert await attack(place, f"/connect?{outside.private}:80", "8") != "connected"
                 await eventually(lambda: place.containers._networks.offers_egress)
@@ -439,7 +439,7 @@ def test_rules_that_somebody_flushes_are_set_again_and_where_they_cannot_be_egre
                 with monkeypatch.context() as without, the_filter_afterwards():
                     without.setattr("ngpu_node.engine.firewall._PATH", "/nowhere")
                     flush()
-                    await eventually(lambda: open_.phase is DeploymentPhase.FAILED, timeout_s=15)
+                    await eventually(lambda: open_.phase is DeploymentPhase.FAILED)
                     assert open_.reason == "egress_unguarded"
                     assert "iptables is not installed" in open_.detail
                     assert closed.is_ready
@@ -449,7 +449,7 @@ def test_rules_that_somebody_flushes_are_set_again_and_where_they_cannot_be_egre
                     assert not place.containers.machine().gives_egress
                     (advice,) = [f for f in place.containers.findings() if f.subject == "firewall"]
                     assert advice.advice
-                await eventually(lambda: open_.is_ready, timeout_s=15)
+                await eventually(lambda: open_.is_ready)
                 assert place.containers.machine().gives_egress
                 assert await attack(place, f"/connect?{outside.private}:80", "8") != "connected"
                 assert await attack(place, f"/connect?{here}") != "connected"
@@ -467,7 +467,7 @@ def test_where_ports_are_published_nothing_outside_answers_without_egress_and_no
         with an_outside() as outside:
             async with a_place(account, network="published") as place:
                 place.wish(spec(image), spec(image, id="8", egress=True), spec(image, id="9", egress=True))
-                await eventually(lambda: all(d.is_ready for d in place.deployments), timeout_s=15)
+                await eventually(lambda: all(d.is_ready for d in place.deployments))
                 assert await attack(place, f"/connect?{outside.public}:80") != "connected"
                 assert await attack(place, f"/connect?{outside.public}:80", "8") == "connected"
                 for state in await place.engine.containers():
@@ -508,11 +508,11 @@ def test_where_the_packet_filter_is_not_ours_it_is_said_and_egress_is_refused(
 
     async def without_rules(place: Place, port: int) -> None:
         place.wish(spec(image), spec(image, id="8", egress=True))
-        await eventually(lambda: place.deployments.revisions("acme", "7")[1].is_ready, timeout_s=15)
+        await eventually(lambda: place.deployments.revisions("acme", "7")[1].is_ready)
         # the one thing the rules are for
         assert await attack(place, f"/connect?{gateway(place)}:{port}") == "connected"
         refused = place.deployments.revisions("acme", "8")[1]
-        await eventually(lambda: refused.phase is DeploymentPhase.FAILED, timeout_s=15)
+        await eventually(lambda: refused.phase is DeploymentPhase.FAILED)
         assert "cannot keep it out of its owner's network: iptables is not installed" in refused.detail
         (finding,) = [one for one in place.containers.findings() if one.subject == "firewall"]
         assert finding.text == "workspaces may reach services of this machine: iptables is not installed"

@@ -56,7 +56,7 @@ async def given(place: Place, workspace: str = "7") -> list[str]:
 
 
 async def until_all(place: Place, phase: DeploymentPhase) -> None:
-    await eventually(lambda: all(d.phase is phase for d in place.deployments), timeout_s=20)
+    await eventually(lambda: all(d.phase is phase for d in place.deployments))
 
 
 def test_each_gets_devices_of_its_own_by_uuid_and_who_comes_too_late_waits(account: Account, image: str) -> None:
@@ -76,7 +76,7 @@ def test_each_gets_devices_of_its_own_by_uuid_and_who_comes_too_late_waits(accou
             assert late.phase is DeploymentPhase.QUEUED
             assert late.detail == "needs 1 free GPU; free on this node: none"
             place.wish(second, third)
-            await eventually(lambda: late.is_ready, timeout_s=20)
+            await eventually(lambda: late.is_ready)
             assert await given(place, "9") == [ONE.uuid]
 
     trio.run(main)
@@ -86,7 +86,7 @@ def test_an_owner_may_lend_one_device_to_several(account: Account, image: str) -
     async def main() -> None:
         async with a_place(account, gpus=[ONE], shares_per_gpu=2) as place:
             place.wish(*[spec(image, id=number, gpu_count=1) for number in ("7", "8", "9")])
-            await eventually(lambda: sum(d.is_ready for d in place.deployments) == 2, timeout_s=20)
+            await eventually(lambda: sum(d.is_ready for d in place.deployments) == 2)
             await eventually(lambda: sum(d.reason == "no_room" for d in place.deployments) == 1)
             held = [d for d in place.deployments if d.is_ready]
             assert [await given(place, d.spec.id) for d in held] == [[ONE.uuid], [ONE.uuid]]
@@ -115,7 +115,7 @@ def test_after_a_crash_a_container_keeps_its_devices_and_nobody_else_gets_them(
                 await until_all(place, DeploymentPhase.READY)
                 assert (await given(place, "7"), await given(place, "8")) == ([ONE.uuid], [TWO.uuid])
                 place.wish()
-                await eventually(lambda: not list(place.deployments), timeout_s=20)
+                await eventually(lambda: not list(place.deployments))
             assert await state.holdings() == {}
 
     trio.run(main)
@@ -131,17 +131,17 @@ def test_a_sick_device_is_left_for_a_well_one_and_without_one_the_reason_is_said
             assert await given(place) == [ONE.uuid]
             sick[ONE.uuid] = "Xid 79: it fell off the bus"
             place.containers.gpus_changed()
-            await eventually(lambda: deployment.gpus == (TWO.id,), timeout_s=20)
+            await eventually(lambda: deployment.gpus == (TWO.id,))
             await place.until(DeploymentPhase.READY)
             assert await given(place) == [TWO.uuid]
             sick[TWO.uuid] = "Xid 79: it fell off the bus"
             place.containers.gpus_changed()
-            await place.until(DeploymentPhase.FAILED, timeout_s=20)
+            await place.until(DeploymentPhase.FAILED)
             assert deployment.detail == "needs 1 free GPU; free on this node: none"
             assert await place.engine.containers() == []
             del sick[ONE.uuid]
             place.containers.gpus_changed()
-            await place.until(DeploymentPhase.READY, timeout_s=20)
+            await place.until(DeploymentPhase.READY)
 
     trio.run(main)
 
@@ -170,9 +170,9 @@ def test_a_container_that_loses_its_devices_later_starts_again(
             deployment = await place.until(DeploymentPhase.READY)
             (before,) = await place.engine.containers()
             assert await get(deployment, "/write?/tmp/no-gpus") == b"written"
-            await eventually(lambda: deployment.reason == "gpu_sick", timeout_s=20)
+            await eventually(lambda: deployment.reason == "gpu_sick")
             assert "was `systemctl daemon-reload` run?" in deployment.detail
-            await place.until(DeploymentPhase.READY, timeout_s=20)
+            await place.until(DeploymentPhase.READY)
             (after,) = await place.engine.containers()
             assert after.id != before.id
 
@@ -191,7 +191,7 @@ def test_an_image_without_nvidia_smi_is_looked_at_from_outside(
             place.wish(spec(bare_image, gpu_count=1))
             await place.until(DeploymentPhase.READY)
             place.wish()
-            await eventually(lambda: not list(place.deployments), timeout_s=20)
+            await eventually(lambda: not list(place.deployments))
             # an engine that takes the request and gives nothing, as Podman 4.3 does
             asked = confinement.options
 
@@ -245,7 +245,7 @@ def test_a_program_that_hangs_in_the_container_holds_up_nothing_and_is_never_two
             assert (exit_code, words) == (-1, "an earlier program hangs in the container")
             if os.geteuid() == 0:
                 place.wish()
-                await eventually(lambda: not list(place.deployments), timeout_s=20)
+                await eventually(lambda: not list(place.deployments))
                 programs._proc = Path("/proc")
                 place.wish(spec(image, gpu_count=1, env={"SMI_HANGS": "1"}))
                 await place.until(DeploymentPhase.READY)
@@ -300,7 +300,7 @@ def test_without_the_toolkit_it_fails_with_the_fix_in_its_reason(account: Accoun
                 aside.rename(engine.hook)
                 await trio.to_thread.run_sync(engine.kill)
                 await trio.to_thread.run_sync(engine.start)
-                await place.until(DeploymentPhase.READY, timeout_s=20)
+                await place.until(DeploymentPhase.READY)
                 assert await given(place) == [ONE.uuid]
 
         trio.run(main)

@@ -68,7 +68,7 @@ async def a_network(tmp_path: Path, handler: Handler = echo) -> AsyncIterator[tu
     async with a_bootstrap() as bootstrap, a_node(settings(tmp_path, bootstrap)) as node, a_workspace(node, handler):
         await bootstrap.wish(SPEC)
         await bootstrap.until_ready()
-        with trio.fail_after(40):
+        with trio.fail_after(60):
             yield bootstrap, node
 
 
@@ -102,7 +102,7 @@ async def test_a_node_greets_beats_converges_and_serves_a_verified_task(tmp_path
 async def test_strangers_get_the_list_of_mounts_and_nothing_else(tmp_path: Path) -> None:
     async with a_network(tmp_path) as (bootstrap, node), a_bootstrap(STRANGER) as stranger:
         runtime = json.loads((node.data_dir / "node.json").read_text())
-        await stranger.host.connect(runtime["multiaddrs"][0], timeout_s=5)
+        await stranger.host.connect(runtime["multiaddrs"][0], timeout_s=30)
         async with stranger.client().request("GET", "/.well-known/libp2p/protocols") as response:
             assert json.loads(await response.read(1000)) == {"/ngpu/v1": {"path": "/ngpu/v1/"}}
         stranger.hellos = bootstrap.hellos
@@ -148,12 +148,12 @@ async def test_unacknowledged_receipts_are_offered_after_a_reconnect_and_after_a
         link = second.receipt.link(CHAIN_ID)
         bootstrap.head = head = Head(link.sequence, link.hash)  # the highest it knows
         await bootstrap.host.disconnect(NODE.peer_id)
-        await eventually(lambda: bool(bootstrap.offers), timeout_s=10)
+        await eventually(lambda: bool(bootstrap.offers))
         assert [receipt for _, receipt in bootstrap.offers] == [first.receipt]
     async with a_bootstrap() as bootstrap:
         bootstrap.head = head
         async with a_node(settings(tmp_path, bootstrap)):
-            await eventually(lambda: bool(bootstrap.offers), timeout_s=10)
+            await eventually(lambda: bool(bootstrap.offers))
             assert [receipt for _, receipt in bootstrap.offers] == [first.receipt]
     # that offer was acknowledged, so the next start has nothing to offer
     async with a_bootstrap() as bootstrap:
@@ -178,7 +178,7 @@ async def test_acknowledgements_that_are_not_right_settle_nothing(tmp_path: Path
         bootstrap.account = honest
         await trio.sleep(0.2)
         await bootstrap.host.disconnect(NODE.peer_id)
-        await eventually(lambda: len(bootstrap.offers) == 1, timeout_s=10)
+        await eventually(lambda: len(bootstrap.offers) == 1)
 
 
 @trio_test
@@ -228,7 +228,7 @@ async def test_a_sibling_may_acknowledge_and_sees_the_same_deployments(tmp_path:
         link = answer.receipt.link(CHAIN_ID)
         one.head = Head(link.sequence, link.hash)  # they share a store
         await one.host.disconnect(NODE.peer_id)
-        await eventually(lambda: len(one.hellos) == 2, timeout_s=10)
+        await eventually(lambda: len(one.hellos) == 2)
         await trio.sleep(0.3)
         assert one.offers == []
 
@@ -288,7 +288,7 @@ async def test_a_bootstrap_that_was_restored_gets_what_it_lacks_acknowledged_or_
         link = receipts[1].link(CHAIN_ID)
         bootstrap.head = Head(link.sequence, link.hash)  # its backup is of then
         await bootstrap.host.disconnect(NODE.peer_id)
-        await eventually(lambda: len(bootstrap.offers) == 2, timeout_s=10)
+        await eventually(lambda: len(bootstrap.offers) == 2)
         assert [receipt for _, receipt in bootstrap.offers] == receipts[2:]
 
 
@@ -304,7 +304,7 @@ async def test_a_bootstrap_that_is_away_is_dialled_for_ever_and_found_again(tmp_
         assert status["bootstraps"][0]["problem"]
         for _ in range(2):
             async with a_bootstrap(port=port) as bootstrap:
-                await eventually(lambda: bool(bootstrap.heartbeats), timeout_s=20)
+                await eventually(lambda: bool(bootstrap.heartbeats))
 
 
 @pytest.mark.parametrize("word", ["refused", "other_network", "bad_version", "silly_head", "silent_goodbye"])
@@ -355,7 +355,7 @@ async def test_draining_says_so_finishes_what_runs_takes_leave_and_ends(tmp_path
         refused = await bootstrap.ask(b"y")
         assert refused.field("ngpu-refused") == "draining"
         release.set()
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             await node.ended.wait()
         await eventually(lambda: bool(outcomes) and bool(bootstrap.byes))
         assert outcomes == [Outcome.COMPLETE]
@@ -378,7 +378,7 @@ async def test_a_lost_connection_is_never_a_complete_answer_and_the_node_is_back
         nursery.start_soon(ask)
         await trio.sleep(0.3)
         await bootstrap.host.disconnect(NODE.peer_id)
-        await eventually(lambda: len(bootstrap.hellos) == 2 and len(bootstrap.offers) == 1, timeout_s=10)
+        await eventually(lambda: len(bootstrap.hellos) == 2 and len(bootstrap.offers) == 1)
         assert bootstrap.offers[0][1].receipt.outcome == Outcome.CLIENT_GONE
 
 

@@ -124,7 +124,7 @@ def test_outside_its_hours_a_node_is_empty_and_within_them_it_comes_back(
                 await bootstrap.wish(spec(image))
                 await bootstrap.until_ready()
                 Clock.shows = datetime(2026, 11, 27, 8, 0)
-                await eventually(lambda: containers_of(account) == [], timeout_s=15)
+                await eventually(lambda: containers_of(account) == [])
                 await eventually(lambda: state(bootstrap).reason == "closed")
                 assert state(bootstrap).detail == "outside the hours of this node, 22:00-08:00"
                 assert await asked(bootstrap, account) == "draining"
@@ -155,7 +155,7 @@ def test_logs_are_read_by_the_workspaces_bootstrap_and_the_owner_and_nobody_else
                 assert (await read(bootstrap, "/ngpu/v1/workspaces/9/logs"))[0] == 404
                 # one that is not running any more: the end of what it said is kept
                 last = "/ngpu/v1/workspaces/8/logs"
-                await eventually(lambda: bootstrap.heartbeats[-1].deployments[1].reason == "exited", timeout_s=15)
+                await eventually(lambda: bootstrap.heartbeats[-1].deployments[1].reason == "exited")
                 assert await read(bootstrap, last) == (200, "hello from the workspace\nI would rather not\n")
                 # followed, it goes on until the container ends
                 async with bootstrap.client(account).request("GET", f"{at}?follow=1&tail=10") as response:
@@ -166,10 +166,10 @@ def test_logs_are_read_by_the_workspaces_bootstrap_and_the_owner_and_nobody_else
 
                 # a bootstrap this owner does not trust, over a connection of its own
                 address = node_address(node)
-                peer = await stranger.host.connect(address, timeout_s=5)
+                peer = await stranger.host.connect(address, timeout_s=30)
 
                 async def open_one() -> trio.abc.Stream:
-                    return await stranger.host.open_stream(peer, "/http/1.1", timeout_s=5)
+                    return await stranger.host.open_stream(peer, "/http/1.1", timeout_s=30)
 
                 client = Client(open_one, authority="node", max_connections=2)
                 async with client.request("GET", at) as response:

@@ -87,18 +87,26 @@ async def test_what_is_no_state_goes_back_at_once(tmp_path: Path) -> None:
 async def test_a_job_that_outlasts_the_order_gets_the_last_answer_as_it_is(tmp_path: Path) -> None:
     jobs = Jobs({"state": "running"})
     async with a_rig(tmp_path, jobs) as rig:
-        answer = await rig.ask("GET", "/status", b"", until(interval_ms=40, hold_ms=200))
-        assert judged(answer).outcome == Outcome.COMPLETE
-        assert json.loads(answer.body) == {"state": "running"}
-        assert 2 <= len(jobs.asked) <= 6
+        for hold_ms in (200, 3_000):  # longer, where the machine stood still
+            jobs.asked.clear()
+            answer = await rig.ask("GET", "/status", b"", until(interval_ms=40, hold_ms=hold_ms))
+            assert judged(answer).outcome == Outcome.COMPLETE
+            assert json.loads(answer.body) == {"state": "running"}
+            assert len(jobs.asked) <= hold_ms / 40 + 1
+            if len(jobs.asked) > 1:
+                break
+        assert len(jobs.asked) > 1
 
 
 @trio_test
 async def test_the_orders_deadline_ends_it(tmp_path: Path) -> None:
     jobs = Jobs({"state": "running"})
     async with a_rig(tmp_path, jobs) as rig:
-        late_ms = time.time_ns() // 1_000_000 + 300
-        answer = await rig.ask("GET", "/status", b"", until(), deadline_ms=late_ms)
+        for given_ms in (300, 3_000, 20_000):  # more, where the machine had not begun by then
+            late_ms = time.time_ns() // 1_000_000 + given_ms
+            answer = await rig.ask("GET", "/status", b"", until(), deadline_ms=late_ms)
+            if jobs.asked:
+                break
         assert answer.status == 504
         assert answer.receipt is not None
         assert answer.receipt.receipt.outcome == Outcome.DEADLINE
@@ -108,8 +116,14 @@ async def test_the_orders_deadline_ends_it(tmp_path: Path) -> None:
 async def test_a_bootstrap_that_leaves_ends_it_and_it_is_receipted(tmp_path: Path) -> None:
     jobs = Jobs({"state": "running"})
     async with a_rig(tmp_path, jobs) as rig:
-        with trio.move_on_after(0.3):
-            await rig.ask("GET", "/status", b"", until())
+        async with trio.open_nursery() as nursery:
+
+            async def ask() -> None:
+                await rig.ask("GET", "/status", b"", until())
+
+            nursery.start_soon(ask)
+            await eventually(lambda: len(jobs.asked) >= 2)
+            nursery.cancel_scope.cancel()
         await eventually(lambda: bool(rig.undelivered))
         assert rig.undelivered[0].signed.receipt.outcome == Outcome.CLIENT_GONE
         asked = len(jobs.asked)
@@ -135,12 +149,16 @@ async def test_a_workspace_that_breaks_off_now_and_then_is_asked_again(tmp_path:
 async def test_a_question_that_is_not_answered_in_time_is_asked_again(tmp_path: Path) -> None:
     jobs = Jobs({"state": "running"}, "silence", {"state": "running"}, {"state": "done"})
     async with a_rig(tmp_path, jobs) as rig:
-        answer = await rig.ask("GET", "/status", b"", until(ask_ms=200))
+        answer = await rig.ask("GET", "/status", b"", until(ask_ms=1_000))
         assert json.loads(answer.body) == {"state": "done"}
         assert len(jobs.asked) == 4
     jobs = Jobs("silence")
     async with a_rig(tmp_path / "b", jobs) as rig:
-        answer = await rig.ask("GET", "/status", b"", until(ask_ms=50))
+        for ask_ms in (50, 1_000):  # more, where not even the question came through in it
+            jobs.asked.clear()
+            answer = await rig.ask("GET", "/status", b"", until(ask_ms=ask_ms))
+            if len(jobs.asked) == 3:
+                break
         assert answer.status == 502
         assert answer.receipt is not None
         assert answer.receipt.receipt.outcome == Outcome.WORKSPACE_BROKE

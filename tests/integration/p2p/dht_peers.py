@@ -44,7 +44,7 @@ async def dht_peer(*known: Peer, server: bool = True, settings: DhtSettings | No
     key = account()
     async with host({}, key=key, listen=(LOOPBACK,) if server else ()) as running:
         for other in known:
-            await running.connect(other.host.addresses[0], timeout_s=5)
+            await running.connect(other.host.addresses[0], timeout_s=30)
         async with open_dht(running, settings or DhtSettings(server=server)) as dht:
             yield Peer(key, running, dht)
 
@@ -56,15 +56,15 @@ async def dht_network(count: int) -> AsyncIterator[list[Peer]]:
         peers: list[Peer] = []
         for _ in range(count):
             peers.append(await stack.enter_async_context(dht_peer(*peers[:1])))
-        await eventually(lambda: all(len(peer.dht.table) >= min(count - 1, 6) for peer in peers), 20)
+        await eventually(lambda: all(len(peer.dht.table) >= min(count - 1, 6) for peer in peers))
         yield peers
 
 
 @contextlib.asynccontextmanager
 async def kad_stream(from_: Host, to: Peer) -> AsyncIterator[P2PStream]:
     """Yield a raw stream of the DHT's protocol, on which anything can be said."""
-    await from_.connect(to.host.addresses[0], timeout_s=5)
-    stream = await from_.open_stream(to.host.peer_id, KAD, timeout_s=5)
+    await from_.connect(to.host.addresses[0], timeout_s=30)
+    stream = await from_.open_stream(to.host.peer_id, KAD, timeout_s=30)
     try:
         yield stream
     finally:
@@ -75,7 +75,7 @@ async def say(from_: Host, to: Peer, message: KadMessage) -> KadMessage | None:
     """Return the answer to *message*; None when the stream was reset, or ended without one."""
     async with kad_stream(from_, to) as stream:
         try:
-            with trio.fail_after(5):
+            with trio.fail_after(60):
                 await stream.send_all(encode_message(message))
                 return await MessageReader(stream, max_bytes=1 << 20, max_providers=1000).next()
         except trio.BrokenResourceError:

@@ -60,7 +60,7 @@ async def two_hosts(
 ) -> AsyncIterator[tuple[Host, Host]]:
     """Yield a host that serves, and one connected to it that does not listen."""
     async with host(handlers, limits=limits) as server, host({}, listen=(), limits=limits) as client:
-        await client.connect(server.addresses[0], timeout_s=5)
+        await client.connect(server.addresses[0], timeout_s=30)
         yield server, client
 
 
@@ -75,16 +75,16 @@ async def receive_exactly(stream: trio.abc.ReceiveStream, count: int) -> bytes:
 
 async def echoes(running: Host, peer_id: str) -> bool:
     """Whether a stream to *peer_id* works, end to end."""
-    stream = await running.open_stream(peer_id, ECHO, timeout_s=5)
+    stream = await running.open_stream(peer_id, ECHO, timeout_s=30)
     try:
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             await stream.send_all(b"are you there")
             return await receive_exactly(stream, 13) == b"are you there"
     finally:
         await stream.aclose()
 
 
-async def eventually(condition: Callable[[], object], within_s: float = 5.0) -> None:
+async def eventually(condition: Callable[[], object], within_s: float = 60.0) -> None:
     """Wait until *condition* is true."""
     with trio.fail_after(within_s):
         while not condition():  # noqa: ASYNC110  any condition, of code that has no event for it

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 
 import pytest
 import trio
@@ -76,7 +75,7 @@ async def test_a_peer_that_cannot_be_dialled_takes_part_as_a_client() -> None:
         assert (await peers[4].dht.get(hidden.account.address)) is not None
         (provider,) = (await peers[3].dht.providers(key)).providers
         assert provider.id == hidden.dht.own_id
-        await peers[2].host.connect(peers[0].host.addresses[0], timeout_s=5)
+        await peers[2].host.connect(peers[0].host.addresses[0], timeout_s=30)
         await trio.sleep(0.3)
         assert all(hidden.dht.own_id not in peer.dht.table for peer in peers), "nobody asks it for keys"
 
@@ -109,9 +108,8 @@ async def test_lookups_go_on_when_a_third_is_gone_and_another_hangs() -> None:
 
         hung.host.handle(KAD, hang)
         for peer in (peers[1], peers[4], peers[7]):
-            began_s = time.perf_counter()
-            assert await peer.dht.get(author.account.address) is not None
-            assert time.perf_counter() - began_s < 3
+            with trio.fail_after(30):  # and not the whole minute that it may take
+                assert await peer.dht.get(author.account.address, timeout_s=60) is not None
             assert await peer.dht.get(account().address) is None
 
 
@@ -134,10 +132,10 @@ async def test_everybody_finds_everybody_with_the_first_peer_gone_and_after_a_re
 async def test_connections_made_for_a_lookup_are_closed_when_idle_and_others_are_not() -> None:
     async with dht_network(5) as peers:
         asker = peers[1]
-        kept = await asker.host.open_stream(peers[0].host.peer_id, "/ipfs/ping/1.0.0", timeout_s=5)
+        kept = await asker.host.open_stream(peers[0].host.peer_id, "/ipfs/ping/1.0.0", timeout_s=30)
         await asker.dht.get(account().address)
         assert len(asker.host.peers()) > 1
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while [info.peer_id for info in asker.host.peers()] != [peers[0].host.peer_id]:
                 for peer in peers:
                     await peer.dht.calls._reap(trio.current_time() + 1)
@@ -150,10 +148,10 @@ async def test_connections_made_for_a_lookup_are_closed_when_idle_and_others_are
 async def test_after_the_dht_ends_the_host_serves_it_no_more() -> None:
     async with host({}) as running, dht_peer() as asker:
         async with open_dht(running):
-            await asker.host.connect(running.addresses[0], timeout_s=5)
+            await asker.host.connect(running.addresses[0], timeout_s=30)
             await eventually(lambda: peer_id_bytes(running.peer_id) in asker.dht.table)
         with pytest.raises(Exception, match="does not speak it"):
-            await asker.host.open_stream(running.peer_id, KAD, timeout_s=5)
+            await asker.host.open_stream(running.peer_id, KAD, timeout_s=30)
 
 
 @trio_test

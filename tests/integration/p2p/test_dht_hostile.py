@@ -109,10 +109,10 @@ async def test_rubbish_resets_its_stream_and_nothing_else(data: bytes) -> None:
         kad_stream(hostile, peer) as another,
     ):
         await stream.send_all(data)
-        with pytest.raises(trio.BrokenResourceError), trio.fail_after(5):
+        with pytest.raises(trio.BrokenResourceError), trio.fail_after(60):
             await stream.receive_some()
         await another.send_all(encode_message(KadMessage(KadKind.FIND_NODE, b"key")))
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             assert await MessageReader(another, max_bytes=9999, max_providers=9).next() is not None
 
 
@@ -133,7 +133,7 @@ async def test_one_peer_can_hold_so_many_streams_and_ask_so_often() -> None:
 
 async def count_answers(stream: P2PStream, at_most: int) -> None:
     incoming = MessageReader(stream, max_bytes=9999, max_providers=9)
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         for _ in range(at_most + 1):
             await incoming.next()
     raise AssertionError("answered too often")
@@ -173,7 +173,7 @@ async def test_an_answer_too_long_or_never_ending_is_given_up() -> None:
                 await stream.send_all(bytes(65536))
 
         hostile.handle(LOCAL.kad_protocol, flood)
-        await peer.host.connect(hostile.addresses[0], timeout_s=5)
-        with trio.fail_after(10):
+        await peer.host.connect(hostile.addresses[0], timeout_s=30)
+        with trio.fail_after(60):
             assert await peer.dht.get(HOSTILE.address) is None
         assert len(peer.dht.table) == 0

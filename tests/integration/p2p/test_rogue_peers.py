@@ -56,9 +56,9 @@ async def test_a_sender_that_ignores_the_window_is_cut_off_at_it() -> None:
 
     async with two_hosts({ECHO: never_read}) as (server, client), server.events() as events:
         await events.receive()
-        stream = await client.open_stream(server.peer_id, ECHO, timeout_s=5)
+        stream = await client.open_stream(server.peer_id, ECHO, timeout_s=30)
         stream._send_credit = 1 << 40  # what the library's own receiver lets pass: it buffered 204 MB
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             with pytest.raises(trio.BrokenResourceError):
                 await stream.send_all(bytes(200 << 20))
             event = await events.receive()
@@ -78,7 +78,7 @@ async def test_an_endless_answer_list_for_a_peer_that_does_not_read_is_cut_off()
                     await channel.write(pings)
             except Exception as error:
                 assert "closed" in str(error) or "failed" in str(error)  # noqa: PT017
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             event = await events.receive()
         assert isinstance(event, PeerDisconnected)
         assert event.reason == "the peer does not read"
@@ -105,7 +105,7 @@ async def test_a_broken_rule_costs_the_connection_and_only_that(bad: bytes) -> N
         async with rogue_channel(server.addresses[0]) as channel:
             assert type(await events.receive()).__name__ == "PeerConnected"
             await channel.write(bad)
-            with trio.fail_after(5):
+            with trio.fail_after(60):
                 event = await events.receive()
             assert isinstance(event, PeerDisconnected)
             assert event.reason.startswith("the peer broke the protocol")
@@ -121,7 +121,7 @@ async def test_frames_cut_at_every_byte_are_put_together() -> None:
     async with host() as server, rogue_channel(server.addresses[0]) as channel:
         for at in range(len(wire)):
             await channel.write(wire[at : at + 1])
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             got = b""
             while not data_of(got).endswith(b"hello"):
                 got += await channel.read()
@@ -180,7 +180,7 @@ async def test_a_stranger_gets_fewer_streams_than_a_known_peer_and_no_larger_win
     ) as server:
         for who, streams in ((friend, 10), (account(), 3)):
             async with open_host(who, listen=[], network=LOCAL) as client:
-                await client.connect(server.addresses[0], timeout_s=5)
+                await client.connect(server.addresses[0], timeout_s=30)
                 await eventually(lambda peer=client.peer_id: server.is_connected(peer))
                 quota = muxer_of(server, client.peer_id)._quota
                 assert quota.streams_left == streams
@@ -191,7 +191,7 @@ async def _opens_a_stream(channel: NoiseChannel, stream_id: int) -> bool:
     await channel.write(frame(WINDOW_UPDATE, SYN, stream_id, 0))
     wanted = frame(WINDOW_UPDATE, ACK, stream_id, 0)
     got = b""
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         while wanted not in got:
             got += await channel.read()
     return True
@@ -209,7 +209,7 @@ async def test_a_peer_that_does_not_read_the_answers_to_its_streams_is_cut_off()
                     first += 4000
             except LinkClosedError:
                 pass
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             event = await events.receive()
         assert isinstance(event, PeerDisconnected)
         assert event.reason == "the peer does not read"

@@ -29,7 +29,7 @@ def old_secio(key_pair: Any) -> dict[Any, Any]:
 @trio_test
 async def test_a_dial_without_noise_is_refused(security: Any) -> None:
     async with host() as ours, library_host(security) as theirs:
-        with trio.fail_after(10), pytest.raises(Exception, match=r"(?i)unable to connect|negotiat|upgrade|fail"):
+        with trio.fail_after(60), pytest.raises(Exception, match=r"(?i)unable to connect|negotiat|upgrade|fail"):
             await theirs.connect(info_from_p2p_addr(Multiaddr(ours.addresses[0])))
         assert ours.peers() == []
 
@@ -39,7 +39,7 @@ async def test_a_dial_without_noise_is_refused(security: Any) -> None:
 async def test_a_peer_that_speaks_no_noise_is_not_dialled(security: Any) -> None:
     async with host({}, listen=()) as ours, library_host(security) as theirs:
         with pytest.raises(DialError):
-            await ours.connect(str(theirs.get_addrs()[0]), timeout_s=5)
+            await ours.connect(str(theirs.get_addrs()[0]), timeout_s=30)
         assert ours.peers() == []
 
 
@@ -51,7 +51,7 @@ async def test_a_plaintext_greeting_on_the_wire_gets_na() -> None:
         async with stream:
             await stream.send_all(b"\x13/multistream/1.0.0\n")
             await stream.send_all(b"\x11/plaintext/2.0.0\n")
-            with trio.fail_after(5):
+            with trio.fail_after(60):
                 assert await receive_exactly(stream, 20) == b"\x13/multistream/1.0.0\n"
                 assert await receive_exactly(stream, 4) == b"\x03na\n"
 
@@ -62,7 +62,7 @@ async def test_somebody_else_at_the_address_is_not_taken_for_the_peer() -> None:
         wanted = account().peer_id
         address = server.addresses[0].rpartition("/p2p/")[0] + f"/p2p/{wanted}"
         with pytest.raises(DialError):
-            await client.connect(address, timeout_s=5)
+            await client.connect(address, timeout_s=30)
         assert client.peers() == []
 
 
@@ -90,11 +90,11 @@ async def test_a_flipped_bit_breaks_the_connection_and_never_reaches_a_reader() 
                 pipes.start_soon(pipe, outer, inner, True)
 
         fake_port = await serve_tcp(nursery, middle)
-        await client.connect(f"/ip4/127.0.0.1/tcp/{fake_port}/p2p/{server.peer_id}", timeout_s=5)
+        await client.connect(f"/ip4/127.0.0.1/tcp/{fake_port}/p2p/{server.peer_id}", timeout_s=30)
         assert await echoes(client, server.peer_id)
-        stream = await client.open_stream(server.peer_id, ECHO, timeout_s=5)
+        stream = await client.open_stream(server.peer_id, ECHO, timeout_s=30)
         flip.set()
         await stream.send_all(os.urandom(64))
-        with trio.fail_after(5), pytest.raises(trio.BrokenResourceError, match="authenticate"):
+        with trio.fail_after(60), pytest.raises(trio.BrokenResourceError, match="authenticate"):
             await stream.receive_some()
         nursery.cancel_scope.cancel()

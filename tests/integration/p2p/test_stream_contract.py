@@ -50,7 +50,7 @@ async def pairs() -> AsyncIterator[tuple[Host, Host, trio.MemoryReceiveChannel[P
 
     limits = HostLimits(linger_s=0.1, health_interval_s=0.1, health_timeout_s=5)
     async with host({PAIR: hand_over}, limits=limits) as server, host({}, listen=(), limits=limits) as client:
-        await client.connect(server.addresses[0], timeout_s=5)
+        await client.connect(server.addresses[0], timeout_s=30)
         yield server, client, receive
 
 
@@ -59,7 +59,7 @@ async def test_trio_takes_it_for_a_stream() -> None:
     async with pairs() as (server, client, receive):
 
         async def maker() -> tuple[Yielding, Yielding]:
-            ours = await client.open_stream(server.peer_id, PAIR, timeout_s=5)
+            ours = await client.open_stream(server.peer_id, PAIR, timeout_s=30)
             return Yielding(ours), Yielding(await receive.receive())
 
         async def clogged_maker() -> tuple[Yielding, Yielding]:

@@ -29,7 +29,7 @@ async def register(node: Daemon, port: int, models: Iterable[tuple[str, str, int
     await client.aclose()
 
 
-async def listed(net: Network, *names: str, within_s: float = 20.0) -> list[dict[str, Any]]:
+async def listed(net: Network, *names: str, within_s: float = 60.0) -> list[dict[str, Any]]:
     """Return the list of models once it has *names*."""
     document: Any = None
     with trio.move_on_after(within_s):
@@ -42,7 +42,7 @@ async def listed(net: Network, *names: str, within_s: float = 20.0) -> list[dict
     raise AssertionError(f"not listed: {document}")
 
 
-async def receipt_of(net: Network, task_id: str, within_s: float = 10.0) -> dict[str, Any]:
+async def receipt_of(net: Network, task_id: str, within_s: float = 60.0) -> dict[str, Any]:
     """Return the verified receipt of a task, as its caller's token gets it."""
     view = await net.task(task_id, lambda one: bool(one["verdict"]), within_s)
     assert view["verdict"] == "verified", view

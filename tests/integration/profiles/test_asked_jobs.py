@@ -142,7 +142,7 @@ def run(tmp_path: Path, test: Test, *, nodes: int = 2) -> None:
             for vendor in vendors:
                 await stack.enter_async_context(connected(scripted(new_account(), vendor), bootstrap.multiaddr))
             await wait_ready(bootstrap, nodes)
-            with trio.fail_after(40):
+            with trio.fail_after(60):
                 await test(bootstrap, vendors)
 
     trio.run(main)
@@ -391,7 +391,7 @@ def test_state_that_is_nowhere_else_is_not_looked_for_elsewhere(tmp_path: Path) 
                 assert (await post(bootstrap, "session", {}, query="?sid=a")).status == 200
                 assert (await post(bootstrap, "dataset", {"name": "d"})).status == 200
             async with connected(scripted(new_account(), Vendor()), bootstrap.multiaddr):
-                with trio.fail_after(10):
+                with trio.fail_after(60):
                     while (await post(bootstrap, "session", {}, query="?sid=b")).status != 200:  # noqa: ASYNC110
                         await trio.sleep(0.02)
                 refused = await post(bootstrap, "session", {}, query="?sid=a")

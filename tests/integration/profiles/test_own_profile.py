@@ -286,7 +286,7 @@ def test_a_client_that_leaves_its_picture_frees_its_place_and_the_job_goes_on(sh
                     nursery.start_soon(leave)
                     await ask(client, "POST", "/api/generate", PICTURE_REQUEST, token)
         (task_id,) = set((await net.call("GET", "/user/queryTaskList")).document["taskIds"]) - before
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while '"status": 499' not in net.bootstrap.log:  # noqa: ASYNC110
                 await trio.sleep(0.05)
         workspace.gate.set()
@@ -327,7 +327,7 @@ def test_what_runs_when_the_bootstrap_is_told_to_end_is_answered_first(shared: S
             await workspace.begun.wait()
             assert net.bootstrap.process is not None
             net.bootstrap.process.terminate()
-            with trio.fail_after(10):
+            with trio.fail_after(60):
                 while await is_open(net, "mine"):  # noqa: ASYNC110  nobody new comes in
                     await trio.sleep(0.02)
             workspace.gate.set()

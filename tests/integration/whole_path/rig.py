@@ -141,7 +141,7 @@ class Network:
         self,
         task_id: str,
         holds: Callable[[dict[str, Any]], bool] = lambda view: view["state"] >= 3,
-        within_s: float = 20,
+        within_s: float = 60,
     ) -> dict[str, Any]:
         """Return the task as the API shows it once *holds*."""
         view: dict[str, Any] = {}
@@ -154,7 +154,7 @@ class Network:
                 await trio.sleep(0.05)
         raise AssertionError(f"the task is still {view}")
 
-    async def poll(self, task_id: str, within_s: float = 20) -> dict[str, Any]:
+    async def poll(self, task_id: str, within_s: float = 60) -> dict[str, Any]:
         """Poll as clients do until there is a result."""
         document: dict[str, Any] = {}
         with trio.move_on_after(within_s):
@@ -166,7 +166,7 @@ class Network:
                 await trio.sleep(0.05)
         raise AssertionError(f"no result: {document}")
 
-    async def ready(self, nodes: int | None = None, within_s: float = 30) -> None:
+    async def ready(self, nodes: int | None = None, within_s: float = 60) -> None:
         """Return once the workspace is ready on *nodes* nodes, all of them by default."""
         wanted = len(self.nodes) if nodes is None else nodes
         found: Any = None
@@ -329,7 +329,7 @@ class SharedNetwork:
         trio.from_thread.run_sync(self._done.set, trio_token=self._token)
         self._thread.join()
 
-    def run(self, part: Callable[[Network, Workspace], Awaitable[None]], within_s: float = 60.0) -> None:
+    def run(self, part: Callable[[Network, Workspace], Awaitable[None]], within_s: float = 100.0) -> None:
         """Run *part* on the network, with a workspace that remembers nothing."""
 
         async def bounded() -> None:

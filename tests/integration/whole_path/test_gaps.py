@@ -42,7 +42,7 @@ def asks(daemon: Daemon, query: str) -> list[tuple[Any, ...]]:
         return connection.execute(query).fetchall()
 
 
-async def until(daemon: Daemon, query: str, answer: list[tuple[Any, ...]], within_s: float = 40) -> None:
+async def until(daemon: Daemon, query: str, answer: list[tuple[Any, ...]], within_s: float = 80) -> None:
     found: list[tuple[Any, ...]] = []
     with trio.move_on_after(within_s):
         while (found := asks(daemon, query)) != answer:  # noqa: ASYNC110 (a database of another process)
@@ -103,7 +103,7 @@ async def backup_restored(net: Network, workspace: Workspace, tmp_path: Path) ->
     lost = [await net.call("POST", "/proxy/8080/echo", b"y") for _ in range(2)]
     await until(node, "SELECT count(*) FROM receipts WHERE acknowledgement IS NOT NULL", [(5,)])
     tasks = [(await net.call("POST", "/user/train", b'{"data": "t%d"}' % n, JSON)).document["taskId"] for n in range(3)]
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         for task in tasks:  # all of them run
             await net.task(task, lambda view: view["state"] == 2)
     await bootstrap.kill()
