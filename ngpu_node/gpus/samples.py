@@ -23,6 +23,7 @@ until they have left the driver's buffer is a gap. Gaps are windows too: what wa
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -203,10 +204,22 @@ class SampleReader:
             # One of several of a process stands for a single tick, a merged one for all of them.
             stands_us = covered_us / ticks if one_by_one or sample.pid is None else covered_us
             merged = 1 if one_by_one or sample.pid is None else ticks
-            # The driver rounds a tick down, half a percent short on the average, and a mean of several up again.
-            percent = sample.percent + 0.5 if merged == 1 and 0 < sample.percent < 100 else sample.percent
+            percent = _unrounded(sample.percent, merged)
             busy[sample.pid] = busy.get(sample.pid, 0) + int(stands_us * percent * 10)
         return _at_most(covered_us * 1000, busy)
+
+
+def _unrounded(percent: float, ticks: int) -> float:
+    """Return what *percent*, merged from so many ticks, stands for on the average.
+
+    The driver rounds each tick down, half a percent short where anything was done in it, and the mean of n up again,
+    (n - 1) / 2n too much. In how many it worked is not told: the fewest that can hold that much are counted, so that
+    work spread thinly is called less rather than more.
+    """
+    if not 0 < percent < 100:
+        return percent
+    worked = math.ceil(percent * ticks / 100)
+    return percent + (worked - ticks + 1) / (2 * ticks)
 
 
 def _at_most(most_ns: int, busy: dict[int | None, int]) -> dict[int | None, int]:

@@ -33,22 +33,25 @@ class Task:
 
 @dataclass
 class Run:
-    """What came of it, task by task."""
+    """What came of it, task by task.
+
+    Attributes:
+        interval_us: how far apart looks were at the end.
+    """
 
     tasks: list[Task]
     metered: list[Busy]
     looks: int
     gaps: int
     cost_us: float
+    interval_us: int
 
     @property
     def total_us(self) -> float:
         return sum(busy.busy_ns for busy in self.metered) / 1000
 
 
-def run(
-    gpu: SyntheticGpu, tasks: Sequence[Task], *, method: Method = Method.PROCESS, seed: int = 1, cost_us: float = 1500.0
-) -> Run:
+def run(gpu: SyntheticGpu, tasks: Sequence[Task], *, method: Method = Method.PROCESS, seed: int = 1) -> Run:
     """Run *tasks*; looks come up to 20 ms later than they are due."""
     chance = random.Random(seed)
     meter = BusyMeter()
@@ -56,7 +59,7 @@ def run(
     gpu.now_us = 1_000
     if gpu.phase_us:  # the daemon has looked at the device before
         sampling.learn(gpu.device_look(UUID, 0))
-    gpu.calls = 0
+    gpu.spent_us = 0
     events = sorted(
         [(task.begin_us, 1, number) for number, task in enumerate(tasks)]
         + [(task.end_us, 0, number) for number, task in enumerate(tasks)]
@@ -73,21 +76,21 @@ def run(
                 sampling.wake(gpu.wall_us(), gpu.now_us * 1000)
             else:
                 if sampling.is_worth_a_look(gpu.wall_us()):
-                    _look(gpu, sampling, cost_us)
+                    _look(gpu, sampling)
                 metered[number] = meter.stop(running.pop(number), at * 1000)
             if look_at is None:
                 look_at = _next(sampling, gpu, chance)
             continue
         gpu.now_us = max(gpu.now_us, look_at)
-        _look(gpu, sampling, cost_us)
+        _look(gpu, sampling)
         if not meter.wanted():
             sampling.rest()
         look_at = _next(sampling, gpu, chance)
     in_order = [metered[number] for number in range(len(tasks))]
-    return Run(list(tasks), in_order, sampling.looks, sampling.gaps, gpu.calls * cost_us)
+    return Run(list(tasks), in_order, sampling.looks, sampling.gaps, gpu.spent_us, sampling.interval_us or 0)
 
 
-def _look(gpu: SyntheticGpu, sampling: DeviceSampling, cost_us: float) -> None:
+def _look(gpu: SyntheticGpu, sampling: DeviceSampling) -> None:
     ask = sampling.ask(gpu.wall_us())
     if ask is None:
         return
@@ -98,13 +101,15 @@ def _look(gpu: SyntheticGpu, sampling: DeviceSampling, cost_us: float) -> None:
             fault = DriverFault(FaultKind.STUCK, "look", "the driver does not answer")
             sampling.failed(fault, gpu.wall_us(), gpu.now_us * 1000)
             return
+    before_us = gpu.spent_us
     looked = have(gpu, ask, _containers, gpu.is_alive)
     if looked.look is None:
         assert looked.fault is not None
         sampling.failed(looked.fault, gpu.wall_us(), gpu.now_us * 1000)
         return
     owners = Owners(looked.containers, HOLDERS)
-    sampling.took(looked.look, owners, whole=looked.whole, calls=looked.calls, cost_us=looked.calls * cost_us)
+    cost_us = gpu.spent_us - before_us
+    sampling.took(looked.look, owners, whole=looked.whole, calls=looked.calls, cost_us=cost_us)
 
 
 def _containers(pids: Iterable[int]) -> dict[int, list[str]]:

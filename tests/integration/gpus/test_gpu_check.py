@@ -101,7 +101,7 @@ class VirtualHost:
         return self.gpu.wall_us()
 
     def cpu_s(self) -> float:
-        return 0.0015 * self.gpu.calls
+        return self.gpu.spent_us / 1e6
 
     def waited_for_a_core_s(self) -> float:
         return self._waited_s
@@ -181,7 +181,7 @@ def test_a_known_load_is_metered_also_of_processes_that_end_and_the_cost_is_said
         ("ok", "nvml-device"),
     ], [line["text"] for line in lines]
     assert all(line["true_s"] > 0.5 for line in lines[1:9])
-    assert "sampling takes 0.4" in lines[9]["text"]
+    assert "sampling takes 0.3" in lines[9]["text"]
 
 
 def test_a_metering_that_is_wrong_fails_and_one_on_a_machine_too_busy_to_look_is_not_judged(
