@@ -52,7 +52,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _checked_host_port(text: str) -> str:
+def checked_host_port(text: str) -> str:
     parse_host_port(text)
     return text
 
@@ -81,7 +81,7 @@ def _checked_zone(text: str) -> str:
     return text
 
 
-HostPort = Annotated[str, AfterValidator(_checked_host_port)]
+HostPort = Annotated[str, AfterValidator(checked_host_port)]
 NetworkName = Annotated[str, AfterValidator(_checked_network)]
 NodeAddress = Annotated[str, AfterValidator(_checked_address)]
 ProxyAddress = Annotated[str, AfterValidator(_checked_proxy)]

@@ -56,17 +56,19 @@ def profile_check(
 
     def main() -> int:
         from ngpu_bootstrap.profiles.catalogue import ProfileError, read_profile
+        from ngpu_daemon.settings import ConfigurationError
 
         problems: list[str] = []
         checked = 0
-        settings = settings_of(config)
+        settings: dict[str, dict[str, Any]] = {}
         try:
+            settings = settings_of(config).profiles.settings
             checked = len(_catalogue(config))
-        except ProfileError as error:
+        except (ConfigurationError, ProfileError) as error:
             problems += error.problems
         for file in files or ():
             try:
-                read_profile(file, settings.profiles.settings)
+                read_profile(file, settings)
                 checked += 1
             except ProfileError as error:
                 problems += error.problems

@@ -205,8 +205,53 @@ def _describe(model: type[BaseModel], problem: Any, origin: _Origin) -> str:
         return _unknown(f"{where}: {_dotted(location)}", nearest(keys[-1], siblings), ())
     if problem["type"] == "missing":
         return f"{where}: {_dotted(location)} is required"
-    # pydantic's text never quotes the value, so a secret in the wrong place stays unseen
-    return f"{where}: {_dotted(location)}: {problem['msg'].removeprefix('Value error, ')}"
+    return f"{where}: {_dotted(location)}: {problem_words(problem)}"
+
+
+def problem_words(problem: Any) -> str:
+    """Return what a value must be instead, of one of pydantic's errors: never the value itself, which may be a secret
+    in the wrong place."""
+    kind, given, about = problem["type"], problem.get("input"), problem.get("ctx") or {}
+    if kind in ("literal_error", "enum"):
+        known = re.findall(r"'([^']*)'", str(about.get("expected", "")))
+        meant = nearest(given, known) if isinstance(given, str) else None
+        hint = "" if meant is None else f'; did you mean "{meant}"?'
+        return f"must be one of {', '.join(one or 'an empty text' for one in known)}{hint}"
+    if kind in _KINDS:
+        return f"must be {_KINDS[kind]}"
+    if kind in _BOUNDS:
+        key, words = _BOUNDS[kind]
+        bound = about[key]
+        return f"must {words.format(f'{bound:g}' if isinstance(bound, float) else bound)}"
+    return str(problem["msg"]).removeprefix("Value error, ")
+
+
+_KINDS = {
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_type": "a text",
+    "path_type": "a path",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "dict_type": "a table",
+    "model_type": "a table",
+}
+_BOUNDS = {
+    "greater_than_equal": ("ge", "be at least {}"),
+    "less_than_equal": ("le", "be at most {}"),
+    "greater_than": ("gt", "be more than {}"),
+    "less_than": ("lt", "be less than {}"),
+    "string_pattern_mismatch": ("pattern", "match {}"),
+    "string_too_short": ("min_length", "have at least {} characters"),
+    "string_too_long": ("max_length", "have at most {} characters"),
+    "too_short": ("min_length", "have at least {} entries"),
+    "too_long": ("max_length", "have at most {} entries"),
+}
 
 
 def _unknown(what: str, meant: str | None, below: Sequence[str]) -> str:

@@ -30,11 +30,12 @@ from ngpu_bootstrap.profiles.declaration import (
     Mode,
     Profile,
     Route,
+    problems_between,
 )
 from ngpu_bootstrap.profiles.job_declaration import AskedJob, SubmittedJob
 from ngpu_bootstrap.profiles.places import Place
 from ngpu_daemon.errors import OperatorError
-from ngpu_daemon.settings import nearest
+from ngpu_daemon.settings import nearest, problem_words
 from ngpu_protocol.job_terms import Ask
 
 RESERVED_SEGMENTS = frozenset({"", "proxy", "user", "brc20", "docs", "openapi.json", "ready", "metrics"})
@@ -333,35 +334,38 @@ def _parsed(document: dict[str, Any], where: str, settings: Mapping[str, Mapping
         ):
             raise ProfileError([f"profiles.settings.{document.get('name')}.{key}: must be like {values[key]!r}"])
         values[key] = value
-    problems: list[str] = []
-    filled = _filled(document, values, where, problems)
+    named: set[str] = set()
+    filled = _filled(document, values, named)
     if isinstance(defaults, dict) and isinstance(filled, dict):
         filled["settings"] = values
-    if problems:
-        raise ProfileError(problems)
+    problems = [
+        f"${name} names no setting; [settings] has {', '.join(values) or 'none'}"
+        for name in sorted(named - values.keys())
+    ]
+    problems += [f'settings.{name}: nothing uses it as "${name}"' for name in values if name not in named]
     try:
         profile = Profile.model_validate(filled)
+        problems += [*problems_between(profile), *_reserved(profile)]
     except ValidationError as error:
-        raise ProfileError([f"{where}: {line}" for line in _lines(error, document)]) from None
-    if refused := list(_reserved(profile)):
-        raise ProfileError([f"{where}: {line}" for line in refused])
+        problems += _lines(error, document)
+    if problems:
+        raise ProfileError([f"{where}: {line}" for line in problems])
     return profile
 
 
-def _filled(value: Any, settings: Mapping[str, Any], where: str, problems: list[str]) -> Any:
-    """Return *value* with each text that is `$name` replaced by the setting of that name."""
+def _filled(value: Any, settings: Mapping[str, Any], named: set[str]) -> Any:
+    """Return *value* with each text that is `$name` replaced by the setting of that name; add the names to *named*."""
     if isinstance(value, dict):
         # A JSON schema has `$ref` and the like as keys, and `$` in patterns: it stays as it is.
         return {
-            key: item if key in ("schema", "settings") else _filled(item, settings, where, problems)
+            key: item if key in ("schema", "settings") else _filled(item, settings, named)
             for key, item in value.items()
         }
     if isinstance(value, list):
-        return [_filled(item, settings, where, problems) for item in value]
+        return [_filled(item, settings, named) for item in value]
     if isinstance(value, str) and (matched := _SETTING.fullmatch(value)):
-        if matched[1] in settings:
-            return settings[matched[1]]
-        problems.append(f"{where}: {value} names no setting; [settings] has {', '.join(settings) or 'none'}")
+        named.add(matched[1])
+        return settings.get(matched[1], value)
     return value
 
 
@@ -378,9 +382,11 @@ def _reserved(profile: Profile) -> Iterator[str]:
 
 def _lines(error: ValidationError, document: Any) -> Iterator[str]:
     for problem in error.errors(include_url=False):
+        if isinstance(problem["input"], str) and _SETTING.fullmatch(problem["input"]):
+            continue  # a setting that is not there, which is said once
         location = [part for part in problem["loc"] if part not in _TAGS]
         keys = [str(part) for part in location]
-        text = str(problem["msg"]).removeprefix("Value error, ")
+        text = problem_words(problem)
         where = _named(location, document)
         if problem["type"] == "extra_forbidden":
             meant = nearest(keys[-1], _known_keys(keys))

@@ -10,11 +10,16 @@ Where a value stands in a request is said alike everywhere (`places`); what a jo
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, StrictBool, StrictInt, StringConstraints, model_validator
 
+from ngpu_bootstrap.config import checked_host_port
+from ngpu_bootstrap.credentials import TOKEN_HEADER
+from ngpu_bootstrap.errors import BadRequest
+from ngpu_bootstrap.front.paths import check_path
 from ngpu_bootstrap.profiles.job_declaration import AskedJob, JobDeclaration, SubmittedJob
 from ngpu_bootstrap.profiles.places import Declared, Place
 from ngpu_bootstrap.profiles.schemas import check_declared
@@ -25,7 +30,19 @@ MAX_READ_BYTES = 16 * MIB
 
 _SEGMENT = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:@%-]+")
 _PARAMETER = re.compile(r"\{([a-z_][a-z0-9_]*)(\.\.\.)?\}")
+_TARGET = re.compile(r"/[A-Za-z0-9._~!$&'()*+,;=:@%/?-]*")
 _NAME = r"^[a-z][a-z0-9_-]{0,31}$"
+
+
+# Headers that say how a request is to be read, or whose it is.
+_NO_CREDENTIAL = frozenset(
+    {"accept-encoding", "connection", "content-encoding", "content-length", "content-type", "cookie", "expect", "host"}
+    | {"idempotency-key", "te", "trailer", "transfer-encoding", "upgrade"}
+)
+_OWN_HEADER = TOKEN_HEADER.decode()
+# Keys that mean something for what is answered here.
+_OF_ANY = frozenset({"method", "path", "mode", "dialect", "about"})
+_OF_ANSWERED = {"fixed": _OF_ANY | {"answer"}, "models": _OF_ANY | {"at_once", "queue", "queue_wait_s"}}
 
 
 class Dialect(StrEnum):
@@ -77,6 +94,9 @@ class Credential(Place):
             raise ValueError(f"a credential in a {self.where} would be logged or sent by others; use another place")
         if self.where == "json" and (self.pointer or "").count("/") != 1:
             raise ValueError("a credential's pointer must name a member of the body itself, such as /token")
+        name = (self.name or "").lower()
+        if self.where == "header" and (name in _NO_CREDENTIAL or (name.startswith("ngpu-") and name != _OWN_HEADER)):
+            raise ValueError(f"the header {self.name} has another meaning, and would be taken out; use another")
         return self
 
 
@@ -147,7 +167,33 @@ def _path_pattern(path: str) -> str:
     names = parameters_of(path)
     if len(set(names)) != len(names):
         raise ValueError("each {name} may appear once")
+    _check_climbing(path)
     return path
+
+
+def _target_pattern(target: str) -> str:
+    if target:
+        if not target.startswith("/") or target.startswith("//"):
+            raise ValueError("must begin with one /")
+        if _TARGET.fullmatch(_PARAMETER.sub("x", target)) is None:
+            raise ValueError("must hold only what a path and a query may, the rest percent-encoded; no # either")
+        _check_climbing(target.partition("?")[0])
+    return target
+
+
+def _check_climbing(path: str) -> None:
+    try:
+        check_path(path)
+    except BadRequest:
+        raise ValueError("must not climb (`..`, plain or encoded), nor hold encoded control characters") from None
+
+
+def _method(name: str) -> str:
+    if re.fullmatch(r"[A-Z]{1,16}", name) is None:
+        raise ValueError("must be a method in capital letters, such as GET or POST")
+    if name in ("CONNECT", "TRACE", "HEAD"):
+        raise ValueError(f"{name} is not declared" + ("; GET answers it" if name == "HEAD" else ""))
+    return name
 
 
 def parameters_of(path: str) -> tuple[str, ...]:
@@ -156,6 +202,8 @@ def parameters_of(path: str) -> tuple[str, ...]:
 
 
 PathPattern = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_path_pattern)]
+TargetPattern = Annotated[str, Field(max_length=1024), AfterValidator(_target_pattern)]
+Method = Annotated[str, AfterValidator(_method)]
 
 
 class Route(Declared):
@@ -189,23 +237,23 @@ class Route(Declared):
         about: a sentence for people.
     """
 
-    method: Annotated[str, StringConstraints(pattern=r"^[A-Z]{1,16}$")] = "POST"
+    method: Method = "POST"
     path: PathPattern
-    target: Annotated[str, Field(max_length=1024)] = ""
-    target_method: Annotated[str, StringConstraints(pattern=r"^[A-Z]{1,16}$")] | None = None
-    port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    target: TargetPattern = ""
+    target_method: Method | None = None
+    port: Annotated[StrictInt, Field(ge=1, le=65535)] | None = None
     mode: Mode = Mode.TRANSPARENT
-    max_body_bytes: Annotated[int, Field(ge=0)] | None = None
-    at_once: Annotated[int, Field(ge=0, le=100_000)] = 0
-    queue: Annotated[int, Field(ge=0, le=100_000)] = 100
+    max_body_bytes: Annotated[StrictInt, Field(ge=0)] | None = None
+    at_once: Annotated[StrictInt, Field(ge=0, le=100_000)] = 0
+    queue: Annotated[StrictInt, Field(ge=0, le=100_000)] = 100
     queue_wait_s: Annotated[float, Field(ge=0, le=3600)] = 30.0
     timeout_s: Annotated[float, Field(gt=0, le=86_400)] | None = None
     gpu_types: tuple[Annotated[str, Field(min_length=1, max_length=128)], ...] = ()
     body_schema: dict[str, Any] | None = Field(None, alias="schema")
     form: FormBounds | None = None
-    file_urls: bool = False
+    file_urls: StrictBool = False
     links: Links | None = None
-    signed: bool = False
+    signed: StrictBool = False
     dialect: Dialect | None = None
     affinity: tuple[Place, ...] = ()
     affinity_away: Literal["move", "refuse"] = "move"
@@ -228,17 +276,22 @@ class Route(Declared):
             raise ValueError('links need mode = "transparent" or "job"')
         if self.signed and self.method != "GET":
             raise ValueError("a signed URL is fetched with GET")
-        if self.target and not self.target.startswith("/"):
-            raise ValueError("target must begin with /")
+        meant = _OF_ANSWERED.get(self.mode.value)
+        if meant is not None and (idle := sorted(_written(self) - meant)):
+            raise ValueError(f'{", ".join(idle)} would have no effect: mode = "{self.mode.value}" is answered here')
         if unknown := set(parameters_of(self.target)) - set(parameters_of(self.path)):
             raise ValueError(f"target uses {{{sorted(unknown)[0]}}}, which is not in path")
         if self.body_schema is not None:
             if self.body_limit > MAX_READ_BYTES:
                 raise ValueError(f"a body that is validated is read whole: max_body_bytes is at most {MAX_READ_BYTES}")
             check_declared(self.body_schema, self.body_limit)
-        for place in self.affinity:
+        if self.mode is Mode.MODELS and self.method != "GET":
+            raise ValueError('mode = "models" takes method = "GET"')
+        keys = [("affinity", place) for place in self.affinity]
+        keys += [("job.key", self.job.key)] if self.job is not None and self.job.key is not None else []
+        for key, place in keys:
             if place.where == "path" and place.name not in parameters_of(self.path):
-                raise ValueError(f"affinity names {{{place.name}}}, which is not in path")
+                raise ValueError(f"{key} names {{{place.name}}}, which is not in path")
         return self
 
     @property
@@ -252,6 +305,16 @@ class Route(Declared):
     def target_path(self) -> str:
         """The pattern of the path in the workspace."""
         return self.target or self.path
+
+
+def _listen(text: str) -> str:
+    return checked_host_port(text) if text else text
+
+
+def _written(route: Route) -> set[str]:
+    """Return the keys that a route's declaration has."""
+    fields = type(route).model_fields
+    return {fields[name].alias or name for name in route.model_fields_set}
 
 
 class Profile(Declared):
@@ -274,31 +337,31 @@ class Profile(Declared):
     dialect: Dialect = Dialect.NGPU
     workspace: Literal["token", "model", "bound"] = "token"
     credentials: tuple[Credential, ...] = (Credential.model_validate({"in": "header", "name": "authorization"}),)
-    listen: str = ""
+    listen: Annotated[str, AfterValidator(_listen)] = ""
     log: Literal["", "http_request"] = ""
     settings: dict[str, int | float | str | bool] = Field(default_factory=dict)
     routes: Annotated[tuple[Route, ...], Field(max_length=500)]
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if not self.routes:
-            raise ValueError("routes: a profile has at least one")
-        seen: set[tuple[str, str]] = set()
-        for route in self.routes:
-            key = (route.method, re.sub(r"\{[^}]*\}", "{}", route.path))
-            if key in seen:
-                raise ValueError(f"routes: {route.method} {route.path} is declared twice")
-            seen.add(key)
-        names = [route.job.name for route in self.routes if isinstance(route.job, SubmittedJob)]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"two routes submit jobs named {name}: give each its own name in [routes.job]")
-        for route in self.routes:
-            if isinstance(route.job, AskedJob) and route.job.of not in names:
-                known = ", ".join(names) or "none"
-                raise ValueError(f"{route.path} asks for jobs named {route.job.of}, and no route submits such: {known}")
-        return self
-
     def dialect_of(self, route: Route | None) -> Dialect:
         """Return how errors of *route* look; None: of a call that none of its routes is."""
         return self.dialect if route is None or route.dialect is None else route.dialect
+
+
+def problems_between(profile: Profile) -> Iterator[str]:
+    """Yield what is wrong between the routes of a profile, each of which is right by itself."""
+    if not profile.routes:
+        yield "routes: a profile has at least one"
+    seen: set[tuple[str, str]] = set()
+    for route in profile.routes:
+        key = (route.method, re.sub(r"\{[^}]*\}", "{}", route.path))
+        if key in seen:
+            yield f"routes: {route.method} {route.path} is declared twice"
+        seen.add(key)
+    names = [route.job.name for route in profile.routes if isinstance(route.job, SubmittedJob)]
+    for name in dict.fromkeys(names):
+        if names.count(name) > 1:
+            yield f"two routes submit jobs named {name}: give each its own name in [routes.job]"
+    for route in profile.routes:
+        if isinstance(route.job, AskedJob) and route.job.of not in names:
+            known = ", ".join(names) or "none"
+            yield f"{route.path} asks for jobs named {route.job.of}, and no route submits such: {known}"

@@ -16,7 +16,7 @@ from ngpu_protocol.job_answers import Pointer
 class Declared(BaseModel):
     """What every table of a declaration is: frozen, without unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Place(Declared):

@@ -137,8 +137,8 @@ def test_each_problem_names_the_source_of_its_value(config: Path, monkeypatch: p
     monkeypatch.setenv("NGPU_SAMPLE_LISTEN", '["x"]')
     found = problems(config, {"slots": 0})
     assert found == (
-        "--slots: slots: Input should be greater than or equal to 1",
-        f"{config}: mode: Input should be 'open' or 'approved'",
+        "--slots: slots: must be at least 1",
+        f"{config}: mode: must be one of open, approved",
         "environment variable NGPU_SAMPLE_LISTEN: listen: a multiaddr starts with a slash",
     )
 

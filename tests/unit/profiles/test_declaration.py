@@ -41,8 +41,21 @@ def test_every_shipped_profile_is_valid_and_named_like_its_file(name: str) -> No
         ("pathh = 1", 'routes[POST /mine/run].pathh is not a known key; did you mean "path"?'),
         ('mode = "fixed"', 'mode = "fixed" and an answer go together'),
         ('mode = "job"', "a table [routes.job] go together"),
-        ('mode = "loud"', "routes[POST /mine/run].mode: Input should be"),
-        ('target = "run/{id}"', "target must begin with /"),
+        ('mode = "transparant"', "routes[POST /mine/run].mode: must be one of transparent, wrapped, job"),
+        ('mode = "transparant"', 'did you mean "transparent"?'),
+        ('target = "run/{id}"', ".target: must begin with one /"),
+        ('target = "//evil/x"', ".target: must begin with one /"),
+        ('target = "/a/%2e%2e/b"', ".target: must not climb"),
+        ('target = "/a b"', ".target: must hold only what a path and a query may"),
+        ('method = "post"', "routes[post /mine/run].method: must be a method in capital letters"),
+        ('method = "CONNECT"', "CONNECT is not declared"),
+        ('queue = "5"', ".queue: must be a whole number"),
+        ("queue_wait_s = -3", ".queue_wait_s: must be at least 0"),
+        ('file_urls = "yes"', ".file_urls: must be true or false"),
+        ('gpu_types = "A100"', ".gpu_types: must be a list"),
+        ('mode = "fixed"\nanswer = { text = "x" }\ngpu_types = ["A100"]\nat_once = 1', "at_once, gpu_types would have"),
+        ('mode = "models"\nmethod = "GET"\nschema = {}', "schema would have no effect"),
+        ('mode = "job"\njob = { of = "x", key = { in = "path", name = "id" } }', "job.key names {id}, which is not"),
         ('target = "/run/{id}"', "target uses {id}, which is not in path"),
         ('schema = { type = "objekt" }', "schema is no JSON schema at /type"),
         ("max_body_bytes = 99_000_000\nschema = {}", "max_body_bytes is at most"),
@@ -52,7 +65,9 @@ def test_every_shipped_profile_is_valid_and_named_like_its_file(name: str) -> No
         ('affinity = [{ in = "cookie" }]', 'in = "cookie" needs a name'),
         ('envelope = { member = "data" }', 'an envelope needs mode = "wrapped"'),
         ('at_once = "$missing"', "$missing names no setting"),
-        ('mode = "models"', 'mode = "models" needs workspace = "model"'),
+        ('mode = "models"', 'mode = "models" takes method = "GET"'),
+        ('mode = "models"\nmethod = "GET"', 'mode = "models" needs workspace = "model"'),
+        ("[settings]\nlimit = 3", 'settings.limit: nothing uses it as "$limit"'),
         (
             'mode = "job"\njob = { ide = ["/x"] }',
             'routes[POST /mine/run].job.ide is not a known key; did you mean "id"?',
@@ -67,6 +82,70 @@ def test_a_declaration_that_makes_no_sense_names_the_route_and_the_key(extra: st
         declared(extra)
     assert words in str(caught.value)
     assert "mine.toml" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("head", "words"),
+    [
+        ('listen = "banana"', "'banana' is not HOST:PORT"),
+        ('name = "Mine!"', "name: must match"),
+        ('credentials = [{ where = "header", name = "x" }]', "credentials[0].where is not a known key"),
+        ('credentials = [{ in = "header", name = "Host" }]', "the header Host has another meaning"),
+        ('credentials = [{ in = "header", name = "Ngpu-Node" }]', "the header Ngpu-Node has another meaning"),
+    ],
+)
+def test_what_a_profile_cannot_be_is_said(head: str, words: str) -> None:
+    with pytest.raises(ProfileError) as caught:
+        parse_profile(
+            MINIMAL.replace('name = "mine"', head if head.startswith("name") else f'name = "mine"\n{head}'), "x"
+        )
+    assert words in str(caught.value)
+
+
+def test_every_problem_of_a_declaration_is_said_at_once() -> None:
+    text = """
+name = "mine"
+settings = { places = 4 }
+[[routes]]
+path = "/mine/1"
+at_once = "$place"
+[[routes]]
+path = "/mine/2"
+queue = "$missing"
+port = 70_000
+"""
+    with pytest.raises(ProfileError) as caught:
+        parse_profile(text, "mine.toml")
+    assert caught.value.problems == (
+        "mine.toml: $missing names no setting; [settings] has places",
+        "mine.toml: $place names no setting; [settings] has places",
+        'mine.toml: settings.places: nothing uses it as "$places"',
+        "mine.toml: routes[POST /mine/2].port: must be at most 65535",
+    )
+    text = """
+name = "mine"
+[[routes]]
+path = "/mine/1"
+[[routes]]
+path = "/mine/1"
+[[routes]]
+path = "/proxy/1"
+"""
+    with pytest.raises(ProfileError) as caught:
+        parse_profile(text, "mine.toml")
+    assert [line.partition(": ")[2] for line in caught.value.problems] == [
+        "routes: POST /mine/1 is declared twice",
+        "routes: /proxy/1: this path is the bootstrap's own; choose another",
+    ]
+
+
+def test_a_route_that_takes_all_of_a_folder_leaves_the_bootstraps_own_calls_alone() -> None:
+    text = 'name = "mine"\n[[routes]]\npath = "/api/{rest...}"\n[[routes]]\npath = "/v1/{rest...}"\nmethod = "GET"\n'
+    catalogue = Catalogue([parse_profile(text, "x")])
+    assert catalogue.match("POST", "/api/v1/tasks") is None
+    assert catalogue.match("GET", "/v1/files/0x1/a.png") is None
+    assert isinstance(catalogue.match("POST", "/api/v1b/task"), Matched)
+    assert isinstance(catalogue.match("POST", "/api/v1/tasks", only="mine"), Matched), "on a listener of its own"
 
 
 @pytest.mark.parametrize(
