@@ -478,6 +478,7 @@ class _Bootstrap:
                 now_ms=now_ms,
             ),
             promises=front.tasks_api.promises,
+            store=self.store,
             brc20=self.brc20,
             account=self.account,
             network=settings.network,

@@ -181,5 +181,25 @@ def _route(profile: Any, route: Any, settings: ProfilesSection) -> dict[str, Any
         "at_once": route.at_once,
         "gpu_types": list(route.gpu_types),
         "validated": route.body_schema is not None,
+        "affinity": [str(place) for place in route.affinity],
+        **({} if route.job is None else {"job": _job(route.job)}),
         "about": route.about,
+    }
+
+
+def _job(job: Any) -> dict[str, Any]:
+    if not job.submits:
+        return {"asks_for": job.of, "by": str(job.key), "ends_it": job.ends}
+    return {
+        "name": job.name,
+        "answered": "once, with the result" if job.wait else "at once, with the workspace's own answer",
+        "asked_every_s": job.interval_s,
+        "given_up_after_s": job.duration_s,
+        "lost_after_s": job.away_s,
+        "cancelled_by": f"{job.cancel.method} {job.cancel.target}"
+        if job.cancel
+        else "nothing: it goes on, unasked for",
+        "receipted": "from its submission to its end"
+        if job.hold
+        else "its calls alone: GPU time between questions is in no receipt, and paid to nobody (hold = false)",
     }

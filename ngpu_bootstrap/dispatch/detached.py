@@ -180,10 +180,14 @@ class DetachedTasks:
             )
         if not self._is_coming(workspace):
             self._nodes.require_served(call.spec)
-        await self._store.accept(call.new_task())
-        if isinstance(call.body, WholeBody) and len(call.body.content) > KEEP_IN_MEMORY_BYTES:
-            call = dataclasses.replace(call, body=KeptBody(functools.partial(self._read_request, call.task_id)))
-        self._start(workspace, self._carry, call, Progress(promised=True))
+        self._count(call)  # before it is committed: calls that come together wait for one commit
+        try:
+            await self._store.accept(call.new_task())
+            if isinstance(call.body, WholeBody) and len(call.body.content) > KEEP_IN_MEMORY_BYTES:
+                call = dataclasses.replace(call, body=KeptBody(functools.partial(self._read_request, call.task_id)))
+            self._start(self._carry, call, Progress(promised=True))
+        finally:
+            self._uncount(call)
 
     def cancel(self, task_id: str) -> bool:
         """End a task because its client asks for it; False when it is not in hand here. See `_withdraw`."""
@@ -247,17 +251,17 @@ class DetachedTasks:
                 continue
             job = jobs.get(found.task_id)
             if task.task.cancel_asked_at_ms is not None and spec is not None:
-                self._start(spec.id, self._withdraw, self._call(task.task, spec, job))
+                self._start(self._withdraw, self._call(task.task, spec, job))
             elif job is not None and spec is not None:
                 call = self._call(task.task, spec, job)
-                self._start(spec.id, self._jobs.carry, call, job, found.attempts, task.last)
+                self._start(self._jobs.carry, call, job, found.attempts, task.last)
             elif isinstance(decision, End):
                 await self._close(found, decision)
             elif spec is None:
                 await self._close(found, End(TaskState.FAILED, "workspace_removed", found.under_way))
             else:
                 call = self._call(task.task, spec)
-                self._start(spec.id, self._take_up, call, found, task.last, decision)
+                self._start(self._take_up, call, found, task.last, decision)
 
     async def _job_rows(self, task_ids: Sequence[str]) -> dict[str, JobRow]:
         """Return those of the tasks that are jobs, by task id."""
@@ -415,18 +419,24 @@ class DetachedTasks:
             return b""
         return await self._store.read_body(task_id, Part.REQUEST, record.request)
 
-    def _start(self, workspace: str, work: Callable[..., Awaitable[None]], call: Call, *arguments: object) -> None:
+    def _count(self, call: Call) -> None:
+        """Have *call* be one more unfinished task of its workspace, and of its caller there, until `_uncount`."""
+        self._unfinished[call.spec.id] += 1
+        self._unfinished_of[call.spec.id, call.caller] += 1
+
+    def _uncount(self, call: Call) -> None:
+        _count_down(self._unfinished, call.spec.id)
+        _count_down(self._unfinished_of, (call.spec.id, call.caller))
+
+    def _start(self, work: Callable[..., Awaitable[None]], call: Call, *arguments: object) -> None:
         if self._nursery is None:
             raise RuntimeError("asynchronous tasks are not running")
-        self._unfinished[workspace] += 1
-        self._unfinished_of[workspace, call.caller] += 1
+        self._count(call)
         self._started += 1
         run = self._runs[call.task_id] = _Run(call, self._started)
-        self._nursery.start_soon(self._contained, workspace, run, work, *arguments)
+        self._nursery.start_soon(self._contained, run, work, *arguments)
 
-    async def _contained(
-        self, workspace: str, run: _Run, work: Callable[..., Awaitable[None]], *arguments: object
-    ) -> None:
+    async def _contained(self, run: _Run, work: Callable[..., Awaitable[None]], *arguments: object) -> None:
         """Run *work* for one task; what goes wrong with it stays with it. What the store failed is taken up again."""
         call = run.call
         try:
@@ -449,8 +459,7 @@ class DetachedTasks:
             self._runs.pop(call.task_id, None)
             if call.webhook:
                 self._call_back()
-            _count_down(self._unfinished, workspace)
-            _count_down(self._unfinished_of, (workspace, call.caller))
+            self._uncount(call)
 
     async def _abandon(self, call: Call, reason: str) -> None:
         """End a task that cannot be carried further, whatever it was at."""

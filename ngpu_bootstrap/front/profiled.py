@@ -62,7 +62,10 @@ from ngpu_bootstrap.registry.nodes import Nodes
 from ngpu_bootstrap.registry.shared_models import Model, Models
 from ngpu_bootstrap.registry.sticky_keys import StickyKeys
 from ngpu_bootstrap.registry.workspaces import Workspace, Workspaces
+from ngpu_bootstrap.store import job_rows
 from ngpu_bootstrap.store.errors import StoreError
+from ngpu_bootstrap.store.records import TaskRecord
+from ngpu_bootstrap.store.store import Store
 from ngpu_bootstrap.tasks.states import TaskState
 from ngpu_protocol.errors import AddressError
 from ngpu_protocol.http1 import Exchange, Headers, RemoteError, Request, header
@@ -118,6 +121,7 @@ class Parts:
     dispatcher: Dispatcher
     jobs: JobCalls
     promises: Promises
+    store: Store
     sticky: StickyKeys
     brc20: Brc20Desk
     account: Account
@@ -416,12 +420,14 @@ class Profiled:
         if own or not asked.route.affinity:
             return own
         assert asked.caller is not None
+        caller = asked.caller.workspace.id
         for place in asked.route.affinity:
             value = value_at(place, asked.facts, asked.parameters, asked.emptied)
+            # where the credential may stand, the client itself is the key, wherever it put its credential
+            if asked.caller.label and any(place.is_same_as(one) for one in asked.profile.credentials):
+                value = caller
             if value:
-                return StickyKeys.of(
-                    workspace.id, asked.caller.workspace.id, f"{asked.profile.name} {place.field}", value
-                )
+                return StickyKeys.of(workspace.id, caller, f"{asked.profile.name} {place.field}", value)
         return b""
 
     def _named_node(self, asked: _Asked, workspace: Workspace) -> Address | None:
@@ -562,11 +568,24 @@ class Profiled:
         self, asked: _Asked, answer: WorkspaceAnswer, workspace: str, node: Address | None, task_id: str
     ) -> None:
         """Answer with what a workspace on *node* answered about a job."""
-        body = answer.body
-        is_json = answer.content_type.partition(";")[0].strip().lower() == "application/json"
-        if asked.route.links is not None and node is not None and is_json:
-            body = self._with_links(asked, asked.route.links, workspace, node, body)
-        await self._respond(asked, self._enveloped(asked, answer.status, body, answer.content_type), task_id)
+        if asked.route.links is not None and node is not None:
+            answer = self._linked(asked.exchange, asked.route.links, workspace, node, answer)
+        await self._respond(asked, self._enveloped(asked, answer.status, answer.body, answer.content_type), task_id)
+
+    async def shown(self, exchange: Exchange, record: TaskRecord, answer: WorkspaceAnswer) -> WorkspaceAnswer:
+        """Return the answer to a task as a poll by its id shows it: with links where its profile's own answers have
+        them."""
+        profile = self.catalogue.get(record.api)
+        if profile is None or not profile.has_linked_jobs:
+            return answer
+        row = await self._parts.store.look_up(lambda connection: job_rows.of_task(connection, record.task_id))
+        if row is None or not row.job.node:
+            return answer
+        of, _, name = row.name.partition(".")
+        links = profile.links_of_job(name) if of == profile.name else None
+        if links is None:
+            return answer
+        return self._linked(exchange, links, row.workspace, Address(row.job.node), answer)
 
     # -- answered here
 
@@ -649,11 +668,18 @@ class Profiled:
         if route.file_urls:
             body = with_file_urls(body, partial(self._url, origin, "", node, self._models.file_urls_s))
         if route.links is not None:
-            body = self._with_links(asked, route.links, call.spec.id, node, body)
+            body = self._with_links(asked.exchange, route.links, call.spec.id, node, body)
         return body
 
-    def _with_links(self, asked: _Asked, links: Links, workspace: str, node: Address, body: bytes) -> bytes:
-        origin = self._origin(asked.exchange)
+    def _linked(
+        self, exchange: Exchange, links: Links, workspace: str, node: Address, answer: WorkspaceAnswer
+    ) -> WorkspaceAnswer:
+        if answer.content_type.partition(";")[0].strip().lower() != "application/json":
+            return answer
+        return dataclasses.replace(answer, body=self._with_links(exchange, links, workspace, node, answer.body))
+
+    def _with_links(self, exchange: Exchange, links: Links, workspace: str, node: Address, body: bytes) -> bytes:
+        origin = self._origin(exchange)
         return with_links(body, links.prefix, partial(self._url, origin, workspace, node, links.expires_s))
 
     def _url(self, origin: str, workspace: str, node: Address, lasts_s: float, path: str) -> str:

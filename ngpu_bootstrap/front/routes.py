@@ -314,6 +314,7 @@ class Front:
             idempotency_key=idempotency_key(request.headers),
             user_ip=client_address(exchange.remote.host, request.headers, self._trusted),
             place_teller=partial(place_teller, exchange),
+            shown=None if self.profiled is None else partial(self.profiled.shown, exchange),
         )
         limits, label = self.token_limits, ""
         if limits is not None and presented.token is not None and not presented.token.is_operator_key:

@@ -56,7 +56,11 @@ Read = Callable[[str | None, Token | None], Awaitable[Answer]]
 
 @dataclass(frozen=True, slots=True)
 class UserRequest:
-    """A request under `/user/`, its credential taken out."""
+    """A request under `/user/`, its credential taken out.
+
+    Attributes:
+        shown: from what a task's workspace answered to what whoever polls for it gets; None: that.
+    """
 
     method: str
     path: str
@@ -66,6 +70,7 @@ class UserRequest:
     idempotency_key: str | None
     user_ip: str
     place_teller: Callable[[str], TellPlace | None] = lambda task_id: None
+    shown: Callable[[TaskRecord, WorkspaceAnswer], Awaitable[WorkspaceAnswer]] | None = None
 
     @property
     def url(self) -> str:
@@ -259,7 +264,10 @@ class TasksApi:
             position = self._nodes.place_of(record.workspace, task_id)
             return answers.pending(task_id, record.state, record.state.name.lower(), self.waits_for(record), position)
         if record.state is TaskState.FINISHED:
-            return answers.polled(task_id, record.state, await self.promises.kept(record))
+            kept = await self.promises.kept(record)
+            return answers.polled(
+                task_id, record.state, kept if request.shown is None else await request.shown(record, kept)
+            )
         loss = None
         if record.state is TaskState.FAILED:
             row = await self._store.look_up(lambda connection: job_rows.of_task(connection, task_id))

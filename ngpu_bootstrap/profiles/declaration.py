@@ -9,6 +9,7 @@ Where a value stands in a request is said alike everywhere (`places`); what a jo
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator
 from enum import StrEnum
@@ -345,6 +346,21 @@ class Profile(Declared):
     def dialect_of(self, route: Route | None) -> Dialect:
         """Return how errors of *route* look; None: of a call that none of its routes is."""
         return self.dialect if route is None or route.dialect is None else route.dialect
+
+    @functools.cached_property
+    def has_linked_jobs(self) -> bool:
+        """Whether answers about any of its jobs hold what becomes a signed URL."""
+        return any(route.links is not None and route.job is not None for route in self.routes)
+
+    def links_of_job(self, name: str) -> Links | None:
+        """Return what becomes a signed URL in answers about the jobs called *name*; None: nothing does."""
+        submitting, asking = None, None
+        for route in self.routes:
+            if isinstance(route.job, SubmittedJob) and route.job.name == name:
+                submitting = route.links
+            elif isinstance(route.job, AskedJob) and route.job.of == name:
+                asking = asking or route.links
+        return asking or submitting
 
 
 def problems_between(profile: Profile) -> Iterator[str]:

@@ -47,5 +47,9 @@ class Place(Declared):
         """What the value is called there: the same name in a form and in JSON means the same thing."""
         return str(self.name) if self.pointer is None else self.pointer.rpartition("/")[2]
 
+    def is_same_as(self, other: Place) -> bool:
+        """Whether *other* is this place, whatever else is said of it there."""
+        return (self.where, self.name, self.pointer) == (other.where, other.name, other.pointer)
+
     def __str__(self) -> str:
         return f"{self.where} {self.pointer if self.where == 'json' else self.name}"

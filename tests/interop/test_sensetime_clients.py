@@ -12,13 +12,12 @@ import io
 import json
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ import pytest
 import trio
 from PIL import Image
 
+from ngpu_protocol.losses import LossFile, check_loss_file
 from tests.integration.whole_path.rig import ROOT, Daemon, Network, SharedNetwork, add_workspace
 
 EXAMPLES = Path(__file__).parent / "sensetime"
@@ -42,7 +42,8 @@ class Studio:
     studio_token: str
     chat_token: str
     folder: Path
-    answers: dict[str, Any] = field(default_factory=dict)
+    network: SharedNetwork
+    servers: list[subprocess.Popen[str]]
 
     def run(self, name: str, changes: Mapping[str, str]) -> tuple[int, Any]:
         """Run the example *name*, with *changes* to its text; return the status and the answer's JSON."""
@@ -105,7 +106,7 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
             "studio": [serve("studio", "tiny_studio", "--data", str(folder / f"data{number}")) for number in range(2)],
             "chat": [serve("chat", "ngram_chat", "serve", "--token-delay-ms", "2")] * 2,
         }
-        lines = ("[profiles]", 'enabled = ["sensetime"]')
+        lines = ("[profiles]", 'enabled = ["sensetime"]', "[profiles.settings.sensetime]", "node_away_s = 2.0")
         with SharedNetwork(folder, nodes=2, bootstrap_lines=lines) as network:
             made: dict[str, str] = {}
 
@@ -120,10 +121,10 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
                 made["url"] = net.bootstrap.where["http"][0]
 
             network.run(add)
-            yield Studio(made["url"], made["studio"], made["chat"], folder)
+            yield Studio(made["url"], made["studio"], made["chat"], folder, network, servers)
     finally:
         for process in servers:
-            process.send_signal(signal.SIGTERM)
+            process.kill()
             process.wait(10)
 
 
@@ -222,6 +223,7 @@ def test_a_painting_is_one_task_from_its_submission_to_its_pictures(studio: Stud
             time.sleep(0.1)
         result = json.loads(polled["data"])
         assert (polled["state"], result["state"], len(result["images"])) == (3, "done", 1), "nobody asked but us"
+        assert fetched(result["images"][0]["large"]).size == (128, 128), "its links open as those of task_result do"
         asked = client.post("/api/v1b/task_result", json={"task_id": key, "token": studio.studio_token})
         assert fetched(asked.json()["images"][0]["large"]).size == (128, 128)
         info = client.get(f"/user/getDetailed?taskID={task_id}", headers=headers).json()["taskInfo"]
@@ -369,6 +371,28 @@ def test_a_body_that_is_no_json_is_an_error_in_the_vendors_form(studio: Studio) 
         assert set(answer.json()) >= {"code", "info", "msg"}
 
 
+def test_a_client_is_one_wherever_its_token_stands_and_however_it_writes_a_number(studio: Studio) -> None:
+    picture(studio.folder / "one.png", (9, 9, 9))
+    content, headers = (studio.folder / "one.png").read_bytes(), {"Authorization": studio.studio_token}
+    with httpx.Client(base_url=f"{studio.url}/api/v1b", trust_env=False, timeout=30) as client:
+        for first, second in ((headers, {}), ({}, headers), (headers, headers)):
+            token = [] if first else [("token", (None, studio.studio_token))]
+            answer = client.post("/upload_imgs", files=[*token, ("init_img", ("one.png", content))], headers=first)
+            assert answer.status_code == 200, answer.text
+            asked = {"name": "d", "images": answer.json()["info"], "token": "" if second else studio.studio_token}
+            answer = client.post("/dataset", json=asked, headers=second)
+            assert answer.status_code == 200, "pictures lie on the node that took them"
+        for page in (1, "1", 1.0, None, ""):
+            asked = {"token": studio.studio_token, "page": page, "per_page": "1"}
+            answer = client.post("/dataset_all", json=asked)
+            assert answer.status_code == 200, answer.text
+            assert (answer.json()["page"], answer.json()["per_page"], len(answer.json()["items"])) == (1, 1, 1)
+        for page in (0, -1, "x", 1.5, [], True):
+            answer = client.post("/dataset_all", json={"token": studio.studio_token, "page": page})
+            assert (answer.status_code, answer.json()["code"]) == (400, 400), answer.text
+            assert "page" in answer.json()["msg"]
+
+
 def test_a_form_is_bounded_in_the_vendors_form(studio: Studio) -> None:
     url, token = f"{studio.url}/api/v1b/upload_imgs", ("token", (None, studio.studio_token))
     picture(studio.folder / "one.png", (9, 9, 9))
@@ -400,3 +424,75 @@ def test_an_upload_over_the_limit_is_refused_before_it_is_read(studio: Studio) -
         answer = connection.recv(65536)
     assert answer.startswith(b"HTTP/1.1 413 "), answer
     assert b'"msg"' in answer
+
+
+# the last one here: it leaves one node less
+def test_a_training_whose_node_is_lost_says_so_and_is_done_elsewhere_when_submitted_again(studio: Studio) -> None:
+    """`kill -9` of the node and of the studio beside it, as when their machine fails, in the middle of a training."""
+    token = studio.studio_token
+    picture(studio.folder / "one.png", (20, 40, 220))
+    content = (studio.folder / "one.png").read_bytes()
+    with httpx.Client(base_url=studio.url, trust_env=False, timeout=30, headers={"Ngpu-Token": token}) as client:
+
+        def post(call: str, **fields: Any) -> httpx.Response:
+            return client.post(f"/api/v1b/{call}", json={"token": token, **fields})
+
+        def submit(name: str, times: int) -> httpx.Response:
+            """Upload a picture, make a dataset that has it *times* times, and train on that."""
+            link = client.post("/api/v1b/upload_imgs", files={"token": token.encode(), "init_img": content}).json()
+            made = post("dataset", name=name, images=link["info"] * min(times, 500)).json()["info"]["dataset_id"]
+            return post("train_submit", name=name, dataset=[made] * max(1, times // 500))
+
+        def detail(task_id: str) -> dict[str, Any]:
+            return dict(client.get(f"/user/getDetailed?taskID={task_id}").json()["taskInfo"])
+
+        submitted = submit("lost", 25_000)  # some minutes of work
+        task_id, key = submitted.headers["ngpu-task-id"], submitted.json()["info"]["task_id"]
+        assert post("train_progress", task_id=key).json()["state"] in ("pending", "training")
+        node = detail(task_id)["job"]["nodeaddr"]
+        before = detail(task_id)["gpudursion"]
+
+        async def lose(net: Network, _: Any) -> None:
+            (lost,) = (at for at, one in enumerate(net.nodes) if one.where["node"] == node)
+            await net.nodes[lost].kill()
+            studio.servers[lost].kill()
+
+        studio.network.run(lose)
+        for _ in range(600):
+            answer = post("train_progress", task_id=key)
+            document = answer.json()
+            assert set(document) >= {"code", "info", "msg"}
+            if answer.status_code == 502:  # its connection was cut under this very question
+                continue
+            assert node in document["msg"]
+            assert "submit" in document["msg"], "what to do is said at once"
+            if answer.status_code == 410:
+                break
+            assert (answer.status_code, document["code"], document["reason"]) == (503, 503, "job_node_away")
+            assert answer.headers["retry-after"]
+            time.sleep(0.1)
+        assert (document["code"], document["reason"], document["task_id"]) == (410, "job_node_gone", task_id)
+        assert "submit it again" in document["msg"]
+
+        polled = client.get(f"/user/queryTask?taskID={task_id}").json()
+        assert (polled["result_code"], polled["reason"], polled["state"]) == (502, "job_node_gone", 4)
+        info = detail(task_id)
+        assert (info["job"]["phase"], info["job"]["loss"]) == ("lost", polled["loss"])
+        file = client.get(f"/api/v1/tasks/{task_id}/loss")
+        assert [rule.rule for rule in check_loss_file(LossFile.from_json(file.content)) if not rule.holds] == []
+        assert (file.json()["loss"]["jobId"], file.json()["loss"]["node"]) == (key, node)
+        # the submission is receipted; the question that was cut is not, and nothing is billed for it
+        receipts = {one["call"]: one["receipt"] for one in info["attempts"] if one["receipt"] is not None}
+        assert set(receipts) == {"POST /api/v1b/train_submit"}
+        assert info["gpudursion"] == before
+
+        again = submit("again", 1)
+        assert again.status_code == 200, again.text
+        other = detail(again.headers["ngpu-task-id"])["job"]["nodeaddr"]
+        assert other != node
+        for _ in range(200):
+            progress = post("train_progress", task_id=again.json()["info"]["task_id"]).json()
+            if progress["state"] == "done":
+                break
+            time.sleep(0.1)
+        assert progress["training_progress"] == 1.0

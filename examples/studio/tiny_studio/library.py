@@ -4,7 +4,8 @@ Everything belongs to an *account*, the text a client shows as its token, and is
 picture's file is found by its name alone, which cannot be guessed: whoever has the link may see it.
 
 One index in JSON, replaced whole at each change, so that a crash leaves the one before or the one after. Every kind of
-thing is bounded; painted pictures make room for new ones, what clients uploaded or trained does not.
+thing is bounded; painted pictures and trainings that failed make room for new ones, what clients uploaded or trained
+does not.
 """
 
 import json
@@ -109,7 +110,10 @@ class Library:
             models = self._index["models"]
             kept = [one for one in models if one["task_id"] != entry["task_id"]]
             if len(kept) >= MAX_MODELS:
-                raise Full(f"{MAX_MODELS} trained models are kept at most")
+                failed = next((one for one in kept if one["state"] == "failed"), None)
+                if failed is None:
+                    raise Full(f"{MAX_MODELS} trained models are kept at most")
+                kept.remove(failed)
             self._index["models"] = [*kept, {**entry, "account": account}]
             self._save()
 

@@ -136,11 +136,10 @@ def read_train(document: dict[str, Any]) -> TrainRequest:
     if not name or len(name) > 128:
         raise BadRequest("name: 1 to 128 characters for the model")
     chosen = document.get("dataset")
-    if isinstance(chosen, int) and not isinstance(chosen, bool):
-        chosen = [chosen]
-    whole = isinstance(chosen, list) and all(isinstance(one, int) and not isinstance(one, bool) for one in chosen)
-    if not isinstance(chosen, list) or not whole or not 1 <= len(chosen) <= 50:
+    ids = [_whole(one) for one in (chosen if isinstance(chosen, list) else [chosen])]
+    if not 1 <= len(ids) <= 50 or None in ids:
         raise BadRequest("dataset: a list of 1 to 50 dataset ids, as /api/v1b/dataset returned them")
+    nsfw = document.get("nsfw")
     return TrainRequest(
         account=account_of(document),
         name=name,
@@ -148,8 +147,9 @@ def read_train(document: dict[str, Any]) -> TrainRequest:
         base_model=text(document, "base_model") or ANY_BASE,
         trigger_word=text(document, "trigger_word"),
         main_body=text(document, "main_body") or "Style",
-        nsfw=number(document, "nsfw", 0, 0, 1) == 1,  # as in the document's example, not as in its table
-        datasets=tuple(chosen),
+        # 1 is true, as in the document's example and not as in its table
+        nsfw=nsfw if isinstance(nsfw, bool) else number(document, "nsfw", 0, 0, 1) == 1,
+        datasets=tuple(one for one in ids if one is not None),
     )
 
 
@@ -213,13 +213,19 @@ def number(document: dict[str, Any], name: str, default: int, low: int, high: in
     value = document.get(name)
     if value is None or value == "":
         return default
-    if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,20}", value):
-        value = int(value)
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+    whole = _whole(value)
+    if whole is None or not low <= whole <= high:
         raise BadRequest(f"{name}: a whole number from {low} to {high}")
-    return value
+    return whole
+
+
+def _whole(value: Any) -> int | None:
+    """Return a whole number however it was written, None where it is none."""
+    if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,20}", value.strip()):
+        return int(value)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _size(document: dict[str, Any]) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from typing import Any
 from .library import Full, Library
 from .painting import paint
 from .pictures import NoPicture, middle, pixels_of, png
-from .requests import FILES, BadRequest, PaintRequest, Picture, TrainRequest, read_picture
+from .requests import BASE_MODEL, FILES, BadRequest, PaintRequest, Picture, TrainRequest, read_picture
 from .styles import Style, learn
 
 MAX_WAITING = 64
@@ -48,10 +48,11 @@ class Studio:
         self._lock = threading.Lock()
         self._paintings: dict[str, _Painting] = {}
         self._to_paint: queue.Queue[tuple[str, PaintRequest]] = queue.Queue(MAX_WAITING)
-        self._to_train: queue.Queue[tuple[str, TrainRequest]] = queue.Queue(MAX_WAITING)
-        for entry in library.models():
-            if entry["state"] not in ("done", "failed"):
-                self._to_train.put_nowait((entry["task_id"], _request_of(entry)))
+        # one more than may wait was begun
+        again = [entry for entry in library.models() if entry["state"] not in ("done", "failed")]
+        self._to_train: queue.Queue[tuple[str, TrainRequest]] = queue.Queue(max(MAX_WAITING, len(again)))
+        for entry in again:
+            self._to_train.put_nowait((entry["task_id"], _request_of(entry)))
         threading.Thread(target=self._keep, args=(self._to_paint, self._paint), daemon=True).start()
         threading.Thread(target=self._keep, args=(self._to_train, self._train), daemon=True).start()
 
@@ -103,10 +104,11 @@ class Studio:
         own = {entry["id"]: entry for entry in self.library.datasets(request.account)}
         if missing := [number for number in request.datasets if number not in own]:
             raise BadRequest(f"dataset: there is no dataset {missing[0]}")
-        if self._named(request.account, request.name) is not None:
-            raise BadRequest(f"name: there is a model {request.name!r} already")
         task_id = secrets.token_hex(16)
-        self.library.add_model(request.account, _entry_of(task_id, request, self._now()))
+        with self._lock:
+            if self._named(request.account, request.name) is not None:
+                raise BadRequest(f"name: there is a model {request.name!r} already")
+            self.library.add_model(request.account, _entry_of(task_id, request, self._now()))
         self._put(self._to_train, (task_id, request), lambda: self._note(task_id, request.account, state="failed"))
         return task_id
 
@@ -142,7 +144,7 @@ class Studio:
 
     def _paint(self, task_id: str, request: PaintRequest) -> None:
         try:
-            style = self._style(request)
+            style, notes = self._style(request)
             wish = request.wish
             seed = wish.seed if wish.seed >= 0 else secrets.randbelow(10_000_000)
             size = (wish.width, wish.height)
@@ -159,6 +161,7 @@ class Studio:
                 images.append((name, self.library.add_middle(name, middle(data))))
             with self._lock:
                 self._paintings[task_id].images = images
+                self._paintings[task_id].notes += notes
                 self._paintings[task_id].state = "done"
         except Exception as error:
             with self._lock:
@@ -167,10 +170,16 @@ class Studio:
             if not isinstance(error, BadRequest | NoPicture):
                 raise
 
-    def _style(self, request: PaintRequest) -> Style:
-        """Return the style of the model a request names; the studio's own where none of that name is trained."""
+    def _style(self, request: PaintRequest) -> tuple[Style, tuple[str, ...]]:
+        """Return the style of the model a request names, and what is to be noted: where no model of that name is
+        trained, it is the studio's own."""
         entry = self._named(request.account, request.model)
-        return self._base_style if entry is None or entry["state"] != "done" else Style.of(entry["style"])
+        if entry is not None and entry["state"] == "done":
+            return Style.of(entry["style"]), ()
+        if request.model == BASE_MODEL:
+            return self._base_style, ()
+        why = "is not trained yet" if entry is not None else "is none of yours"
+        return self._base_style, (f"model_name {request.model} {why}; the picture is in the studio's own style",)
 
     def _named(self, account: str, name: str) -> dict[str, Any] | None:
         for entry in self.library.models(account):

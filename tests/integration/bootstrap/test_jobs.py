@@ -214,8 +214,12 @@ def test_a_job_whose_result_is_in_the_last_answer_is_answered_with_that(tmp_path
         answer = await bootstrap.call("POST", "/user/draw", b"{}")
         document = json.loads(answer.body)
         assert json.loads(document["data"]) == [{"status": "succeeded", "images": ["a"]}]
+        # a job that holds no slot is asked now and then, and each question has a receipt of its own
+        assert painters[0].untils == [None] * 3
+        info = await detailed(bootstrap, document["taskID"])
+        assert [one["receipt"]["verdict"] for one in info["attempts"]] == ["verified"] * 4
 
-    run(tmp_path, test, says={"status": "succeeded", "images": ["a"]}, fetch=False, result=[])
+    run(tmp_path, test, says={"status": "succeeded", "images": ["a"]}, fetch=False, result=[], hold=False)
 
 
 def test_what_the_workspace_refuses_itself_is_passed_on(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import json
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -280,6 +281,20 @@ def test_who_asks_again_gets_the_first_answer_whatever_has_become_of_the_gateway
             async with connected(node, bootstrap.multiaddr):
                 await wait_ready(bootstrap)
                 hold = Holding(node)
+                # calls that come together wait for one commit, and are counted before it
+                met: list[tuple[int, Any]] = []
+
+                async def meet() -> None:
+                    met.append(await ask(None))
+
+                async with trio.open_nursery() as nursery:
+                    for _ in range(6):
+                        nursery.start_soon(meet)
+                assert Counter(status for status, _ in met) == {200: 1, 429: 5}
+                hold.gate.set()
+                (taken,) = (task_id for status, task_id in met if status == 200)
+                await task_when(bootstrap, taken, lambda view: view["state"] == 3)
+                hold = Holding(node)
                 first = await submit(bootstrap, headers=key)
                 await hold.begun.wait()
                 assert await ask(None) == (429, "queue_full")
@@ -295,7 +310,7 @@ def test_who_asks_again_gets_the_first_answer_whatever_has_become_of_the_gateway
             await bootstrap.admin("PUT", f"/api/v1/workspaces/{bootstrap.workspace}/brc20", policy)
             assert (await ask(None))[0] == 403
             assert await ask(key) == (200, first)
-            assert len(node.orders) == 1
+            assert len(node.orders) == 2
 
     with_limit(main)
 

@@ -20,6 +20,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "examples" / "studio"))
 
 from tiny_studio import library as library_module
+from tiny_studio import work as work_module
 from tiny_studio.__main__ import BASE_STYLE
 from tiny_studio.edges import canny
 from tiny_studio.library import Full, Library
@@ -142,11 +143,15 @@ def test_no_value_is_refused_for_missing_from_a_form() -> None:
     assert asked.source.name == "0" * 32 + ".png"
     assert "depth" in asked.notes[0]
     assert not asked.contours
-    trained = read_train({"name": "m", "base_model": "自动选择", "main_body": "Style", "dataset": [5, 7], "nsfw": 1})
-    assert (trained.nsfw, trained.datasets) == (True, (5, 7))
+    for nsfw, chosen in ((1, [5, 7]), ("1", ["5", 7.0]), (True, ["5", "7"])):
+        fields = {"name": "m", "base_model": "自动选择", "main_body": "Robots", "dataset": chosen, "nsfw": nsfw}
+        trained = read_train(fields)
+        assert (trained.nsfw, trained.datasets) == (True, (5, 7))
+    for fields in ({"dataset": 5, "nsfw": 0}, {"dataset": "5"}):
+        assert not read_train({"name": "m", **fields}).nsfw
 
 
-@pytest.mark.parametrize("dataset", [None, [], ["5"], [True], {"id": 5}])
+@pytest.mark.parametrize("dataset", [None, [], ["five"], [True], [5, None], {"id": 5}, [5] * 51])
 def test_a_training_wants_datasets(dataset: Any) -> None:
     with pytest.raises(BadRequest, match="dataset"):
         read_train({"name": "m", "dataset": dataset})
@@ -241,6 +246,43 @@ def test_an_interrupted_training_begins_again(library: Library) -> None:
         time.sleep(0.02)
     assert (state["training_progress"], studio.trained("1"), studio.trained("2")) == (1.0, ["sea model"], [])
     assert studio.progress("2", "t") is None
+
+
+def test_a_model_that_is_not_trained_is_painted_in_the_studios_own_style_and_the_answer_says_so(
+    library: Library,
+) -> None:
+    studio = Studio(library, BASE_STYLE, now=lambda: NOW)
+
+    def notes_of(model: str) -> list[str]:
+        small = {"output_size": "64x64", "n_images": 1, "select_seed": 1}
+        task_id = studio.submit(read_paint({"token": "1", "model_name": model, **small}))
+        while (result := studio.result("1", task_id)) is not None and result["state"] == "pending":
+            time.sleep(0.005)
+        assert result is not None
+        assert result["state"] == "done"
+        return list(result["notes"])
+
+    assert notes_of("Artist_V0.1.3") == notes_of("") == []
+    assert notes_of("sea") == ["model_name sea is none of yours; the picture is in the studio's own style"]
+
+
+def test_what_failed_makes_room_and_more_trainings_than_may_wait_are_taken_up_again(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library_module, "MAX_MODELS", 3)
+    monkeypatch.setattr(work_module, "MAX_WAITING", 1)
+    kept = {"model_name": "", "description": "", "base_model": "", "trigger_word": "", "main_body": "", "nsfw": False,
+            "datasets": [9], "create_time": NOW, "training_progress": 0.0, "style": None, "error": ""}  # fmt: skip
+    for name, state in (("a", "failed"), ("b", "training"), ("c", "pending")):
+        library.add_model("1", {"task_id": name, "name": name, "state": state, **kept})
+    library.add_model("1", {"task_id": "d", "name": "d", "state": "pending", **kept})
+    assert [entry["name"] for entry in library.models("1")] == ["b", "c", "d"]
+    with pytest.raises(Full):
+        library.add_model("1", {"task_id": "e", "name": "e", "state": "pending", **kept})
+    studio = Studio(library, BASE_STYLE, now=lambda: NOW)
+    while any(entry["state"] != "failed" for entry in library.models("1")):  # there is no dataset 9
+        time.sleep(0.005)
+    assert studio.trained("1") == []
 
 
 def test_a_data_url_is_a_picture() -> None:

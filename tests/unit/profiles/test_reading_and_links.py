@@ -245,6 +245,16 @@ def test_the_commands_say_what_a_path_means_and_what_is_wrong(tmp_path: Path) ->
     shown = CliRunner().invoke(app, ["profile", "explain", "/api/generate", *arguments])
     lines = dict(line.split(None, 1) for line in shown.stdout.splitlines())
     assert (lines["workspace"], lines["listener"], lines["public"]) == ("bound: 7", "[::1]:6571", "no")
+    assert "receipted = from its submission to its end" in lines["job"]
+    own = tmp_path / "own.toml"
+    own.write_text(
+        'name = "own"\n[[routes]]\npath = "/own"\nmode = "job"\n[routes.job]\nid = ["/id"]\npoll = {target = "/{id}"}\n'
+        'state = ["/state"]\ndone = ["done"]\nhold = false\n'
+    )
+    config.write_text(f'network = "local"\n[profiles]\nenabled = ["own"]\nfiles = ["{own}"]\n')
+    shown = CliRunner().invoke(app, ["profile", "explain", "/own", *arguments])
+    assert "GPU time between questions is in no receipt" in shown.stdout
+    config.write_text('network = "local"\n')
     broken = tmp_path / "mine.toml"
     broken.write_text('name = "mine"\n[[routes]]\npath = "/mine"\nmodee = "fixed"\n')
     checked = CliRunner().invoke(app, ["profile", "check", str(broken), *arguments])
