@@ -209,7 +209,9 @@ def models(config: ConfigOption = None, data_dir: DataDirOption = None, as_json:
     A model server registers itself:
 
     curl -d '{"project": "Demo", "model": "Llama3-8B", "api": "http://127.0.0.1:1088/v1/chat/completions"}'
-    http://127.0.0.1:4912/api/v0/ai/model/register"""
+    http://127.0.0.1:4912/api/v0/ai/model/register
+
+    Workspaces reach the calls of the model interface there, and those it declares: "paths": ["/health", "/api/"]."""
     _asked(config, data_dir, "/models", as_json, show_models)
 
 

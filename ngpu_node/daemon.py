@@ -256,7 +256,7 @@ class Node:
             model_address = own[0]
             if settings.metrics_listen is not None:
                 own += await _listen(nursery, admin.metrics_only, settings.metrics_listen, "metrics_listen")
-            self._servers.own_ports.update(address.port for address in own)
+            self._servers.keep_off(address.port for address in own)
             parts = LinkParts(
                 host=host,
                 network=self._network.name,

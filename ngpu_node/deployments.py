@@ -74,6 +74,8 @@ class Deployment:
         gpus: ids of the GPUs it holds.
         running: attempts that run on it now.
         upstream: where a port is served, None while it is not; set by the backend.
+        route: where a method and target go and what is asked for there, None where they may not be; only model servers
+            have one, on a machine that is more than the workspace's own.
         sealed: its secrets, sealed to this node; empty where it has none.
         is_wished: a bootstrap wants this revision; else it serves until its successor is ready.
         served: it was ready once.
@@ -92,6 +94,7 @@ class Deployment:
     gpus: tuple[bytes, ...] = ()
     running: int = 0
     upstream: Callable[[int], Upstream | None] = lambda port: None
+    route: Callable[[str, str], tuple[Upstream, str] | None] | None = None
     sealed: bytes = field(default=b"", repr=False)
     progress: Progress = field(default_factory=Progress)
     is_wished: bool = True

@@ -21,7 +21,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from pydantic import BaseModel, Field, ValidationError
 
-from ngpu_node.errors import CallRefused
+from ngpu_node.errors import CallRefused, StateUnavailable
 from ngpu_node.gateway import BAD_JSON, BAD_PARAMETER, TARGETS, Gateway
 from ngpu_node.peer_calls import PeerCalls
 from ngpu_node.services import ModelServers, Registration, RegistrationRefused
@@ -31,6 +31,7 @@ MAX_BODY_BYTES = 256 * 1024
 LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
 
 NOT_FOUND = 1003
+NOT_WRITTEN = 1004
 
 Short = Annotated[str, Field(max_length=2048)]
 B = TypeVar("B", bound=BaseModel)
@@ -41,6 +42,10 @@ class _Model(BaseModel):
     api: Short = ""
     type: int = 0
     cid: Short = ""
+    paths: list[Short] = Field(default_factory=list, max_length=256)
+
+    def registration(self, project: str) -> Registration:
+        return Registration(project, self.model, self.api, self.type, self.cid, tuple(self.paths))
 
 
 class _Register(_Model):
@@ -109,11 +114,14 @@ class ModelApi:
         except RegistrationRefused as refused:
             await exchange.respond_json(400, {"code": BAD_PARAMETER, "message": str(refused)})
             return
+        except StateUnavailable as error:
+            await exchange.respond_json(503, {"code": NOT_WRITTEN, "message": str(error)})
+            return
         await exchange.respond_json(200, {"code": 0, "message": "ok"} if answer is None else answer)
 
     async def _register(self, exchange: Exchange) -> None:
         body = await _body(exchange, _Register)
-        await self._servers.register(Registration(body.project, body.model, body.api, body.type, body.cid))
+        await self._servers.register(body.registration(body.project))
 
     async def _unregister(self, exchange: Exchange) -> None:
         body = await _body(exchange, _Unregister)
@@ -124,9 +132,7 @@ class ModelApi:
         body = await _body(exchange, _Project)
         if not body.models:
             raise CallRefused(400, BAD_PARAMETER, "models must name at least one model")
-        await self._servers.register(
-            *(Registration(body.project, one.model, one.api, one.type, one.cid) for one in body.models)
-        )
+        await self._servers.register(*(one.registration(body.project) for one in body.models))
 
     async def _unregister_project(self, exchange: Exchange) -> None:
         body = await _body(exchange, _Project)

@@ -36,6 +36,7 @@ def models_in(body: bytes, most: int = MAX_LISTED) -> tuple[ListedModel, ...] | 
         if not isinstance(entry, dict):
             continue
         project, model = entry.get("project", of_all), entry.get("model", entry.get("id"))
-        if isinstance(project, str) and isinstance(model, str) and model:
+        # names are shown on terminals
+        if isinstance(project, str) and isinstance(model, str) and model and (project + model).isprintable():
             found.append(ListedModel(project[:MAX_NAME_CHARS], model[:MAX_NAME_CHARS]))
     return tuple(found)

@@ -1,19 +1,26 @@
 """Does something answer HTTP there? The one question behind readiness and health.
 
 A TCP connection proves nothing: docker's proxy accepts one before the workspace listens, and a hung server keeps its
-socket. So a probe is a whole request, on a connection of its own, and any answer below 500 counts: a server that says
-404 or 401 to `/` serves.
+socket. So a probe is a whole request, on a connection of its own, and any answer below 500 counts whose head could be
+passed on: a server that says 404 or 401 to `/` serves.
 """
 
 from __future__ import annotations
 
-import re
 import socket
 
 import trio
 
-_STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([1-9][0-9]{2})(?: |\r?\n)")
-_MAX_BYTES = 8192
+from ngpu_protocol.http1 import HttpError, Limits
+from ngpu_protocol.http1.heads import HEAD_END, parse_response_head
+
+_LIMITS = Limits()
+
+
+class Silence(str):
+    """A problem: nothing answered in time. It may hang, or only be busy."""
+
+    __slots__ = ()
 
 
 async def probe(host: str, port: int, path: str = "/", *, timeout_s: float = 3.0) -> str | None:
@@ -31,7 +38,7 @@ async def probe(host: str, port: int, path: str = "/", *, timeout_s: float = 3.0
         with trio.fail_after(timeout_s):
             return await _ask(host, port, request.encode("ascii"))
     except trio.TooSlowError:
-        return f"no HTTP answer on port {port} within {timeout_s:g} s"
+        return Silence(f"no HTTP answer on port {port} within {timeout_s:g} s")
     except ConnectionRefusedError:
         return f"nothing listens on port {port}"
     except OSError as error:
@@ -46,12 +53,15 @@ async def _ask(host: str, port: int, request: bytes) -> str | None:
         while sent < len(request):
             sent += await connection.send(request[sent:])
         answer = b""
-        while (match := _STATUS_LINE.match(answer)) is None:
-            data = await connection.recv(1024)
-            if not data or len(answer) > _MAX_BYTES:
+        while (end := answer.find(HEAD_END)) < 0:
+            data = await connection.recv(4096)
+            if not data or len(answer) > _LIMITS.max_head_bytes:
                 return f"no HTTP answer on port {port}: what listens there speaks something else"
             answer += data
-    status = int(match[1])
+    try:
+        status = parse_response_head(answer[:end], _LIMITS).status
+    except HttpError as error:
+        return f"no HTTP answer on port {port} that could be passed on: {error}"
     return None if status < 500 else f"port {port} answers {status}"
 
 

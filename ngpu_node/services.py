@@ -1,9 +1,9 @@
 """Model servers that registered with this node: who they are, whether they live, and which one takes the next request.
 
 A registration is a statement by some program on this machine, so it is checked before it counts: the target must be a
-loopback address (or one the owner listed), and only what answers HTTP is offered. What dies is withdrawn at once and
-offered again when it answers. Registrations survive restarts of the node: model servers register once, when they
-start.
+loopback address (or one the owner listed), only what answers HTTP is offered, and only the calls it registered for pass
+(`model_paths`). What dies is withdrawn at once and offered again when it answers; one that is silent while it works on
+calls has `BUSY_S` for it. Registrations survive restarts of the node: model servers register once, when they start.
 
 Several copies of one model are told apart by `cid`; a request goes to the copy with the fewest attempts.
 """
@@ -11,10 +11,10 @@ Several copies of one model are told apart by `cid`; a request goes to the copy 
 from __future__ import annotations
 
 import ipaddress
-import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,10 @@ import trio
 
 from ngpu_node.changes import Changes
 from ngpu_node.deployments import Deployment, Deployments
-from ngpu_node.errors import NodeConfigurationError, NodeError
+from ngpu_node.errors import NodeConfigurationError, NodeError, StateUnavailable
 from ngpu_node.model_lists import models_in
-from ngpu_node.probes import probe
+from ngpu_node.model_paths import MAX_DECLARED, ModelPaths, declared_path
+from ngpu_node.probes import Silence, probe
 from ngpu_node.upstreams import Upstream
 from ngpu_protocol.control import DeploymentPhase, ServiceOffer
 from ngpu_protocol.http1 import HttpError
@@ -39,8 +40,12 @@ LIST_EVERY_S = 60.0
 LIST_TIMEOUT_S = 3.0
 MAX_LIST_BYTES = 1024 * 1024
 MAX_LISTED = 256
+#: A program that computes may not answer anybody else meanwhile; one that hangs must not look busy for ever.
+BUSY_S = 60.0
 MAX_REGISTRATIONS = 1024
-MAX_TEXT_CHARS = 256
+#: All of them must fit a heartbeat.
+MAX_TEXT_BYTES = 256
+MAX_TYPE = 255
 
 #: What the numbers of the registration interface mean; it gives more room to later ones.
 TYPES = {0: "text-to-text", 1: "text-to-image", 2: "image-edit"}
@@ -55,9 +60,10 @@ class Registration:
     """One copy of a model, as it registered.
 
     Attributes:
-        api: the URL of its main call; requests go to its host and port, on whatever path they ask for.
+        api: the URL of its main call.
         type: 0 text to text, 1 text to image, 2 image edit.
         cid: container id, or whatever else tells copies apart; may be empty.
+        paths: what may be called of it besides the model interface, see `model_paths.declared_path`.
     """
 
     project: str
@@ -65,6 +71,7 @@ class Registration:
     api: str
     type: int = 0
     cid: str = ""
+    paths: tuple[str, ...] = ()
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -77,15 +84,20 @@ class Copy:
     Attributes:
         lists: the models its `GET /v1/models` names; None where it has no such list.
         asked_at_s: when it was last asked for them.
+        answered_at_s: when it last answered a look.
+        looks: how many looks at it are under way.
     """
 
     def __init__(self, registration: Registration, host: str, port: int) -> None:
         self.registration = registration
+        self.paths = ModelPaths(urlsplit(registration.api).path, registration.type, registration.paths)
         self.upstream = Upstream(host, port, max_connections=1024)
         self.healthy = False
         self.detail = "not checked yet"
         self.lists: tuple[str, ...] | None = None
         self.asked_at_s = -LIST_EVERY_S
+        self.answered_at_s = -BUSY_S
+        self.looks = 0
 
     @property
     def remark(self) -> str:
@@ -118,16 +130,24 @@ class ModelServers:
         self._registered = Changes()
         self._doubts = Changes()
         self._retired: list[Upstream] = []
-        #: ports of this node's own on loopback: who registered one would hand its calls to whoever calls the model
-        self.own_ports: set[int] = set()
+        self._own_ports: frozenset[int] = frozenset()
         for registration in _load(path):
             try:
-                self._copies[registration.key] = Copy(registration, *self._target(registration.api))
+                self._copies[registration.key] = self._copy(registration)
             except RegistrationRefused as error:
                 # The owner's list of hosts may have become shorter since.
-                log.warning(
-                    "registration_dropped", project=registration.project, model=registration.model, reason=str(error)
-                )
+                _log_dropped(registration, str(error))
+
+    def keep_off(self, ports: Iterable[int]) -> None:
+        """Take no registration of *ports*, this node's own on loopback, and drop those there are: who registered one
+        would hand its calls to whoever calls the model."""
+        self._own_ports = frozenset(ports)
+        for copy in self.copies():
+            try:
+                self._target(copy.registration.api)
+            except RegistrationRefused as error:
+                _log_dropped(copy.registration, str(error))
+                self._retire(copy.registration.key)
 
     # -- what registers ------------------------------------------------------------------------------------------------
 
@@ -137,16 +157,25 @@ class ModelServers:
 
         Raises:
             RegistrationRefused: a field is empty or too long, a target is not allowed, or there are too many.
+            StateUnavailable: they cannot be written down; nothing changed.
         """
-        copies = {one.key: Copy(_checked(one), *self._target(one.api)) for one in registrations}
-        if len(self._copies.keys() | copies.keys()) > MAX_REGISTRATIONS:
+        copies: dict[tuple[str, str, str], Copy] = {}
+        for one in registrations:
+            known = self._copies.get(one.key)
+            # one that says again what it said keeps its connections, and its count of attempts
+            copies[one.key] = known if known is not None and known.registration == one else self._copy(one)
+        table = self._copies | copies
+        if len(table) > MAX_REGISTRATIONS:
             raise RegistrationRefused(f"this node keeps at most {MAX_REGISTRATIONS} registrations")
+        self._save(table)
+        for key, copy in copies.items():
+            if self._copies.get(key) is not copy:
+                self._retire(key)
+                self._copies[key] = copy
         async with trio.open_nursery() as nursery:
             for copy in copies.values():
                 nursery.start_soon(self._look, copy)
-        for key, copy in copies.items():
-            self._retire(key)
-            self._copies[key] = copy
+        for copy in copies.values():
             log.info(
                 "model_registered",
                 project=copy.registration.project,
@@ -155,21 +184,24 @@ class ModelServers:
                 healthy=copy.healthy,
                 detail=copy.detail,
             )
-        self._save()
         self._tell()
         return list(copies.values())
 
     def unregister(self, project: str, model: str | None = None, cid: str | None = None) -> int:
-        """Forget the copies that match, all models of *project* when *model* is None; return how many there were."""
+        """Forget the copies that match, all models of *project* when *model* is None; return how many there were.
+
+        Raises:
+            StateUnavailable: that cannot be written down; nothing changed.
+        """
         keys = [
             key
             for key in self._copies
             if key[0] == project and (model is None or key[1] == model) and (not cid or key[2] == cid)
         ]
-        for key in keys:
-            self._retire(key)
         if keys:
-            self._save()
+            self._save({key: copy for key, copy in self._copies.items() if key not in keys})
+            for key in keys:
+                self._retire(key)
             log.info("model_unregistered", project=project, model=model, cid=cid, copies=len(keys))
             self._tell()
         return len(keys)
@@ -197,6 +229,7 @@ class ModelServers:
                 "detail": copy.detail or copy.remark,
                 "running": copy.upstream.running,
                 "lists": None if copy.lists is None else list(copy.lists),
+                "paths": list(copy.registration.paths),
             }
             for copy in sorted(self._copies.values(), key=lambda copy: copy.registration.key)
         ]
@@ -207,18 +240,25 @@ class ModelServers:
 
     def offers(self) -> tuple[ServiceOffer, ...]:
         """Return what the heartbeat says: the healthy copies of each model."""
-        alive = sorted((c.registration for c in self._copies.values() if c.healthy), key=lambda r: r.key)
+        alive = Counter(
+            (one.project, one.model, one.type) for one in (c.registration for c in self._copies.values() if c.healthy)
+        )
         return tuple(
-            ServiceOffer(project=project, model=model, type=TYPES.get(kind, str(kind)), copies=len(list(group)))
-            for (project, model, kind), group in itertools.groupby(alive, key=lambda r: (r.project, r.model, r.type))
+            ServiceOffer(project=project, model=model, type=TYPES.get(kind, str(kind)), copies=copies)
+            for (project, model, kind), copies in sorted(alive.items())
         )
 
+    def _copy(self, registration: Registration) -> Copy:
+        return Copy(_checked(registration), *self._target(registration.api))
+
     def _target(self, api: str) -> tuple[str, int]:
+        if not api.isascii() or not api.isprintable() or " " in api:
+            raise RegistrationRefused("api has characters that no URL has")  # and that urlsplit would leave out
         try:
             url = urlsplit(api)
             host, port = url.hostname, url.port
         except ValueError:
-            raise RegistrationRefused(f"api is not a URL: {api[:MAX_TEXT_CHARS]!r}") from None
+            raise RegistrationRefused(f"api is not a URL: {api[:256]!r}") from None
         if url.scheme != "http" or not host or len(api) > 2048:
             raise RegistrationRefused("api must be the URL of an HTTP call, http://127.0.0.1:<port>/<path>")
         if url.username is not None or url.password is not None:
@@ -230,13 +270,15 @@ class ModelServers:
             address = ipaddress.ip_address(host)
         except ValueError:
             raise RegistrationRefused("api must name its host by IP address, such as 127.0.0.1") from None
+        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+            address = address.ipv4_mapped  # the same place, which Pythons differ about calling loopback
         listed = host in self._allowed or f"{host}:{port}" in self._allowed
         if not (address.is_loopback or listed) or port == 0:
             raise RegistrationRefused(
                 f"{host} is not a loopback address: only servers on this machine may be registered, or hosts that the "
                 "owner lists under model_hosts"
             )
-        if address.is_loopback and port in self.own_ports:
+        if address.is_loopback and port in self._own_ports:
             raise RegistrationRefused(f"port {port} is this node's own, and no model server")
         return str(address), port
 
@@ -244,37 +286,48 @@ class ModelServers:
 
     async def run(self, *, interval_s: float = HEALTH_INTERVAL_S) -> None:
         """Look at every copy now and then until cancelled."""
-        while True:
-            seen = self._doubts.count
-            before = [(copy, copy.healthy) for copy in self._copies.values()]
-            async with trio.open_nursery() as nursery:
-                for copy, _ in before:
-                    nursery.start_soon(self._look, copy)
-            turned = [copy for copy, healthy in before if copy.healthy != healthy]
-            for copy in turned:
-                log.info(
-                    "model_server_back" if copy.healthy else "model_server_gone",
-                    project=copy.registration.project,
-                    model=copy.registration.model,
-                    cid=copy.registration.cid,
-                    detail=copy.detail,
-                )
-            if turned:
-                self._tell()
-            for upstream in [u for u in self._retired if u.running == 0]:
-                self._retired.remove(upstream)
-                await upstream.aclose()
-            with trio.move_on_after(interval_s):
-                await self._doubts.beyond(seen)
+        async with trio.open_nursery() as nursery:
+            while True:
+                seen = self._doubts.count
+                for copy in self._copies.values():
+                    if not copy.looks:  # one that hangs holds up nobody else's look
+                        nursery.start_soon(self._look_again, copy)
+                for upstream in [u for u in self._retired if u.running == 0]:
+                    self._retired.remove(upstream)
+                    await upstream.aclose()
+                with trio.move_on_after(interval_s):
+                    await self._doubts.beyond(seen)
+
+    async def _look_again(self, copy: Copy) -> None:
+        was_healthy = copy.healthy
+        await self._look(copy)
+        if copy.healthy == was_healthy or self._copies.get(copy.registration.key) is not copy:
+            return
+        log.info(
+            "model_server_back" if copy.healthy else "model_server_gone",
+            project=copy.registration.project,
+            model=copy.registration.model,
+            cid=copy.registration.cid,
+            detail=copy.detail,
+        )
+        self._tell()
 
     async def _look(self, copy: Copy) -> None:
-        problem = await probe(copy.upstream.host, copy.upstream.port)
-        copy.healthy = problem is None
-        copy.detail = problem or ""
-        now_s = trio.current_time()
-        if copy.healthy and now_s - copy.asked_at_s >= LIST_EVERY_S:
-            copy.asked_at_s = now_s
-            copy.lists = await _listed_by(copy.upstream)
+        copy.looks += 1
+        try:
+            problem = await probe(copy.upstream.host, copy.upstream.port)
+            now_s = trio.current_time()
+            if problem is None:
+                copy.answered_at_s = now_s
+            elif copy.healthy and is_only_busy(problem, copy.upstream.running, now_s - copy.answered_at_s):
+                return
+            copy.healthy = problem is None
+            copy.detail = problem or ""
+            if copy.healthy and now_s - copy.asked_at_s >= LIST_EVERY_S:
+                copy.asked_at_s = now_s
+                copy.lists = await _listed_by(copy)
+        finally:
+            copy.looks -= 1
 
     def doubt(self) -> None:
         """Look at the copies now: one of them gave a request no answer.
@@ -298,7 +351,16 @@ class ModelServers:
             copies = self.healthy(project, model)
             return min(copies, key=lambda c: c.upstream.running).upstream if copies else None
 
+        def route(method: str, target: str) -> tuple[Upstream, str] | None:
+            ways = [
+                (copy.upstream, way)
+                for copy in self.healthy(project, model)
+                if (way := copy.paths.target(method, target)) is not None
+            ]
+            return min(ways, key=lambda way: way[0].running, default=None)
+
         deployment.upstream = least_busy
+        deployment.route = route
         while True:
             seen = self._registered.count
             was_ready = deployment.phase in (DeploymentPhase.READY, DeploymentPhase.UNHEALTHY)
@@ -317,45 +379,73 @@ class ModelServers:
 
     # -- the file ------------------------------------------------------------------------------------------------------
 
-    def _save(self) -> None:
-        document = {"registrations": [asdict(copy.registration) for copy in self._copies.values()]}
+    def _save(self, table: Mapping[tuple[str, str, str], Copy]) -> None:
+        document = {"registrations": [asdict(copy.registration) for copy in table.values()]}
         draft = self._path.with_suffix(".draft")
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            json.dump(document, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(self._path)
+        try:
+            with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+                json.dump(document, file, indent=1)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(self._path)
+        except OSError as error:
+            log.error("registrations_not_written", path=str(self._path), reason=str(error))
+            raise StateUnavailable(f"the registrations cannot be written down: {error.strerror or error}") from None
 
 
-async def _listed_by(upstream: Upstream) -> tuple[str, ...] | None:
+def is_only_busy(problem: str, running: int, silent_s: float) -> bool:
+    """Whether a healthy server with *problem* may have no hands free for a look, rather than hang."""
+    return isinstance(problem, Silence) and running > 0 and silent_s < BUSY_S
+
+
+async def _listed_by(copy: Copy) -> tuple[str, ...] | None:
     """Return the models a server lists, as OpenAI's `GET /v1/models` or the model interface has it; None without."""
+    target = copy.paths.target("GET", "/v1/models")
+    assert target is not None
     try:
         with trio.move_on_after(LIST_TIMEOUT_S):
-            async with upstream.client.request("GET", "/v1/models", []) as response:
+            async with copy.upstream.client.request("GET", target, []) as response:
                 if response.status != 200:
                     return None
                 listed = models_in(await response.read(MAX_LIST_BYTES), MAX_LISTED)
                 return None if listed is None else tuple(one.model for one in listed)
     except (HttpError, OSError) as error:
-        log.debug("model_list_unread", port=upstream.port, reason=str(error))
+        log.debug("model_list_unread", port=copy.upstream.port, reason=str(error))
     return None
 
 
 def _checked(registration: Registration) -> Registration:
     for name in ("project", "model"):
         value = getattr(registration, name)
-        if not value or len(value) > MAX_TEXT_CHARS or "/" in value or not value.isprintable():
-            raise RegistrationRefused(f"{name} must be 1 to {MAX_TEXT_CHARS} printable characters without /")
-    if len(registration.cid) > MAX_TEXT_CHARS or registration.type < 0:
-        raise RegistrationRefused("cid is too long, or type is negative")
+        if not value or not _is_short(value) or "/" in value:
+            raise RegistrationRefused(f"{name} must be 1 to {MAX_TEXT_BYTES} bytes of printable text without /")
+    if not _is_short(registration.cid):
+        raise RegistrationRefused(f"cid must be at most {MAX_TEXT_BYTES} bytes of printable text")
+    if not 0 <= registration.type <= MAX_TYPE:
+        raise RegistrationRefused(f"type must be 0 to {MAX_TYPE}")
+    if len(registration.paths) > MAX_DECLARED:
+        raise RegistrationRefused(f"paths may name {MAX_DECLARED}")
+    try:
+        for path in registration.paths:
+            declared_path(path)
+    except ValueError as error:
+        raise RegistrationRefused(f"paths: {error}") from None
     return registration
+
+
+def _is_short(text: str) -> bool:
+    return text.isprintable() and len(text.encode()) <= MAX_TEXT_BYTES
+
+
+def _log_dropped(registration: Registration, reason: str) -> None:
+    log.warning("registration_dropped", project=registration.project, model=registration.model, reason=reason)
 
 
 def _load(path: Path) -> Iterator[Registration]:
     try:
         document = json.loads(path.read_text())
         for entry in document["registrations"]:
-            yield Registration(**entry)
+            yield Registration(**{**entry, "paths": tuple(entry.get("paths", ()))})
     except FileNotFoundError:
         return
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -50,6 +50,8 @@ class Reason(StrEnum):
     """The request's method, target, port, workspace or revision is not the order's."""
     WORKSPACE_NOT_READY = "workspace_not_ready"
     """The deployment is there but does not serve now."""
+    PATH_NOT_SERVED = "path_not_served"
+    """The model server behind the workspace was not registered for such a call."""
     NO_FREE_SLOT = "no_free_slot"
     """Every slot of the node or the deployment is taken."""
     DRAINING = "draining"
@@ -66,6 +68,7 @@ _STATUS: dict[Reason, int] = {
     Reason.BAD_SIGNATURE: 401,
     Reason.UNKNOWN_BOOTSTRAP: 403,
     Reason.WORKSPACE_UNKNOWN: 404,
+    Reason.PATH_NOT_SERVED: 405,
     Reason.ORDER_REPLAYED: 409,
     Reason.DEADLINE_PASSED: 410,
     Reason.WRONG_SESSION: 412,

@@ -43,6 +43,7 @@ _REFUSED_STATUS = {
     Reason.WORKSPACE_NOT_READY.value: 503,
     Reason.WORKSPACE_UNKNOWN.value: 503,
     Reason.WRONG_SESSION.value: 503,
+    Reason.PATH_NOT_SERVED.value: 404,
     Reason.BODY_TOO_LARGE.value: 413,
     Reason.DEADLINE_PASSED.value: 504,
 }
@@ -101,7 +102,14 @@ def ending_of(attempt: Attempt, judged: Judged | None) -> Ending:
 
 # Refusals that say nothing against the node: our news was old, or the call itself does not fit.
 _NO_FAULT = frozenset(
-    {Reason.NO_FREE_SLOT, Reason.DRAINING, Reason.DEADLINE_PASSED, Reason.BODY_TOO_LARGE, Reason.WRONG_SESSION}
+    {
+        Reason.NO_FREE_SLOT,
+        Reason.DRAINING,
+        Reason.DEADLINE_PASSED,
+        Reason.BODY_TOO_LARGE,
+        Reason.WRONG_SESSION,
+        Reason.PATH_NOT_SERVED,
+    }
 )
 _DEPLOYMENTS_FAULT = frozenset({Reason.WORKSPACE_NOT_READY, Reason.WORKSPACE_UNKNOWN})
 # The node's owner stopped it or set the limit; a client that left or cancelled is nobody's failure.

@@ -50,6 +50,7 @@ class Attempt:
         stop_outcome: why the scope was cancelled, where that was not the deadline.
         status: the workspace's, 0 until it gave one.
         started_at_ms: by this node's clock.
+        target: what the upstream is asked for: the order's, or where a model server has that call.
     """
 
     __slots__ = (
@@ -65,11 +66,19 @@ class Attempt:
         "started_at_ms",
         "status",
         "stop_outcome",
+        "target",
         "upstream",
     )
 
     def __init__(
-        self, admitted: Admitted[Deployment], upstream: Upstream, holding: Holding, *, now_ms: int, now_s: float
+        self,
+        admitted: Admitted[Deployment],
+        upstream: Upstream,
+        target: str,
+        holding: Holding,
+        *,
+        now_ms: int,
+        now_s: float,
     ) -> None:
         """Begin at *now_ms* by the wall clock, *now_s* on trio's clock."""
         order = admitted.signed.order
@@ -77,6 +86,7 @@ class Attempt:
         self.beside: Held[Deployment] | None = None
         self.deployment = admitted.deployment
         self.upstream = upstream
+        self.target = target
         self.holding = holding
         self.key: Key = (admitted.service, order.task_id, order.attempt)
         self.scope = trio.CancelScope(deadline=now_s + admitted.left_ms / 1000)

@@ -117,12 +117,12 @@ class Attempts:
         while self.running:
             await self._idle.beyond(self._idle.count)
 
-    def begin(self, admitted: Admitted[Deployment], upstream: Upstream) -> Attempt:
-        """Take the slot and start the clocks of an attempt that runs on *upstream*; it must be settled."""
+    def begin(self, admitted: Admitted[Deployment], upstream: Upstream, target: str) -> Attempt:
+        """Take the slot and start the clocks of an attempt that asks *upstream* for *target*; it must be settled."""
         take(admitted, self.state)
         deployment = admitted.deployment
         holding = self._meter.start(deployment.gpus, self.clocks.monotonic_ns(), deployment)
-        attempt = Attempt(admitted, upstream, holding, now_ms=self.clocks.wall_ms(), now_s=trio.current_time())
+        attempt = Attempt(admitted, upstream, target, holding, now_ms=self.clocks.wall_ms(), now_s=trio.current_time())
         self.running[attempt.key] = attempt
         attempt.beside = self.state.held.get((admitted.service, admitted.beside)) if admitted.beside else None
         if attempt.beside is not None:

@@ -111,12 +111,20 @@ class Executor:
         if not isinstance(verdict, Admitted):
             await self._refuse(exchange, verdict)
             return
-        upstream = verdict.deployment.upstream(port)
+        deployment = verdict.deployment
+        upstream = deployment.upstream(port)
         if upstream is None:
             message = f"nothing serves port {port} of workspace {workspace}"
             await self._refuse(exchange, Refusal(Reason.WORKSPACE_NOT_READY, message))
             return
-        attempt = self._attempts.begin(verdict, upstream)
+        if deployment.route is not None:
+            route = deployment.route(request.method, target)
+            if route is None:
+                message = "the model server was not registered for this call: its registration may declare more `paths`"
+                await self._refuse(exchange, Refusal(Reason.PATH_NOT_SERVED, message))
+                return
+            upstream, target = route
+        attempt = self._attempts.begin(verdict, upstream, target)
         exchange.max_body_bytes = self._state.max_body_bytes
         if verdict.signed.order.detach:
             await self._detached.order(attempt, exchange)

@@ -208,7 +208,7 @@ async def relay(
     Raises:
         Ended: the workspace was not reached, or broke off; or a limit was met.
     """
-    method, target = attempt.signed.order.method, attempt.signed.order.target
+    method, target = attempt.signed.order.method, attempt.target
     body = source.whole if source.whole is not None else source
     trailers = source.trailers if source.whole is not None else None  # a streamed body brings its own at its end
     for last_try in (False, True):

@@ -66,7 +66,7 @@ async def relay_until(attempt: Attempt, fields: Headers, source: Source, sink: S
         try:
             with trio.move_on_after(ask_s) as patience:
                 async with attempt.upstream.client.request(
-                    order.method, order.target, fields, source.whole
+                    order.method, attempt.target, fields, source.whole
                 ) as response:
                     trailers = await _final(attempt, response, sink, until, patience, is_last=is_last)
                 failures = 0

@@ -129,7 +129,7 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
 
 
 async def register(node: Daemon, model: str, url: str) -> None:
-    body = {"project": "vendor", "model": model, "api": url + "/", "type": 0}
+    body = {"project": "vendor", "model": model, "api": url, "type": 0, "paths": ["/"]}
     async with httpx.AsyncClient(trust_env=False) as client:
         answer = await client.post(f"{node.where['models']}/api/v0/ai/model/register", json=body)
     assert answer.status_code == 200, answer.text

@@ -29,7 +29,7 @@ class Handler(BaseHTTPRequestHandler):
 def main() -> None:
     port, models = int(sys.argv[1]), sys.argv[2]
     server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
-    wanted = {"project": "demo", "model": "test", "api": f"http://127.0.0.1:{port}", "type": 0, "cid": ""}
+    wanted = {"project": "demo", "model": "test", "api": f"http://127.0.0.1:{port}", "paths": ["/"]}
     request = urllib.request.Request(
         f"{models}/api/v0/ai/model/register",
         json.dumps(wanted).encode(),

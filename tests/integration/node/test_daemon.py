@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -37,7 +37,9 @@ SPEC = WorkspaceSpec(id="7", name="chat", service="Demo/Small-7B", ports=[8080],
 
 
 @asynccontextmanager
-async def a_workspace(node: RunningNode, handler: Handler) -> AsyncIterator[None]:
+async def a_workspace(
+    node: RunningNode, handler: Handler, *, base: str = "/v1", paths: Sequence[str] = ("/",)
+) -> AsyncIterator[None]:
     """A model server with *handler*, registered with *node* as model servers do it."""
 
     async def healthy(exchange: Exchange) -> None:
@@ -50,7 +52,7 @@ async def a_workspace(node: RunningNode, handler: Handler) -> AsyncIterator[None
 
     async with trio.open_nursery() as nursery:
         (address, *_) = await nursery.start(partial(serve_tcp, healthy))
-        body = {"project": "Demo", "model": "Small-7B", "api": f"http://{address}/v1", "type": 0}
+        body = {"project": "Demo", "model": "Small-7B", "api": f"http://{address}{base}", "paths": list(paths)}
         runtime = json.loads((node.data_dir / "node.json").read_text())
         host, _, port = runtime["models"].removeprefix("http://").rpartition(":")
         client = Client(tcp_opener(host, int(port)), authority=f"{host}:{port}")
@@ -380,6 +382,30 @@ async def test_a_lost_connection_is_never_a_complete_answer_and_the_node_is_back
         await bootstrap.host.disconnect(NODE.peer_id)
         await eventually(lambda: len(bootstrap.hellos) == 2 and len(bootstrap.offers) == 1)
         assert bootstrap.offers[0][1].receipt.outcome == Outcome.CLIENT_GONE
+
+
+@trio_test
+async def test_of_a_model_server_only_what_it_registered_for_is_called_where_it_has_it(tmp_path: Path) -> None:
+    async def named(exchange: Exchange) -> None:
+        await exchange.respond(200, [], exchange.request.target.encode())
+
+    async with (
+        a_bootstrap() as bootstrap,
+        a_node(settings(tmp_path, bootstrap)) as node,
+        a_workspace(node, named, base="/llm/v1", paths=["/health"]),
+    ):
+        await bootstrap.wish(SPEC)
+        await bootstrap.until_ready()
+        with trio.fail_after(20):
+            answer = await bootstrap.ask(b"{}", target="/v1/chat/completions?a=b")
+            assert answer.body == b"/llm/v1/chat/completions?a=b"
+            assert answer.verdict is not None
+            assert answer.verdict.kind is VerdictKind.VERIFIED
+            assert (await bootstrap.ask(b"", method="GET", target="/health")).body == b"/health"
+            for method, target in (("GET", "/slots"), ("DELETE", "/v1/models/a"), ("POST", "/llm/v1/chat/completions")):
+                refused = await bootstrap.ask(b"", method=method, target=target)
+                assert (refused.status, refused.field("ngpu-refused")) == (405, "path_not_served")
+                assert refused.receipt is None
 
 
 @trio_test

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import trio
@@ -14,13 +14,14 @@ from tests.integration.whole_path.rig import Daemon, Network
 PROJECT = "DecentralGPT"
 
 
-async def register(node: Daemon, port: int, models: Iterable[tuple[str, str, int]]) -> None:
-    """Register models with a node, as their server does: project, model, type."""
+async def register(node: Daemon, port: int, models: Iterable[tuple[str, str, int]], paths: Sequence[str] = ()) -> None:
+    """Register models with a node, as their server does: project, model, type; *paths* that may be called besides."""
     host, _, own = node.where["models"].removeprefix("http://").rpartition(":")
     client = Client(tcp_opener(host, int(own)), authority=f"{host}:{own}")
     for project, model, kind in models:
         api = f"http://127.0.0.1:{port}/v1/chat/completions"
-        body = json.dumps({"project": project, "model": model, "api": api, "type": kind, "cid": ""}).encode()
+        wanted = {"project": project, "model": model, "api": api, "type": kind, "cid": "", "paths": list(paths)}
+        body = json.dumps(wanted).encode()
         async with client.request(
             "POST", "/api/v0/ai/model/register", [(b"content-type", b"application/json")], body
         ) as response:

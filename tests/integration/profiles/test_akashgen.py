@@ -361,7 +361,7 @@ def real(tmp_path: Path, test: Callable[[Any, int], Awaitable[None]], *lines: st
         async with network(tmp_path, _nothing, nodes=2, bootstrap_lines=extra) as net:
             spec = {"service": "demo/paint", "ports": [8000], "apis": [], "concurrency": 4}
             for node in net.nodes:
-                await register(node, painting, [("demo", "paint", 1)])
+                await register(node, painting, [("demo", "paint", 1)], paths=["/"])
             net.workspace, net.token = await add_workspace(net.bootstrap, spec)
             port = free_port()
             config = net.bootstrap.folder / "config.toml"

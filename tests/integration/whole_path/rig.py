@@ -182,8 +182,9 @@ class Network:
         """Register the workspace's server with *node*, as a model server does."""
         host, _, port = node.where["models"].removeprefix("http://").rpartition(":")
         client = Client(tcp_opener(host, int(port)), authority=f"{host}:{port}")
-        api = f"http://127.0.0.1:{self.workspace_port}/api"
-        body = json.dumps({"project": "demo", "model": model, "api": api, "type": 0, "cid": ""}).encode()
+        api = f"http://127.0.0.1:{self.workspace_port}"
+        wanted = {"project": "demo", "model": model, "api": api, "type": 0, "cid": "", "paths": ["/"]}
+        body = json.dumps(wanted).encode()
         fields = [(b"content-type", b"application/json")]
         async with client.request("POST", "/api/v0/ai/model/register", fields, body) as response:
             said = await response.read(10_000)

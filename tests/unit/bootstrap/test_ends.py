@@ -39,6 +39,7 @@ def judged(outcome: str = "complete", *, stands: bool = True) -> Any:
         (attempt(How.REPLACED, reason="workspace_broke"), judged(), TaskState.FAILED, 502, "workspace_broke"),
         (attempt(How.REPLACED, reason="deadline"), judged(), TaskState.EXPIRED, 504, "deadline"),
         (attempt(How.REFUSED, reason="no_free_slot"), None, TaskState.FAILED, 429, "no_free_slot"),
+        (attempt(How.REFUSED, reason="path_not_served"), None, TaskState.FAILED, 404, "path_not_served"),
         (attempt(How.REFUSED, reason="deadline_passed"), None, TaskState.EXPIRED, 504, "deadline_passed"),
         (attempt(How.REFUSED, reason="bad_signature"), None, TaskState.FAILED, 502, "node_refused"),
         (attempt(How.NOT_SENT), None, TaskState.FAILED, 503, "node_unreachable"),

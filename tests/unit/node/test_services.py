@@ -17,13 +17,13 @@ from trio.testing import trio_test
 
 from ngpu_node.changes import Changes
 from ngpu_node.deployments import Deployment, Deployments
-from ngpu_node.errors import NodeConfigurationError
+from ngpu_node.errors import NodeConfigurationError, StateUnavailable
 from ngpu_node.gateway import Gateway
 from ngpu_node.model_api import ModelApi
 from ngpu_node.model_lists import ListedModel, models_in
 from ngpu_node.peer_calls import PeerCalls
-from ngpu_node.probes import probe
-from ngpu_node.services import ModelServers, Registration, RegistrationRefused
+from ngpu_node.probes import Silence, probe
+from ngpu_node.services import BUSY_S, ModelServers, Registration, RegistrationRefused, is_only_busy
 from ngpu_protocol.control import DeploymentPhase, ServiceOffer
 from ngpu_protocol.http1 import Client, Exchange, Headers, serve_tcp, tcp_opener
 from ngpu_protocol.workspaces import WorkspaceSpec
@@ -150,6 +150,39 @@ async def test_a_deployment_follows_its_model_server(tmp_path: Path) -> None:
 
 
 @trio_test
+async def test_calls_go_where_the_copies_registered_them_and_no_further(tmp_path: Path) -> None:
+    async with servers(tmp_path) as (registry, deployments, nursery):
+        pair = [ModelServer(), ModelServer()]
+        for server in pair:
+            await nursery.start(server.run)
+        await registry.register(registration(pair[0].port, api=f"http://127.0.0.1:{pair[0].port}/llm/v1"))
+        await registry.register(registration(pair[1].port, cid="1", paths=("/own/",)))
+        deployments.wish("acme", [spec()])
+        (deployment,) = deployments.of_service("acme")
+        await until(lambda: deployment.is_ready)
+        assert deployment.route is not None
+        found = {}
+        for _ in pair:
+            route = deployment.route("POST", "/v1/chat/completions")
+            assert route is not None
+            route[0].running += 1
+            found[route[0].port] = route[1]
+        assert found == {pair[0].port: "/llm/v1/chat/completions", pair[1].port: "/v1/chat/completions"}
+        declared = deployment.route("GET", "/own/x")
+        assert declared is not None
+        assert (declared[0].port, declared[1]) == (pair[1].port, "/own/x")
+        assert deployment.route("GET", "/slots") is None
+
+
+def test_a_server_that_works_on_a_call_may_be_silent_for_a_while() -> None:
+    silent = Silence("no HTTP answer on port 8000 within 3 s")
+    assert is_only_busy(silent, 1, BUSY_S - 1)
+    assert not is_only_busy(silent, 1, BUSY_S)  # it hangs, with its calls
+    assert not is_only_busy(silent, 0, 1)
+    assert not is_only_busy("nothing listens on port 8000", 1, 1)
+
+
+@trio_test
 async def test_a_doubted_server_is_looked_at_now_and_withdrawn_only_if_it_is_dead(tmp_path: Path) -> None:
     async with servers(tmp_path, interval_s=3600) as (registry, _, nursery):
         server = ModelServer()
@@ -207,6 +240,16 @@ async def test_registrations_survive_a_restart(tmp_path: Path) -> None:
         {"model": "bad\nname"},
         {"cid": "x" * 300},
         {"type": -1},
+        {"type": 256},
+        {"model": "\u00fc" * 129},
+        {"model": "half a \ud800"},
+        {"cid": "\x1b[2J"},
+        {"api": "http://127.0.0.1:8000/\x1b[2J"},
+        {"api": "http://127.0.0.1:8000/v1/\nchat"},
+        {"api": "http://127.0.0.1:8000/b\u00fccher"},
+        {"paths": ("/a/../b",)},
+        {"paths": ("own",)},
+        {"paths": ("/x",) * 65},
     ],
 )
 def test_registrations_that_are_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
@@ -250,15 +293,22 @@ async def test_probes_want_an_http_answer() -> None:
         await stream.send_all(b"SSH-2.0-OpenSSH_9.2\r\n")
         await stream.aclose()
 
+    async def rubbish(stream: trio.SocketStream) -> None:
+        await stream.send_all(b"HTTP/1.1 200 OK\r\nno field\r\n\r\n{}")
+        await stream.aclose()
+
     async with trio.open_nursery() as nursery:
         found = []
-        for handler in (silent, babbling):
+        for handler in (silent, babbling, rubbish):
             listeners = await nursery.start(partial(trio.serve_tcp, handler, 0, host="127.0.0.1"))
             found.append(await probe("127.0.0.1", listeners[0].socket.getsockname()[1], timeout_s=0.1))
         assert found[0] is not None
+        assert isinstance(found[0], Silence)
         assert "within 0.1 s" in found[0]
         assert found[1] is not None
         assert "no HTTP answer" in found[1]
+        assert found[2] is not None
+        assert "that could be passed on" in found[2]
         nowhere = await probe("127.0.0.1", 1)
         assert nowhere is not None
         assert "nothing listens" in nowhere
@@ -288,6 +338,31 @@ async def test_a_servers_own_list_is_read_where_it_has_one(
         (shown,) = registry.described()
         assert (shown["lists"], shown["detail"], shown["healthy"]) == (found, remark, True)
         assert (shown["cid"], shown["type"]) == ("gpu-0", "text-to-text")
+
+
+@trio_test
+async def test_a_list_of_a_hundred_megabytes_is_not_read_and_names_no_terminal_can_show_are_left_out(
+    tmp_path: Path,
+) -> None:
+    sent = 0
+
+    async def huge(exchange: Exchange) -> None:
+        nonlocal sent
+        await exchange.send_head(200, [(b"content-type", b"application/json")])
+        while sent < 100_000_000:
+            await exchange.send(bytes(65536))
+            sent += 65536
+        await exchange.end()
+
+    async with servers(tmp_path) as (registry, _, nursery):
+        (address, *_) = await nursery.start(partial(serve_tcp, huge))
+        (copy,) = await registry.register(registration(address.port))
+        assert (copy.healthy, copy.lists) == (True, None)
+        assert sent < 20_000_000  # what fits the sockets' buffers
+    listed = models_in(
+        b'{"data": [{"id": "\\ud800"}, {"id": "a\\u001b[2J"}, {"id": "b", "project": "\\u202e"}, {"id": "c"}]}'
+    )
+    assert listed == (ListedModel("", "c"),)
 
 
 @given(st.binary(max_size=64) | st.from_type(dict).map(lambda value: json.dumps(value, default=str).encode()))
@@ -333,11 +408,44 @@ async def test_a_project_is_registered_whole_or_not_at_all_and_never_with_this_n
         with pytest.raises(RegistrationRefused, match=r"10\.0\.0\.1"):
             await registry.register(good, bad)
         assert registry.copies() == []
-        registry.own_ports.add(server.port)
+        registry.keep_off([server.port])
         with pytest.raises(RegistrationRefused, match="this node's own"):
             await registry.register(good)
-        registry.own_ports.clear()
+        registry.keep_off([])
         assert len(await registry.register(good, registration(server.port, model="other"))) == 2
+        registry.keep_off([server.port])  # as after a restart with another configuration
+        assert registry.copies() == []
+
+
+@trio_test
+async def test_a_server_that_says_the_same_again_keeps_its_connections_and_its_count(tmp_path: Path) -> None:
+    async with servers(tmp_path) as (registry, _, nursery):
+        server = ModelServer()
+        await nursery.start(server.run)
+        (first,) = await registry.register(registration(server.port))
+        first.upstream.running += 1
+        (again,) = await registry.register(registration(server.port))
+        assert again is first
+        (other,) = await registry.register(registration(server.port, type=1))
+        assert other is not first
+        assert registry.offers() == (ServiceOffer("Demo", "Small-7B", "text-to-image", 1),)
+
+
+@trio_test
+async def test_a_registration_that_cannot_be_written_down_changes_nothing(tmp_path: Path) -> None:
+    async with servers(tmp_path) as (registry, _, nursery):
+        server = ModelServer()
+        await nursery.start(server.run)
+        (tmp_path / "models.draft").mkdir()
+        with pytest.raises(StateUnavailable, match="cannot be written"):
+            await registry.register(registration(server.port))
+        assert registry.copies() == []
+        (tmp_path / "models.draft").rmdir()
+        await registry.register(registration(server.port))
+        (tmp_path / "models.draft").mkdir()
+        with pytest.raises(StateUnavailable):
+            registry.unregister("Demo")
+        assert len(registry.copies()) == 1
 
 
 # -- the loopback calls ------------------------------------------------------------------------------------------------
