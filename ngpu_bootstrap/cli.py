@@ -36,7 +36,7 @@ from ngpu_bootstrap.dispute_cli import dispute_app
 from ngpu_bootstrap.operator_keys import Scope
 from ngpu_bootstrap.profile_cli import profile_app
 from ngpu_bootstrap.workspace_cli import add_commands
-from ngpu_daemon.entry import run_main
+from ngpu_daemon.entry import loading, run_main
 from ngpu_daemon.init_command import init_command
 from ngpu_daemon.logs import configure_logging
 from ngpu_daemon.settings import sample_toml
@@ -95,7 +95,8 @@ def run(
     async def main() -> None:
         loaded = settings()
         configure_logging(loaded.log_level, loaded.log_format)
-        from ngpu_bootstrap.daemon import run_daemon
+        with loading():
+            from ngpu_bootstrap.daemon import run_daemon
 
         await run_daemon(loaded)
 

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from ngpu_bootstrap.front.wire_times import parse_zone
 from ngpu_bootstrap.scheduling.reasons import Policy
-from ngpu_daemon.discovery import DiscoverySettings
+from ngpu_daemon.discovery_settings import DiscoverySettings
 from ngpu_daemon.settings import DaemonSettings, Section
 from ngpu_protocol.errors import AddressError, NetworkNameError
 from ngpu_protocol.identity import parse_address

@@ -11,21 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import structlog
 import trio
-from pydantic import AfterValidator, Field
 
 from ngpu_daemon.advertiser import Advertiser, SequenceFile
+from ngpu_daemon.discovery_settings import DiscoverySettings
 from ngpu_daemon.interfaces import reachable_listeners
 from ngpu_daemon.known_peers import KnownPeers
 from ngpu_daemon.reachability import Reachability
-from ngpu_daemon.settings import Section
 from ngpu_protocol.capabilities import Capability, CapabilityKind
 from ngpu_protocol.identity import Account, Address
 from ngpu_protocol.node_records import NodeRecord, Role, dial_addresses
-from ngpu_protocol.p2p import BadMultiaddrError, Host, P2PError, parse_multiaddr
+from ngpu_protocol.p2p import Host, P2PError
 from ngpu_protocol.p2p.autonat import AUTONAT_PROTOCOL, DialBack
 from ngpu_protocol.p2p.circuits import CIRCUIT, attach_circuits
 from ngpu_protocol.p2p.dht import Dht, DhtSettings, open_dht
@@ -34,7 +33,7 @@ from ngpu_protocol.p2p.hole_punch import attach_hole_punching
 from ngpu_protocol.p2p.relay import Relay
 from ngpu_protocol.p2p.relay_messages import HOP_PROTOCOL, RelayLimits
 
-__all__ = ["Discovery", "DiscoverySettings"]
+__all__ = ["Discovery"]
 
 log = structlog.get_logger(__name__)
 
@@ -43,56 +42,6 @@ LOOK_FOR_BOOTSTRAPS_S = 600.0
 VISIT_TIMEOUT_S = 5.0
 MAX_NEARBY = 16
 BOOTSTRAPS = Capability.of(CapabilityKind.ROLE, Role.BOOTSTRAP)
-
-
-def _peer_multiaddr(text: str) -> str:
-    try:
-        parse_multiaddr(text)
-    except BadMultiaddrError as error:
-        raise ValueError(str(error)) from None
-    return text
-
-
-def _address(text: str) -> str:
-    parts = text.split("/")
-    if len(parts) < 5 or parts[0] or parts[3] != "tcp" or parts[1] not in ("ip4", "ip6", "dns", "dns4", "dns6"):
-        raise ValueError(
-            f"{text!r} is not a multiaddr such as /ip4/192.0.2.1/tcp/4911 or /dns4/gpu.example.org/tcp/4911"
-        )
-    return text
-
-
-class DiscoverySettings(Section):
-    """How this peer is found and finds others."""
-
-    enabled: bool = Field(
-        default=True,
-        description="Take part in the DHT. Off: only those this peer dials, or that dial it by configuration, know it.",
-    )
-    peers: tuple[Annotated[str, AfterValidator(_peer_multiaddr)], ...] = Field(
-        default=(),
-        description="Peers to find the network through, besides configured bootstraps and remembered peers.",
-        examples=[["/ip4/192.0.2.1/tcp/4910/p2p/16Uiu2HAm..."]],
-    )
-    announce: tuple[Annotated[str, AfterValidator(_address)], ...] = Field(
-        default=(),
-        max_length=8,
-        description="Where others reach this peer, when that is not where it listens: a forwarded port, a DNS name.\n"
-        "Believed as it is. Empty: found out by asking others to dial back.",
-        examples=[["/dns4/gpu.example.org/tcp/4911"]],
-    )
-    serve: Literal["auto", "always", "never"] = Field(
-        default="auto",
-        description="Keep part of the DHT for others. auto: when this peer can be dialled. A bootstrap always does,\n"
-        "unless never.",
-    )
-    relayed: bool = Field(
-        default=True, description="Be reached through relays (this peer's bootstraps) while it cannot be dialled."
-    )
-    record_lifetime_s: int = Field(
-        default=600, ge=30, le=3600, description="How long the others believe this peer's record without a newer one."
-    )
-    mdns: bool = Field(default=False, description="Find and be found on the local network by multicast DNS.")
 
 
 class Discovery:

@@ -6,10 +6,12 @@ Exit codes: 0 done, 1 the operator must act (one line) or an unexpected failure 
 
 from __future__ import annotations
 
+import gc
 import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import structlog
@@ -62,6 +64,21 @@ def exit_code_of(main: Callable[..., Any], *arguments: Any) -> int:
         log.error("daemon_failed", exc_info=error)
         return EXIT_FAILED
     return result if isinstance(result, int) and not isinstance(result, bool) else 0
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """While a daemon's parts are imported: collect no garbage, and leave what is there at the end out of collections.
+
+    Loading makes some hundred thousand objects that stay. Going through them again and again takes an eighth of the
+    time to load, and a pause of tens of milliseconds at each full collection later.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def print_error(error: OperatorError) -> None:

@@ -21,7 +21,7 @@ from rich.table import Table
 from ngpu_daemon.datadir import DataDirectory
 from ngpu_daemon.dispute_cli import dispute_commands
 from ngpu_daemon.disputes import Evidence
-from ngpu_daemon.entry import run_main
+from ngpu_daemon.entry import loading, run_main
 from ngpu_daemon.init_command import ask_passphrase, init_command
 from ngpu_daemon.logs import configure_logging
 from ngpu_daemon.settings import load_settings, sample_toml
@@ -74,7 +74,8 @@ def run(
             log_level=log_level,
         )
         configure_logging(settings.log_level, settings.log_format)
-        from ngpu_node.daemon import run_daemon
+        with loading():
+            from ngpu_node.daemon import run_daemon
 
         await run_daemon(settings, lambda: ask_passphrase(settings.passphrase_file))
 

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from ngpu_daemon.discovery import DiscoverySettings
+from ngpu_daemon.discovery_settings import DiscoverySettings
 from ngpu_daemon.logs import LogFormat
 from ngpu_daemon.settings import DaemonSettings, Section
 from ngpu_node.errors import NodeConfigurationError

@@ -163,7 +163,7 @@ class Cloud:
             raise too_many_tries(wait_s)
         try:
             user = await self._store.look_up(lambda connection: rows.user_by_email(connection, email))
-            stored = user.password if user is not None else passwords.NOBODY
+            stored = user.password if user is not None else None
             right = await trio.to_thread.run_sync(passwords.verify, stored, sent, limiter=self._checks)
         finally:
             self._failed_tries.give_back(client)  # one that was wrong is counted where it is refused

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from functools import cache
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
@@ -31,13 +32,19 @@ def stored_form(sent: str) -> str:
     return _hasher.hash(sent.lower())
 
 
-NOBODY = stored_form(sent_form("nobody's"))
-"""Verified in place of an account's that does not exist, so that both take as long."""
+def verify(stored: str | None, sent: str) -> bool:
+    """Return whether *sent* is the password that *stored* stands for; None is an account that does not exist.
 
-
-def verify(stored: str, sent: str) -> bool:
-    """Return whether *sent* is the password that *stored* stands for."""
+    Both take as long, so that the time does not tell who has an account.
+    """
+    nobodys = _nobodys()  # made before the first check, of whomever
     try:
-        return _hasher.verify(stored, sent.lower())
+        return _hasher.verify(stored or nobodys, sent.lower()) and stored is not None
     except (VerificationError, InvalidHashError):
         return False
+
+
+@cache
+def _nobodys() -> str:
+    """What is verified where there is no account. Not made when the module loads, which would cost every start."""
+    return stored_form(sent_form("nobody's"))

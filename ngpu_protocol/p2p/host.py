@@ -39,6 +39,7 @@ from ngpu_protocol.p2p.errors import (
 from ngpu_protocol.p2p.events import EventFan, PeerEvent, PeerInfo
 from ngpu_protocol.p2p.limits import HostLimits
 from ngpu_protocol.p2p.listener import tcp_endpoint
+from ngpu_protocol.p2p.multiaddrs import split_peer
 from ngpu_protocol.p2p.stream import P2PStream
 from ngpu_protocol.p2p.swarm import Connection, SafeSwarm, StreamHandler, address_or_none, first_text, innermost_reason
 from ngpu_protocol.p2p.yamux import Muxer
@@ -383,14 +384,8 @@ def parse_multiaddr(text: str) -> tuple[Multiaddr, ID]:
     Raises:
         BadMultiaddrError: it does not parse, or does not end in ``/p2p/<PeerId>``.
     """
-    try:
-        multiaddr = Multiaddr(text)
-        protocol, peer_text = list(multiaddr.items())[-1]  # a relayed address names the relay before
-        if protocol.name != "p2p":
-            raise ValueError("no PeerId at its end")
-    except Exception as error:
-        raise BadMultiaddrError(text, "expected such as /ip4/192.0.2.1/tcp/4001/p2p/16Uiu2HA…") from error
-    return multiaddr, _parse_peer_id(str(peer_text))
+    multiaddr, peer_text = split_peer(text)
+    return multiaddr, _parse_peer_id(peer_text)
 
 
 @lru_cache(maxsize=4096)
