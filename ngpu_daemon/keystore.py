@@ -64,6 +64,10 @@ class PassphraseUnavailable(OperatorError):
     """No passphrase was given, or its file cannot be read."""
 
 
+class PassphraseReadableByOthers(PassphraseUnavailable):
+    """Every user of the machine may read the passphrase's file, or others than its owner may write it."""
+
+
 class Kdf(StrEnum):
     """How much work the passphrase costs to try."""
 
@@ -265,6 +269,8 @@ def _lower_keys(value: Any) -> Any:
 
 # -- the passphrase ----------------------------------------------------------------------------------------------------
 
+_TO_OTHERS = stat.S_IRWXO | stat.S_IWGRP
+
 
 def read_passphrase(file: Path | None, environ: Mapping[str, str] = os.environ) -> str:
     """Return the passphrase from *file*, else from the systemd credential `passphrase`.
@@ -273,9 +279,11 @@ def read_passphrase(file: Path | None, environ: Mapping[str, str] = os.environ) 
 
     Raises:
         PassphraseUnavailable: neither is there, or what is there cannot be read or is empty.
+        PassphraseReadableByOthers: the file is there for all to read.
     """
     path = file
-    if path is None and (directory := environ.get("CREDENTIALS_DIRECTORY")):
+    directory = environ.get("CREDENTIALS_DIRECTORY")
+    if path is None and directory:
         path = Path(directory) / CREDENTIAL_NAME
     if path is None:
         raise PassphraseUnavailable(
@@ -283,9 +291,17 @@ def read_passphrase(file: Path | None, environ: Mapping[str, str] = os.environ) 
         )
     try:
         with path.open("rb") as opened:
+            # asked of the open file, not of the path: nobody can swap it in between
+            mode = os.fstat(opened.fileno()).st_mode
             content = opened.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise PassphraseUnavailable(f"cannot read the passphrase file {path}: {error.strerror}") from None
+    # A pipe is nobody's to read, and who may read a credential is systemd's to say. A group may read: that is how root
+    # gives a file to one service's user.
+    if stat.S_ISREG(mode) and mode & _TO_OTHERS and (not directory or path.parent != Path(directory)):
+        raise PassphraseReadableByOthers(
+            f"the passphrase file {path} is open to other users (mode {stat.S_IMODE(mode):04o}): chmod 600 it"
+        )
     try:
         passphrase = content.decode().removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError:

@@ -34,7 +34,7 @@ from ngpu_bootstrap.store.records import BrokenLink, FiledReceipt, Filing, Gap, 
 from ngpu_bootstrap.store.statements import ANY_ROWS, Prepared
 
 BATCH_LIMIT = 256
-# Forged and contradicting receipts kept as evidence against one node: it makes them, and they cost it nothing.
+# Faults of one kind kept as evidence against one node: it makes them, and they cost it nothing.
 FAULTS_KEPT = 1000
 
 _log = structlog.get_logger(__name__)
@@ -229,8 +229,10 @@ class _Filings:
         *shown*: the operation it came with shows its verdict with the task already.
         """
         if not receipt.authentic:
-            fault = self._operations.fault(receipt, "forged", receipt, expected=b"", actual=b"")
-            evidence = [] if self._has_enough_against(receipt) else [fault, *self._observed(receipt)]
+            evidence: list[Step] = []
+            if self._room_for_faults(receipt.bootstrap, receipt.node, "forged"):
+                fault = self._operations.fault(receipt, "forged", receipt, expected=b"", actual=b"")
+                evidence = [fault, *self._observed(receipt)]
             return FiledReceipt(Filing.FORGED), [*evidence, *self._shown(receipt, shown)]
         chain = self._chain((receipt.bootstrap, receipt.node))
         passed = chain.has(receipt.sequence)
@@ -247,13 +249,16 @@ class _Filings:
             steps.append(self._operations.keep_order(receipt))
         if receipt.observation:
             steps.extend(self._observed(receipt))
-        steps.extend(self._broken_link(receipt, link) for link in broken)
+        if broken:
+            room = self._room_for_faults(receipt.bootstrap, receipt.node, "broken_link")
+            steps.extend(self._broken_link(receipt, link) for link in broken[:room])
         return FiledReceipt(Filing.FILED, receipt.acknowledgement, tuple(broken)), steps
 
     def give_up(self, bootstrap: str, node: str, gap: Gap) -> list[Step]:
         """Let the chain of *node* go on beyond *gap*; return the steps that keep what this shows."""
         broken = self._chain((bootstrap, node)).skip(gap)
-        return [self._broken_on_file(bootstrap, node, link) for link in broken]
+        room = self._room_for_faults(bootstrap, node, "broken_link") if broken else 0
+        return [self._broken_on_file(bootstrap, node, link) for link in broken[:room]]
 
     def heads(self) -> list[Step]:
         """Return the steps that record the heads that moved."""
@@ -271,7 +276,7 @@ class _Filings:
             steps = [self._operations.judge(stands)] if shown else []
             return FiledReceipt(Filing.DUPLICATE, first.acknowledgement), steps
         steps = [self._operations.judge(replace(receipt, verdict="disputed", rule="equivocation"))]
-        if not self._has_enough_against(receipt):
+        if self._room_for_faults(receipt.bootstrap, receipt.node, "equivocation"):
             steps.append(
                 self._operations.fault(receipt, "equivocation", receipt, expected=first.hash, actual=receipt.hash)
             )
@@ -296,11 +301,14 @@ class _Filings:
         )
         return self._connection.execute(filed.order_by(r.c.sequence).limit(1)).first()
 
-    def _has_enough_against(self, receipt: NewReceipt) -> bool:
-        """Whether so much is kept against the node of *receipt* that more would only fill the disk."""
+    def _room_for_faults(self, bootstrap: str, node: str, kind: str) -> int:
+        """Return how many more faults of this *kind* are kept against *node*: more would only fill the disk.
+
+        Each kind has room of its own: what proves nothing must not crowd out what does.
+        """
         f = tables.chain_faults
-        kept = sa.select(f.c.sequence).where(f.c.bootstrap == receipt.bootstrap, f.c.node == receipt.node)
-        return len(self._connection.execute(kept.limit(FAULTS_KEPT)).all()) >= FAULTS_KEPT
+        kept = sa.select(f.c.sequence).where(f.c.bootstrap == bootstrap, f.c.node == node, f.c.kind == kind)
+        return max(0, FAULTS_KEPT - len(self._connection.execute(kept.limit(FAULTS_KEPT)).all()))
 
     def _broken_after(self, receipt: NewReceipt) -> list[BrokenLink]:
         """Return the break that *receipt* makes visible, beyond whose place the chain has gone on."""

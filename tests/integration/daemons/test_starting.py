@@ -64,8 +64,9 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("NGPU_NODE_ENGINE", "none")  # with one, the node tries out its network before it listens
     root = logging.getLogger()
     handlers, level, last_resort = root.handlers[:], root.level, logging.lastResort
-    (tmp_path / "passphrase").write_text("secret\n")
-    (tmp_path / "other").write_text("hunter2\n")
+    for name, passphrase in (("passphrase", "secret\n"), ("other", "hunter2\n")):
+        (tmp_path / name).write_text(passphrase)
+        (tmp_path / name).chmod(0o600)
     place = Place(*request.param, tmp_path)
     assert place.init().exit_code == 0
     yield place

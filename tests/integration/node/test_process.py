@@ -52,6 +52,7 @@ def prepared(folder: Path, *multiaddrs: str) -> Path:
     if not directory.keystore.exists():
         write_keystore(directory.keystore, NODE, "secret", Kdf.LIGHT)
     (folder / "passphrase").write_text("secret\n")
+    (folder / "passphrase").chmod(0o600)
     config = folder / "node.toml"
     lines = [
         f"data_dir = {json.dumps(str(directory.path))}",
@@ -279,6 +280,7 @@ def test_a_wrong_passphrase_is_one_line_before_anything_listens(tmp_path: Path) 
 def test_init_then_sample_config_make_a_node_that_can_be_configured(tmp_path: Path) -> None:
     passphrase = tmp_path / "passphrase"
     passphrase.write_text("secret\n")
+    passphrase.chmod(0o600)
     arguments = ["--data-dir", str(tmp_path / "data"), "--passphrase-file", str(passphrase), "--kdf", "light", "--json"]
     made = CliRunner().invoke(app, ["init", *arguments])
     assert json.loads(made.stdout)["peerId"].startswith("16Uiu2HA")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from trio.testing import trio_test
 
 from ngpu_bootstrap.store import group_commit
 from ngpu_bootstrap.store.records import AskedGap, BrokenLink, FiledReceipt, Filing, Gap, Missing
+from ngpu_bootstrap.store.store import Store
 from ngpu_protocol.receipts import ReceiptLink
 from tests.unit.store.builders import (
     BOOTSTRAP,
@@ -255,6 +257,37 @@ async def test_evidence_against_one_node_has_an_end(directory: Path, monkeypatch
     async with a_store(directory) as store:
         await store.late_receipt(a_receipt(1))
         for number in range(6):
+            forged = a_receipt(1, fork=f"f{number}", verdict="disputed", rule="signer", authentic=False)
+            assert (await store.late_receipt(forged)).filing is Filing.FORGED
+        for number in range(6):
             filed = await store.late_receipt(a_receipt(1, fork=f"{number}"))
             assert filed.filing is Filing.EQUIVOCATION
+        for number in range(2, 8):  # each names another predecessor than there is
+            filed = await store.late_receipt(a_receipt(number, previous=receipt_hash(number, "x")))
+            assert [one.sequence for one in filed.broken] == [number]
+        # what shows nothing does not crowd out what does
+        assert Counter(fault.kind for fault in await store.faults(NODE)) == {
+            "forged": 3,
+            "equivocation": 3,
+            "broken_link": 3,
+        }
+
+
+@trio_test
+async def test_links_that_break_all_at_once_are_kept_within_the_same_bound(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group_commit, "FAULTS_KEPT", 3)
+
+    async def held_up(store: Store, first: int) -> None:
+        for number in range(first, first + 6):
+            await store.late_receipt(a_receipt(number, previous=receipt_hash(number, "x")))
+
+    async with a_store(directory) as store:
+        await held_up(store, 2)
+        assert await store.faults(NODE) == []
+        assert len((await store.late_receipt(a_receipt(1))).broken) == 6  # a gap that closes shows them all
         assert len(await store.faults(NODE)) == 3
+        await held_up(store, 10)
+        await store.write_off(NODE, AskedGap(Gap(8, 9), 1), receipt_hash(10, "x"), b"claim", 2)  # as one given up does
+        assert Counter(fault.kind for fault in await store.faults(NODE)) == {"broken_link": 3, "withheld": 1}

@@ -21,6 +21,7 @@ KEY = bytes(range(32, 64))
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "passphrase").write_text("secret\n")
+    (tmp_path / "passphrase").chmod(0o600)
     return tmp_path
 
 
@@ -63,6 +64,7 @@ def test_a_keystore_is_imported_under_a_new_passphrase(folder: Path) -> None:
     write_keystore(folder / "theirs.json", Account.from_key(KEY), "old", Kdf.LIGHT)
     (folder / "theirs.json").chmod(0o644)
     (folder / "old").write_text("old")
+    (folder / "old").chmod(0o600)
     result = init(
         folder, "--import-keystore", str(folder / "theirs.json"), "--import-passphrase-file", str(folder / "old")
     )

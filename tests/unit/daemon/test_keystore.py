@@ -21,6 +21,7 @@ from ngpu_daemon.keystore import (
     KeystoreExists,
     KeystoreMissing,
     KeystoreReadableByOthers,
+    PassphraseReadableByOthers,
     PassphraseUnavailable,
     WrongPassphrase,
     open_keystore,
@@ -292,15 +293,48 @@ def test_no_json_value_anywhere_gets_past_the_operators_errors(
 def test_one_line_end_is_not_part_of_the_passphrase(tmp_path: Path, content: bytes, passphrase: str) -> None:
     path = tmp_path / "file"
     path.write_bytes(content)
+    path.chmod(0o600)
     assert read_passphrase(path, {}) == passphrase
 
 
 def test_the_systemd_credential_is_used_where_no_file_is_named(tmp_path: Path) -> None:
-    (tmp_path / "passphrase").write_text("from systemd\n")
-    (tmp_path / "other").write_text("from a file\n")
-    environ = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
+    credentials, other = tmp_path / "credentials", tmp_path / "other"
+    credentials.mkdir()
+    (credentials / "passphrase").write_text("from systemd\n")  # whose mode is systemd's business
+    (credentials / "passphrase").chmod(0o644)
+    other.write_text("from a file\n")
+    other.chmod(0o600)
+    environ = {"CREDENTIALS_DIRECTORY": str(credentials)}
     assert read_passphrase(None, environ) == "from systemd"
-    assert read_passphrase(tmp_path / "other", environ) == "from a file"
+    assert read_passphrase(credentials / "passphrase", environ) == "from systemd"
+    assert read_passphrase(other, environ) == "from a file"
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o604, 0o606, 0o601, 0o660])
+def test_a_passphrase_that_all_may_read_is_refused_with_what_to_do(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "file"
+    path.write_text("secret\n")
+    path.chmod(mode)
+    with pytest.raises(PassphraseReadableByOthers, match=rf"mode {mode:04o}\): chmod 600 it$"):
+        read_passphrase(path, {"CREDENTIALS_DIRECTORY": str(tmp_path / "elsewhere")})
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o400, 0o640])
+def test_a_group_may_read_a_passphrase(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "file"
+    path.write_text("secret\n")
+    path.chmod(mode)
+    assert read_passphrase(path, {}) == "secret"
+
+
+def test_a_passphrase_comes_through_a_pipe_too() -> None:
+    reader, writer = os.pipe()
+    try:
+        os.write(writer, b"secret\n")
+        os.close(writer)
+        assert read_passphrase(Path(f"/dev/fd/{reader}"), {}) == "secret"
+    finally:
+        os.close(reader)
 
 
 def test_no_passphrase_names_both_ways_to_give_one() -> None:
@@ -314,6 +348,7 @@ def test_no_passphrase_names_both_ways_to_give_one() -> None:
 def test_a_passphrase_file_without_one_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "file"
     path.write_bytes(content)
+    path.chmod(0o600)
     with pytest.raises(PassphraseUnavailable, match=message):
         read_passphrase(path, {})
 
