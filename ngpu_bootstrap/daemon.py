@@ -93,7 +93,6 @@ from ngpu_daemon.notify import Notifier, run_watchdog
 from ngpu_daemon.outbound import GuardedTransport, public_only
 from ngpu_protocol.control import CONTROL_PROTOCOL, RECEIPTS_PROTOCOL
 from ngpu_protocol.errors import AddressError
-from ngpu_protocol.gpu_models import canonical_gpu_model
 from ngpu_protocol.http1 import AsgiHandler, BoundAddress, Client, Draining, Handler, Limits, serve_tcp
 from ngpu_protocol.identity import Account, Address, address_of_peer_id
 from ngpu_protocol.networks import network_named
@@ -298,6 +297,7 @@ class _Bootstrap:
             open_requests=self._requests_to,
             chain_head=store.chain_top,
             met=self._met,
+            gpus_shown=self.store.session_gpus,
             keep_prices=self.store.keep_price_list,
             now_ms=now_ms,
         )
@@ -576,8 +576,7 @@ class _Bootstrap:
                 session=session.session,
             )
         )
-        models = {gpu.id: canonical_gpu_model(gpu.model, gpu.memory_bytes) for gpu in session.gpus}
-        self.store.note_gpus(session.node, models, session.connected_at_ms)
+        self.store.note_gpus(session.node, session.session, session.gpus_shown, session.connected_at_ms)
 
     # -- discovery
 

@@ -331,6 +331,7 @@ def _judged(file: Dispute, evidence: Evidence) -> Verdict:
         chain_id=file.chain_id,
         tolerance_ms=evidence.tolerance_ms,
         offered_gpus=evidence.offered_gpus,
+        most_gpus=evidence.most_gpus,
         other=evidence.other,
     )
 

@@ -10,6 +10,7 @@ both have signed, and neither can say later that it said something else.
     requestHash requestBytes status responseHash responseBytes sentAtMs endedAtMs      as in `Observed`
     previous        {"sequence", "hash"}: the link the chain was judged by
     offeredGpus     names of the GPUs the node had offered, where that was judged
+    mostGpus        how many the workspace holds on a node, where that was judged
     other           {"sequence", "hash"}: a receipt of the same order that was on file already
     toleranceMs     for the clocks
 
@@ -54,6 +55,7 @@ class Evidence:
         offered_gpus: names of the GPUs the node had offered; None where that is not known.
         tolerance_ms: for the clocks.
         other: a receipt of the same order that was on file already; None where there was none.
+        most_gpus: how many the workspace holds on a node; None where that is not known.
     """
 
     seen: Observed
@@ -61,6 +63,7 @@ class Evidence:
     offered_gpus: tuple[bytes, ...] | None = None
     tolerance_ms: int = DEFAULT_TOLERANCE_MS
     other: ReceiptLink | None = None
+    most_gpus: int | None = None
 
     def to_text(self) -> str:
         """Return the evidence in its one form."""
@@ -74,6 +77,8 @@ class Evidence:
                 document[key] = {"hash": "0x" + link.hash.hex(), "sequence": link.sequence}
         if self.offered_gpus is not None:
             document["offeredGpus"] = ["0x" + gpu.hex() for gpu in self.offered_gpus]
+        if self.most_gpus is not None:
+            document["mostGpus"] = self.most_gpus
         return json.dumps(document, sort_keys=True, separators=(",", ":"))
 
     @classmethod
@@ -98,6 +103,7 @@ class Evidence:
             offered_gpus=None if offered is None else _gpus(offered),
             tolerance_ms=_number(document, "toleranceMs") or 0,
             other=None if other is None else _link(other, "other"),
+            most_gpus=_number(document, "mostGpus"),
         )
 
 

@@ -98,6 +98,7 @@ class Case:
     chain_id: int
     tolerance_ms: int
     offered_gpus: Container[bytes] | None
+    most_gpus: int | None
     other: ReceiptLink | None
     digest: bytes
     signer: Address | SignatureError
@@ -190,6 +191,8 @@ def _gpus(case: Case) -> Breach | None:
     gpus = case.receipt.gpus
     if len(set(gpus)) != len(gpus):
         return Breach("each GPU once", f"{len(gpus)} names, {len(set(gpus))} of them different")
+    if case.most_gpus is not None and len(gpus) > case.most_gpus:
+        return Breach(f"at most {case.most_gpus}, which the workspace holds", str(len(gpus)))
     if case.offered_gpus is not None:
         for gpu in gpus:
             if gpu not in case.offered_gpus:
@@ -292,6 +295,7 @@ def verify_receipt(
     chain_id: int,
     tolerance_ms: int = DEFAULT_TOLERANCE_MS,
     offered_gpus: Container[bytes] | None = None,
+    most_gpus: int | None = None,
     other: ReceiptLink | None = None,
 ) -> Verdict:
     """Return what *signed* is worth.
@@ -306,9 +310,10 @@ def verify_receipt(
         chain_id: the network's.
         tolerance_ms: how far the two clocks may be apart.
         offered_gpus: ids of the GPUs the node offered, if known.
+        most_gpus: how many the ordered revision of the workspace holds on a node, if known.
         other: a receipt of the same order that is on file already; None where there is none.
     """
-    case = _case(signed, order, seen, last, chain_id, tolerance_ms, offered_gpus, other)
+    case = _case(signed, order, seen, last, chain_id, tolerance_ms, offered_gpus, most_gpus, other)
     for rule in RULES:
         breach = rule.breach(case)
         if breach is not None:
@@ -325,10 +330,11 @@ def broken_rules(
     chain_id: int,
     tolerance_ms: int = DEFAULT_TOLERANCE_MS,
     offered_gpus: Container[bytes] | None = None,
+    most_gpus: int | None = None,
     other: ReceiptLink | None = None,
 ) -> dict[str, Breach]:
     """Return every rule that `verify_receipt` would find broken, not only the first."""
-    case = _case(signed, order, seen, last, chain_id, tolerance_ms, offered_gpus, other)
+    case = _case(signed, order, seen, last, chain_id, tolerance_ms, offered_gpus, most_gpus, other)
     found = ((rule.name, rule.breach(case)) for rule in RULES)
     return {name: breach for name, breach in found if breach is not None}
 
@@ -341,6 +347,7 @@ def _case(
     chain_id: int,
     tolerance_ms: int,
     offered_gpus: Container[bytes] | None,
+    most_gpus: int | None,
     other: ReceiptLink | None,
 ) -> Case:
     digest = signed.receipt.digest(chain_id)
@@ -349,4 +356,17 @@ def _case(
         signer = recover(digest, signed.signature)
     except SignatureError as error:
         signer = error
-    return Case(signed, signed.receipt, order, seen, last, chain_id, tolerance_ms, offered_gpus, other, digest, signer)
+    return Case(
+        signed,
+        signed.receipt,
+        order,
+        seen,
+        last,
+        chain_id,
+        tolerance_ms,
+        offered_gpus,
+        most_gpus,
+        other,
+        digest,
+        signer,
+    )

@@ -28,7 +28,7 @@ from ngpu_bootstrap.dispatch.calls import Call
 from ngpu_bootstrap.dispatch.collector import Collector
 from ngpu_bootstrap.dispatch.ends import Ending, ending_of, fared
 from ngpu_bootstrap.dispatch.receipts import Awaited, ReceiptDesk
-from ngpu_bootstrap.dispatch.verdicts import Judge, Judged
+from ngpu_bootstrap.dispatch.verdicts import GpuTerms, Judge, Judged
 from ngpu_bootstrap.dispatch.watch import TaskWatch
 from ngpu_bootstrap.errors import NotServed
 from ngpu_bootstrap.kill_points import reached
@@ -460,7 +460,7 @@ class Dispatcher:
         """Tell who must know that an attempt ended."""
         awaited = None
         if attempt.receipt is None and attempt.how not in _NO_RECEIPT_FOLLOWS:
-            awaited = Awaited(attempt.observed(), frozenset(session.gpus_shown))
+            awaited = Awaited(attempt.observed(), _gpu_terms(attempt, session))
         self._desk.attempt_ended(attempt.signed.order, awaited)
         self._metrics.attempt_ended(attempt.how.value, attempt.first_byte_s)
 
@@ -556,8 +556,8 @@ class Dispatcher:
         if attempt.receipt is None:
             return None
         session = self._nodes.get(attempt.signed.order.node)
-        offered = frozenset(session.gpus_shown) if session is not None else None
-        judged = self._judge.judge(attempt.receipt, attempt.signed.order, attempt.observed(), offered_gpus=offered)
+        gpus = _gpu_terms(attempt, session)
+        judged = self._judge.judge(attempt.receipt, attempt.signed.order, attempt.observed(), gpus=gpus)
         self._metrics.judged(judged.verdict.kind.value, judged.verdict.rule)
         self._standings.judged(
             judged.record.node, judged.verdict.kind, rule=judged.verdict.rule, task_id=judged.record.task_id
@@ -732,3 +732,14 @@ class Dispatcher:
             rule=judged.verdict.rule if judged is not None else "",
             ms=attempt.ended_at_ms - attempt.sent_at_ms,
         )
+
+
+def _gpu_terms(attempt: Attempt, session: NodeSession | None) -> GpuTerms:
+    """Return which GPUs the receipt of *attempt* may name, as far as this bootstrap holds it in memory."""
+    order, spec = attempt.signed.order, attempt.call.spec
+    # a session that is another run of the node says nothing about what it offered then
+    known = session is not None and session.session == order.session
+    return GpuTerms(
+        frozenset(session.gpus_shown) if known and session is not None else None,
+        spec.gpu_count if spec.revision == order.revision else None,
+    )

@@ -9,14 +9,14 @@ offer until it has it. So nothing here needs to be sent twice: what a lost strea
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import structlog
 import trio
 
 from ngpu_bootstrap.dispatch.gaps import GapWatch
-from ngpu_bootstrap.dispatch.verdicts import Judge, Judged
+from ngpu_bootstrap.dispatch.verdicts import GpuTerms, Judge, Judged
 from ngpu_bootstrap.metrics import Metrics
 from ngpu_bootstrap.registry.standings import Standings
 from ngpu_bootstrap.stand_ins import StandIns
@@ -44,6 +44,8 @@ OFFERS_AT_ONCE = 16
 # A receipt offered while its attempt still runs here (a slow client reads on) waits for the attempt to end.
 RUNNING_PATIENCE_S = 60.0
 AWAITED_LIMIT = 10_000
+# An order is receipted once. What more its node signs for it is disputed and kept as evidence, this often.
+REPEATS_KEPT = 16
 # How long after our side of an attempt was cut the node may take to notice and end it; its receipt counts until then.
 NOTICE_MS = 10_000
 
@@ -55,7 +57,7 @@ class Awaited:
     """What is known of an ended attempt whose receipt has not come."""
 
     seen: Observed
-    offered_gpus: Container[bytes] | None
+    gpus: GpuTerms
 
 
 @dataclass(eq=False, slots=True)
@@ -226,6 +228,9 @@ class ReceiptDesk:
         for one in filed:
             if one.raw == receipt.wire:
                 return await self._as_before(order, one.acknowledgement)
+        if len(filed) >= REPEATS_KEPT:
+            log.info("offer_not_kept", node=order.node, task_id=order.task_id, filed=len(filed))
+            return None
         awaited = self._awaited.get(key)
         if awaited is None and not filed and await self._is_open(order):
             return None  # its receipt may be on the way with its answer, here or at a sibling; it will be offered again
@@ -233,7 +238,7 @@ class ReceiptDesk:
             receipt,
             order,
             self._seen(order, awaited),
-            offered_gpus=awaited.offered_gpus if awaited is not None else None,
+            gpus=await self._gpu_terms(order, awaited),
         )
         if filed:
             judged = self._judge.repeated(judged, ReceiptLink(filed[0].sequence, filed[0].hash))
@@ -278,13 +283,28 @@ class ReceiptDesk:
 
     def _seen(self, order: TaskOrder, awaited: Awaited | None) -> Observed:
         """Return what was seen of an attempt whose receipt came on its own way: when it ended, only the node saw."""
-        now_ms = self._now_ms()
+        # whatever happened to us meanwhile: the order let it run until its deadline and no longer
+        end_ms = min(self._now_ms(), order.deadline_ms + NOTICE_MS)
         if awaited is None:
-            return Observed(None, None, None, None, None, order.issued_at_ms, now_ms)
+            return Observed(None, None, None, None, None, order.issued_at_ms, end_ms)
         seen = awaited.seen
         if order.detach or seen.ended_at_ms is None:
-            return replace(seen, ended_at_ms=now_ms)
-        return replace(seen, ended_at_ms=min(now_ms, seen.ended_at_ms + NOTICE_MS))
+            return replace(seen, ended_at_ms=end_ms)
+        return replace(seen, ended_at_ms=min(end_ms, seen.ended_at_ms + NOTICE_MS))
+
+    async def _gpu_terms(self, order: TaskOrder, awaited: Awaited | None) -> GpuTerms:
+        """Return which GPUs the receipt of *order* may name: as was known when it ended, else by what is on file.
+
+        Where the session is not on file either, the names are not judged: how many they may be still is, and a name
+        that nobody knows has no price.
+        """
+        offered, most = (None, None) if awaited is None else (awaited.gpus.offered, awaited.gpus.most)
+        if offered is None:
+            offered = await self._store.session_gpus(order.node, order.session, order.bootstrap) or None
+        if most is None:
+            spec = await self._store.workspace_spec(order.workspace, order.revision)
+            most = None if spec is None else spec.get("gpu_count", 0)
+        return GpuTerms(offered, most)
 
     async def _send(self, stream: P2PStream, line: _Line) -> None:
         while True:

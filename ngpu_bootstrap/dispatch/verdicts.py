@@ -46,6 +46,22 @@ LinkBefore = Callable[[Address, int, Address], ReceiptLink | None]
 
 
 @dataclass(frozen=True, slots=True)
+class GpuTerms:
+    """Which GPUs a receipt may name; None: not known, and not judged.
+
+    Attributes:
+        offered: those of the node, by their names in receipts.
+        most: how many, since the workspace holds no more.
+    """
+
+    offered: Container[bytes] | None
+    most: int | None
+
+
+UNKNOWN_GPUS = GpuTerms(None, None)
+
+
+@dataclass(frozen=True, slots=True)
 class Judged:
     """A receipt with what this bootstrap says to it."""
 
@@ -89,7 +105,7 @@ class Judge:
         order: TaskOrder,
         seen: Observed,
         *,
-        offered_gpus: Container[bytes] | None = None,
+        gpus: GpuTerms = UNKNOWN_GPUS,
     ) -> Judged:
         """Return the verdict on *signed*, signed by us, and its record."""
         receipt = signed.receipt
@@ -101,11 +117,18 @@ class Judge:
             last=last,
             chain_id=self._chain_id,
             tolerance_ms=self._tolerance_ms,
-            offered_gpus=offered_gpus,
+            offered_gpus=gpus.offered,
+            most_gpus=gpus.most,
         )
         evidence = None
         if verdict.kind is VerdictKind.DISPUTED:
-            evidence = Evidence(seen, last, listed_gpus(offered_gpus, verdict.rule), self._tolerance_ms)
+            evidence = Evidence(
+                seen,
+                last,
+                listed_gpus(gpus.offered, verdict.rule),
+                self._tolerance_ms,
+                most_gpus=gpus.most if verdict.rule == "gpus" else None,
+            )
         reason = verdict.rule
         if verdict.kind is VerdictKind.SKEW:
             whole = seen.sent_at_ms is not None and seen.ended_at_ms is not None

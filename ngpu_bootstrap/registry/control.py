@@ -105,7 +105,8 @@ class ControlDesk:
     Args:
         open_requests: makes the pooled HTTP client over the connection of a peer.
         chain_head: the last receipt of a node that this bootstrap knows of; None for none.
-        met: notes in the store that the node was here.
+        met: notes in the store that the node was here, and which GPUs it offered.
+        gpus_shown: the GPUs a node offered in a session so far, by id, each with its model.
         keep_prices: makes durable what a node asks in a session, empty for nothing, and returns what holds for it.
     """
 
@@ -119,9 +120,11 @@ class ControlDesk:
         open_requests: Callable[[str], Client],
         chain_head: Callable[[Address], Awaitable[ReceiptLink | None]],
         met: Callable[[NodeSession], Awaitable[None]],
+        gpus_shown: Callable[[Address, bytes], Awaitable[dict[bytes, str]]],
         keep_prices: Callable[[Address, bytes, bytes, int], Awaitable[bytes]],
         now_ms: Callable[[], int],
     ) -> None:
+        self._gpus_shown = gpus_shown
         self._keep_prices = keep_prices
         self._greeting = greeting
         self._nodes = nodes
@@ -208,6 +211,7 @@ class ControlDesk:
             return
         admitted = self._greeting.approved is None or hello.node in self._greeting.approved
         head = await self._chain_head(hello.node)
+        shown = await self._gpus_shown(hello.node, hello.session)
         await _send(stream, self._welcome(hello, head, admitted=admitted))
         now_ms = self._now_ms()
         session = NodeSession(
@@ -222,6 +226,7 @@ class ControlDesk:
             heard_at_ms=now_ms,
             requests=self._open_requests(stream.remote_peer),
             ip=stream.remote_ip,
+            gpus_shown=shown,
             slots_free=hello.slots,
         )
         skew_ms = hello.now_ms - now_ms
@@ -292,8 +297,10 @@ class ControlDesk:
             if message is None:
                 return "closed"
             if isinstance(message, Heartbeat):
-                is_first = not session.reported
+                is_first, shown = not session.reported, len(session.gpus_shown)
                 self._nodes.heard(session, message)
+                if len(session.gpus_shown) > shown:  # before it gets an order for one of them
+                    await self._met(session)
                 if is_first:  # in the same breath: who sees it ready may call it
                     self._nodes.assign(session, self._deployments.presumed(session))
                 if is_first and session.admitted:

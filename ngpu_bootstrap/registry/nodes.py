@@ -15,7 +15,7 @@ import itertools
 import math
 import random as random_module
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -37,6 +37,7 @@ from ngpu_bootstrap.scheduling.reasons import (
 )
 from ngpu_bootstrap.scheduling.waiting import Waiter
 from ngpu_protocol.control import DeploymentPhase, DeploymentState, GpuOffer, Heartbeat, HostOffer, ServiceOffer
+from ngpu_protocol.gpu_models import canonical_gpu_model
 from ngpu_protocol.http1 import Client
 from ngpu_protocol.identity import Address
 from ngpu_protocol.workspaces import WorkspaceSpec
@@ -53,6 +54,8 @@ PRIORITY_BEFORE_ALL = 10
 LOOK_ANEW_S = 0.5
 _WHY_FRESH_MS = 1_000
 ANY_NODE = Policy()
+# A machine has a dozen GPUs, and MIG makes new ones of them now and then; a stranger may say anything.
+MOST_GPUS_SHOWN = 256
 
 
 @dataclass(eq=False, slots=True)
@@ -63,7 +66,8 @@ class NodeSession:
         session: the 32 random bytes of this run of the node; every order carries them.
         requests: the pooled HTTP client over streams of the connection the node itself made.
         gpus: what it offers now.
-        gpus_shown: ids of all it has offered in this session: a receipt may name one that has become sick since.
+        gpus_shown: model by id of all it has offered in this session, as said first: a receipt may name one that has
+            become sick since. At most `MOST_GPUS_SHOWN`.
         reported: whether a heartbeat has come, so that the rest is known.
         assigned: by workspace id, the revisions it was told to run and may serve: the one wanted there now, and while
             it is replaced the one before. A node gets no task of another, whatever it claims to run.
@@ -87,7 +91,7 @@ class NodeSession:
     heard_at_ms: int
     requests: Client
     ip: str = ""
-    gpus_shown: set[bytes] = field(default_factory=set)
+    gpus_shown: dict[bytes, str] = field(default_factory=dict)
     slots_free: int = 0
     reported: bool = False
     draining: bool = False
@@ -102,7 +106,7 @@ class NodeSession:
     load: Load = field(init=False)
 
     def __post_init__(self) -> None:
-        self.gpus_shown |= {gpu.id for gpu in self.gpus}
+        self._show(self.gpus)
         self.load = Load(self.node, self, slots=self.slots, heard_at_ms=self.heard_at_ms, history=NodeHistory())
 
     @property
@@ -127,8 +131,13 @@ class NodeSession:
         self.host = heartbeat.host
         if heartbeat.gpus is not None:
             self.gpus = heartbeat.gpus
-            self.gpus_shown.update(gpu.id for gpu in heartbeat.gpus)
+            self._show(heartbeat.gpus)
         self.load.room.hear(self.slots, heartbeat.slots_free, heartbeat.yours)
+
+    def _show(self, gpus: Iterable[GpuOffer]) -> None:
+        for gpu in gpus:
+            if len(self.gpus_shown) < MOST_GPUS_SHOWN:
+                self.gpus_shown.setdefault(gpu.id, canonical_gpu_model(gpu.model, gpu.memory_bytes))
 
     def assign(self, assigned: Mapping[str, Collection[int]]) -> None:
         """Take over which revisions of which workspaces the node may serve; for an attached one, `Nodes.assign`."""

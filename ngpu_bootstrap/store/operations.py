@@ -315,11 +315,14 @@ class Operations:
         values = {name: getattr(node, name) for name in s.names}
         return Operation(node.address, [(s, s.bind(values))], _refused)
 
-    def see_gpus(self, node: str, models: Mapping[bytes, str], at_ms: int) -> Operation:
-        """The models of a node's GPUs, by their names in receipts."""
-        s = self.statements.see_gpu
-        rows = [{"node": node, "gpu": gpu, "model": model, "seen_at_ms": at_ms} for gpu, model in models.items()]
-        return Operation(node, [(s, s.bind(row)) for row in rows], _refused)
+    def see_gpus(self, bootstrap: str, node: str, session: bytes, models: Mapping[bytes, str], at_ms: int) -> Operation:
+        """The models of a node's GPUs, by their names in receipts; in a session, what it said first stands."""
+        s, of_session = self.statements.see_gpu, self.statements.see_session_gpu
+        steps: list[Step] = []
+        for gpu, model in models.items():
+            row = {"bootstrap": bootstrap, "node": node, "session": session, "gpu": gpu, "model": model}
+            steps += [(s, s.bind(row | {"seen_at_ms": at_ms})), (of_session, of_session.bind(row))]
+        return Operation(node, steps, _refused)
 
     def keep_price_list(self, bootstrap: Address, node: Address, session: bytes, wire: bytes, at_ms: int) -> Operation:
         """What a node asks in a session (*wire* is empty for nothing), unless that is on file."""

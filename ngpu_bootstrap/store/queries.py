@@ -389,6 +389,13 @@ def price_list(connection: sa.Connection, bootstrap: str, node: str, session: by
     return None if wire is None else bytes(wire)
 
 
+def session_gpus(connection: sa.Connection, bootstrap: str, node: str, session: bytes) -> dict[bytes, str]:
+    """Return the model of each GPU that a node offered to a bootstrap in one session, by its name in receipts."""
+    g = tables.session_gpus
+    where = (g.c.bootstrap == bootstrap, g.c.node == node, g.c.session == session)
+    return {bytes(gpu): model for gpu, model in connection.execute(sa.select(g.c.gpu, g.c.model).where(*where))}
+
+
 def observation(connection: sa.Connection, bootstrap: str, node: str, receipt_hash: bytes) -> bytes:
     """Return what a bootstrap saw of a receipt it disputes, signed; empty for none."""
     o = tables.observations

@@ -216,6 +216,9 @@ class Statements:
             "see_node", upsert(name, tables.nodes, _names(tables.nodes), keep=("first_seen_ms",)), rows=1
         )
         self.see_gpu = self._prepare("see_gpu", upsert(name, tables.node_gpus, _names(tables.node_gpus)), rows=1)
+        self.see_session_gpu = self._prepare(
+            "see_session_gpu", insert_or_ignore(name, tables.session_gpus, _names(tables.session_gpus))
+        )
         # a session's list is the first it gave: see Operations.keep_price_list
         self.keep_price_list = self._prepare(
             "keep_price_list", insert_or_ignore(name, tables.price_lists, _names(tables.price_lists))

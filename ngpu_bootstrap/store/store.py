@@ -685,10 +685,18 @@ class Store:
         """As ``see_node``, without waiting."""
         self._writes.post(self._operations.see_node(row))
 
-    def note_gpus(self, node: Address, models: Mapping[bytes, str], at_ms: int) -> None:
-        """Keep the model of each of a node's GPUs, by its name in receipts; does not wait."""
+    def note_gpus(self, node: Address, session: bytes, models: Mapping[bytes, str], at_ms: int) -> None:
+        """Keep the model of each GPU a node offers in a session, by its name in receipts; does not wait.
+
+        What is written later, an order to use one of them included, is not on file before it.
+        """
         if models:
-            self._writes.post(self._operations.see_gpus(node, models, at_ms))
+            self._writes.post(self._operations.see_gpus(self._bootstrap, node, session, models, at_ms))
+
+    async def session_gpus(self, node: Address, session: bytes, bootstrap: Address | None = None) -> dict[bytes, str]:
+        """Return the model of each GPU that *node* offered in a session, to this bootstrap or to *bootstrap*."""
+        to = bootstrap or self._bootstrap
+        return await self._lookups.read(lambda connection: queries.session_gpus(connection, to, node, session))
 
     async def keep_price_list(self, node: Address, session: bytes, wire: bytes, at_ms: int) -> bytes:
         """Store what *node* asks in a session, and return what holds: the first it said, empty for nothing.

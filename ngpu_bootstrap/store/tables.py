@@ -363,6 +363,17 @@ node_gpus = sa.Table(
     sa.Column("seen_at_ms", _MS, nullable=False),
 )
 
+# what a node offered in a session of its, as it said first: what a receipt of that session may name
+session_gpus = sa.Table(
+    "session_gpus",
+    metadata,
+    sa.Column("bootstrap", sa.Text, primary_key=True),
+    sa.Column("node", sa.Text, primary_key=True),
+    sa.Column("session", sa.LargeBinary, primary_key=True),
+    sa.Column("gpu", sa.LargeBinary, primary_key=True),
+    sa.Column("model", sa.Text, nullable=False),
+)
+
 # what a node asked in a session of its, by its own signature (ngpu_protocol.prices)
 price_lists = sa.Table(
     "price_lists",

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.integration.bootstrap.rig import Bootstrap, task_when
-from tests.integration.bootstrap.scripted_node import Asked, ScriptedNode, new_account
+from ngpu_bootstrap.dispatch import receipts
+from ngpu_protocol import control
+from tests.integration.bootstrap.rig import WORKSPACE, Bootstrap, running, settings_for, task_when, wait_ready
+from tests.integration.bootstrap.scripted_node import Asked, ScriptedNode, connected, new_account
 from tests.integration.bootstrap.test_failures import CUT, run
 
 
@@ -73,6 +75,128 @@ def test_one_order_is_receipted_once(tmp_path: Path) -> None:
         assert (said.sequence, said.verdict) == (2, "disputed")
 
     run(tmp_path, test)
+
+
+def test_one_order_fills_no_disk_with_receipts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(receipts, "REPEATS_KEPT", 3)
+
+    async def test(bootstrap: Bootstrap, node: ScriptedNode) -> None:
+        await bootstrap.call("POST", "/proxy/8080/", b"x")
+        await node.until(lambda: len(node.acknowledged) == 1)
+        asked = Asked(node, None, node.orders[0], node.orders[0].order.issued_at_ms, b"x")  # type: ignore[arg-type]
+        second = asked.receipt(200, b"x")
+        await node.offer(asked.signed, second)
+        await node.until(lambda: len(node.acknowledged) == 2)
+        await node.offer(asked.signed, asked.receipt(200, b"x"))
+        await node.until(lambda: len(node.acknowledged) == 3)
+        for _ in range(3):
+            await node.offer(asked.signed, asked.receipt(200, b"x"))
+        await node.offer(asked.signed, second)  # what is on file is answered for as before
+        await node.until(lambda: len(node.acknowledged) == 4)
+        said = [one.acknowledgement for one in node.acknowledged]
+        assert [(one.sequence, one.verdict) for one in said] == [
+            (1, "verified"),
+            (2, "disputed"),
+            (3, "disputed"),
+            (2, "disputed"),
+        ]
+
+    run(tmp_path, test)
+
+
+GPUS = tuple(bytes([number]) * 32 for number in (1, 2, 3))
+OFFERED = tuple(control.GpuOffer(gpu, "NVIDIA GeForce RTX 4090", 24 << 30) for gpu in GPUS[:2])
+
+
+ONE_GPU = WORKSPACE | {"gpu_count": 1}
+
+
+def holding(*gpus: bytes, reserved_gpu_ms: int = 0, **more: object) -> dict[str, object]:
+    return {"gpus": gpus, "reserved_gpu_ms": reserved_gpu_ms, **more}
+
+
+def test_a_receipt_names_no_more_gpus_than_the_workspace_holds(tmp_path: Path) -> None:
+    """A node with two of them is not paid for both where the workspace has one."""
+
+    async def test(bootstrap: Bootstrap, node: ScriptedNode) -> None:
+        for change, said in (
+            (holding(GPUS[1]), ("verified", "")),
+            (holding(*GPUS[:2]), ("disputed", "gpus")),
+            (holding(GPUS[2]), ("disputed", "gpus")),  # one it never offered
+        ):
+
+            async def answer(asked: Asked, change: dict[str, object] = change) -> None:
+                await asked.answer(200, await asked.read(), change=change)
+
+            node.script = answer
+            before = len(node.acknowledged)
+            await bootstrap.call("POST", "/proxy/8080/", b"x")
+            await node.until(lambda before=before: len(node.acknowledged) > before)  # type: ignore[misc]
+            last = node.acknowledged[-1].acknowledgement
+            assert (last.verdict, last.reason) == said
+
+    async def main() -> None:
+        node = ScriptedNode(new_account(), gpus=OFFERED)
+        async with (
+            running(settings_for(tmp_path / "data"), workspace=ONE_GPU) as bootstrap,
+            connected(node, bootstrap.multiaddr),
+        ):
+            await wait_ready(bootstrap)
+            await test(bootstrap, node)
+
+    trio.run(main)
+
+
+def test_a_receipt_that_comes_after_a_restart_is_judged_by_what_was_offered_and_by_the_deadline(tmp_path: Path) -> None:
+    """What the bootstrap saw is gone with it: the order, the workspace and the node's session are on file."""
+    begun: list[Asked] = []
+    all_begun = trio.Event()
+
+    async def endless(asked: Asked) -> None:
+        await asked.read()
+        begun.append(asked)
+        if len(begun) == 5:
+            all_begun.set()
+        await trio.sleep_forever()
+
+    settings = settings_for(tmp_path / "data")
+
+    async def main() -> None:
+        node = ScriptedNode(new_account(), gpus=OFFERED[:1])
+        node.script = endless
+        async with running(settings, workspace=ONE_GPU) as bootstrap, connected(node, bootstrap.multiaddr):
+            await wait_ready(bootstrap)
+            known = bootstrap.workspace, bootstrap.token
+            node.gpus = OFFERED  # the second one is offered later
+            await node.report()
+            async with trio.open_nursery() as nursery:
+                for _ in range(5):
+                    nursery.start_soon(bootstrap.call, "POST", "/proxy/8080/", b"x")
+                with trio.fail_after(10):
+                    await all_begun.wait()
+                nursery.cancel_scope.cancel()
+        node.gpus = OFFERED[:1]  # it fell off the bus meanwhile
+        async with running(settings, known=known) as bootstrap, connected(node, bootstrap.multiaddr):
+            await wait_ready(bootstrap)
+            issued_ms, deadline_ms = (getattr(begun[0].signed.order, name) for name in ("issued_at_ms", "deadline_ms"))
+            for asked, change, said in zip(
+                begun,
+                (
+                    holding(GPUS[0]),
+                    holding(GPUS[1]),
+                    holding(*GPUS[:2]),
+                    holding(GPUS[2]),
+                    holding(GPUS[0], duration_ms=deadline_ms - issued_ms + 60_000),
+                ),
+                ("", "", "gpus", "gpus", "duration"),
+                strict=True,
+            ):
+                before = len(node.acknowledged)
+                await node.offer(asked.signed, asked.receipt(200, b"", outcome="client_gone", change=change))
+                await node.until(lambda before=before: len(node.acknowledged) > before)  # type: ignore[misc]
+                assert node.acknowledged[-1].acknowledgement.reason == said
+
+    trio.run(main)
 
 
 def test_what_no_database_keeps_is_not_in_a_nodes_words(tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def test_both_sides_come_to_the_same_amounts_over_changed_prices(directory: Path
             ) as store,
         ):
             ledger.remember_gpus(MODELS)
-            store.note_gpus(NODE.address, MODELS, 1)
+            store.note_gpus(NODE.address, sessions[0], MODELS, 1)
             for signed, session in zip(lists, sessions, strict=True):
                 if signed is not None:
                     ledger.remember_price_list(signed)

@@ -64,6 +64,7 @@ def a_dispute(
         chain_id=CHAIN_ID,
         tolerance_ms=evidence.tolerance_ms,
         offered_gpus=evidence.offered_gpus,
+        most_gpus=evidence.most_gpus,
     )
     assert verdict.kind is VerdictKind.DISPUTED
     ack = replace(
@@ -104,6 +105,7 @@ def disputes() -> dict[str, tuple[Dispute, Finding]]:
             Finding.STATED,
         ),
         "gpus never offered": (a_dispute(a_receipt(), Evidence(seen, offered_gpus=gpus[:1])), Finding.STATED),
+        "more gpus than ordered": (a_dispute(a_receipt(), Evidence(seen, most_gpus=1)), Finding.STATED),
         "second for its number": (
             a_dispute(a_receipt(sequence=4), Evidence(seen, ReceiptLink(4, OTHER_HASH))),
             Finding.STATED,

@@ -172,6 +172,12 @@ def test_task_without_gpus_bills_nothing() -> None:
     assert_breaks("reserved", a_receipt(gpus=(), reserved_gpu_ms=1, busy_gpu_ms=0, meter=Meter.NONE))
 
 
+def test_no_more_gpus_are_named_than_the_workspace_holds() -> None:
+    assert_breaks("gpus", a_receipt(), most_gpus=len(a_receipt().gpus) - 1)
+    assert_breaks("gpus", a_receipt(), most_gpus=0)
+    assert_verified(a_receipt(), most_gpus=len(a_receipt().gpus))
+
+
 def test_gpus_are_not_held_against_an_unknown_offer() -> None:
     assert_verified(a_receipt(gpus=(ANOTHER_HASH, sha256(b"2"))), offered_gpus=None)
 
