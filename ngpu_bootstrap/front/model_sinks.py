@@ -12,6 +12,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from functools import partial
+
+import trio
 
 from ngpu_bootstrap.dispatch.dispatcher import Result
 from ngpu_bootstrap.errors import Refusal
@@ -21,9 +24,15 @@ from ngpu_protocol.http1 import Exchange, Headers, HttpError, header
 
 EVENT_STREAM = b"text/event-stream"
 HELD_BYTES = 16 * 1024 * 1024
+SHORT_BYTES = 4096
 
 ErrorDocument = Callable[[Refusal], bytes]
 Rewrite = Callable[[bytes, Result], bytes]
+
+
+async def rewritten(body: bytes, rewrite: Callable[[], bytes]) -> bytes:
+    """Return what *rewrite* makes of *body*: where that may take long, while others go on."""
+    return rewrite() if len(body) <= SHORT_BYTES else await trio.to_thread.run_sync(rewrite)
 
 
 class ModelSink(ProxySink):
@@ -101,7 +110,7 @@ class RewritingSink(ModelSink):
         if self._held is not None and self._head is not None and result.ending.state is TaskState.FINISHED:
             status, reason, headers, length = self._head
             body = bytes(self._held)
-            changed = self._rewrite(body, result)
+            changed = await rewritten(body, partial(self._rewrite, body, result))
             self._held = None
             if changed != body and length is not None:
                 length = len(changed)

@@ -42,7 +42,7 @@ from ngpu_bootstrap.front.callers import Network, affinity_key, client_address, 
 from ngpu_bootstrap.front.guards import AddressBuckets, TokenLimits, network_of
 from ngpu_bootstrap.front.job_calls import JobCalls
 from ngpu_bootstrap.front.keeping import KeepingSink
-from ngpu_bootstrap.front.model_sinks import ModelSink, RewritingSink
+from ngpu_bootstrap.front.model_sinks import ModelSink, RewritingSink, rewritten
 from ngpu_bootstrap.front.node_files import NodeFiles
 from ngpu_bootstrap.front.paths import parse_parameters, workspace_target
 from ngpu_bootstrap.front.places import Places
@@ -569,7 +569,7 @@ class Profiled:
     ) -> None:
         """Answer with what a workspace on *node* answered about a job."""
         if asked.route.links is not None and node is not None:
-            answer = self._linked(asked.exchange, asked.route.links, workspace, node, answer)
+            answer = await self._linked(asked.exchange, asked.route.links, workspace, node, answer)
         await self._respond(asked, self._enveloped(asked, answer.status, answer.body, answer.content_type), task_id)
 
     async def shown(self, exchange: Exchange, record: TaskRecord, answer: WorkspaceAnswer) -> WorkspaceAnswer:
@@ -585,7 +585,7 @@ class Profiled:
         links = profile.links_of_job(name) if of == profile.name else None
         if links is None:
             return answer
-        return self._linked(exchange, links, row.workspace, Address(row.job.node), answer)
+        return await self._linked(exchange, links, row.workspace, Address(row.job.node), answer)
 
     # -- answered here
 
@@ -671,12 +671,13 @@ class Profiled:
             body = self._with_links(asked.exchange, route.links, call.spec.id, node, body)
         return body
 
-    def _linked(
+    async def _linked(
         self, exchange: Exchange, links: Links, workspace: str, node: Address, answer: WorkspaceAnswer
     ) -> WorkspaceAnswer:
         if answer.content_type.partition(";")[0].strip().lower() != "application/json":
             return answer
-        return dataclasses.replace(answer, body=self._with_links(exchange, links, workspace, node, answer.body))
+        change = partial(self._with_links, exchange, links, workspace, node, answer.body)
+        return dataclasses.replace(answer, body=await rewritten(answer.body, change))
 
     def _with_links(self, exchange: Exchange, links: Links, workspace: str, node: Address, body: bytes) -> bytes:
         origin = self._origin(exchange)

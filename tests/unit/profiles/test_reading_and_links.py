@@ -16,7 +16,7 @@ from ngpu_bootstrap.credentials import make_token, reveal
 from ngpu_bootstrap.errors import BadRequest, Forbidden, NotServed, Refusal
 from ngpu_bootstrap.front.spool import Spool, SpooledBody
 from ngpu_bootstrap.profiles.catalogue import parse_profile
-from ngpu_bootstrap.profiles.links import Link, link_url, read_link, with_file_urls, with_links
+from ngpu_bootstrap.profiles.links import MAX_LINKS, Link, link_url, read_link, with_file_urls, with_links
 from ngpu_bootstrap.profiles.reading import BodyReader, wanted_of
 from ngpu_node.output_files import FileRefused, OutputFiles
 from ngpu_protocol.identity import Account
@@ -139,6 +139,13 @@ def test_texts_below_a_prefix_become_links() -> None:
     body = b'{"info":["/files/1.png","/other/2"],"t":"\\"/files/3\\""}'
     changed = json.loads(with_links(body, "/files/", lambda path: f"U{path}"))
     assert changed == {"info": ["U/files/1.png", "/other/2"], "t": '"/files/3"'}
+
+
+def test_an_answer_that_names_files_without_end_gets_a_bounded_number_of_links() -> None:
+    many = [b'{"url":"/a%d"}' % number for number in range(MAX_LINKS + 5)]
+    for change in (with_file_urls(b",".join(many), "U{}".format), with_links(b",".join(many), "/a", "U{}".format)):
+        assert change.count(b'"U/a') == MAX_LINKS
+        assert change.endswith(many[-1])
 
 
 # -- the node's side
