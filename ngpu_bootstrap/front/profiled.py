@@ -36,7 +36,7 @@ from ngpu_bootstrap.dispatch.attempt import Sink
 from ngpu_bootstrap.dispatch.calls import Body, Call, ClientFault, StreamedBody, WholeBody
 from ngpu_bootstrap.dispatch.collector import Collector
 from ngpu_bootstrap.dispatch.dispatcher import Dispatcher, Result
-from ngpu_bootstrap.errors import BadRequest, NotServed, Refusal
+from ngpu_bootstrap.errors import BadRequest, NodeFault, NotServed, Refusal
 from ngpu_bootstrap.front.answers import Answer, WorkspaceAnswer, json_answer, refusal_for
 from ngpu_bootstrap.front.callers import Network, affinity_key, client_address, is_within, passed_on
 from ngpu_bootstrap.front.guards import AddressBuckets, TokenLimits, network_of
@@ -78,6 +78,8 @@ NODE_HEADER = b"ngpu-node"
 CLIENT_LEFT = 499
 """In a log: the client left before it was answered, as other servers write it."""
 WHOLE_BODY_BYTES = 64 * 1024
+MAX_SAID_BYTES = 500
+"""Of what a workspace said when it refused a job, to be shown."""
 _HOST = re.compile(r"[A-Za-z0-9.-]{1,253}(?::[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](?::[0-9]{1,5})?")
 _PARAMETER = re.compile(r"\{([a-z_][a-z0-9_]*)(?:\.\.\.)?\}")
 _CALL_OF_KIND = {
@@ -93,8 +95,11 @@ Shape = Callable[[Refusal], Answer]
 
 def shape_of(found: Matched | WrongMethod) -> Shape:
     """Return how refusals of a call look."""
-    route = found.route if isinstance(found, Matched) else None
-    return partial(refusal_in, found.profile.dialect_of(route))
+    return _shape(found.profile, found.route if isinstance(found, Matched) else None)
+
+
+def _shape(profile: Profile, route: Route | None) -> Callable[..., Answer]:
+    return partial(refusal_in, profile.dialect_of(route), words=profile.error_words)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,10 +209,15 @@ class Profiled:
         """Return what answers a call; None: no profile is concerned."""
         return self.catalogue.match(method, path, only=only)
 
+    def shape_near(self, path: str) -> Shape | None:
+        """Return how the refusal of a path that nothing answers looks, where a profile has such paths."""
+        profile = self.catalogue.near(path)
+        return None if profile is None else _shape(profile, None)
+
     def shape_of_profile(self, name: str) -> Shape:
         """Return how refusals of calls that are none of a profile's look on its own listener."""
         profile = self.catalogue.get(name)
-        return partial(refusal_in, Dialect.NGPU if profile is None else profile.dialect)
+        return partial(refusal_in, Dialect.NGPU) if profile is None else _shape(profile, None)
 
     async def answer(self, exchange: Exchange, found: Matched | WrongMethod, path: str, query: str | None) -> None:
         """Answer one call.
@@ -335,6 +345,9 @@ class Profiled:
             if route.mode is not Mode.TRANSPARENT or (length is not None and length <= WHOLE_BODY_BYTES):
                 return WholeBody(await exchange.receive_all(limit))
             return StreamedBody(exchange)
+        encoding = (header(request.headers, b"content-encoding") or b"identity").strip().lower()
+        if has_body and encoding != b"identity":
+            raise Refusal(415, "body_encoded", "this call's body is looked into, so it must not be compressed")
         reader = BodyReader(wanted, header(request.headers, b"content-type"))
         spooled = await stack.enter_async_context(SpooledBody(self._parts.spool))
         if has_body:
@@ -459,7 +472,7 @@ class Profiled:
 
     async def _pass_through(self, asked: _Asked, call: Call) -> None:
         exchange, route = asked.exchange, asked.route
-        words = partial(_words_of, asked.profile.dialect_of(route), call.task_id)
+        words = partial(_words_of, _shape(asked.profile, route), call.task_id)
         if route.file_urls or route.links is not None:
             sink: ModelSink = RewritingSink(exchange, call.task_id, words, partial(self._rewritten, asked, call))
         else:
@@ -530,6 +543,10 @@ class Profiled:
             task_id, answer = await jobs.submit(call, name, terms, caller.workspace.id, asked.refused)
         except TaskEnded as ended:
             await self._refuse_task(asked, ended.refusal, ended.task_id)
+            return
+        if declared.wait and not 200 <= answer.status < 300:
+            # its client waits for a result, and knows errors in its own dialect alone
+            await self._refuse_task(asked, _refused_job(answer), task_id)
             return
         node = await jobs.node_of(task_id)
         if task_id == call.task_id and self._is_kept(asked, call) and node is not None:
@@ -714,7 +731,7 @@ class Profiled:
         if asked.exchange.head_sent:
             await asked.exchange.abort()
             return
-        await self._respond(asked, refusal_in(asked.profile.dialect_of(asked.route), refusal, task_id=task_id))
+        await self._respond(asked, _shape(asked.profile, asked.route)(refusal, task_id=task_id))
 
 
 def enveloped(envelope: Envelope, body: bytes) -> bytes | None:
@@ -772,6 +789,13 @@ def _filled(pattern: str, parameters: Mapping[str, str]) -> str:
     return path + separator + query
 
 
+def _refused_job(answer: WorkspaceAnswer) -> NodeFault:
+    said = answer.body[:MAX_SAID_BYTES].decode("utf-8", "replace")
+    shown = "".join(one if one.isprintable() else " " for one in said).strip()
+    words = f"the workspace refused the job with status {answer.status}"
+    return NodeFault(502, "job_refused", f"{words}: {shown}" if shown else words)
+
+
 def _unbound(profile: str) -> NotServed:
     return NotServed(503, "profile_unbound", f"no workspace serves the calls of the profile {profile} here now")
 
@@ -797,5 +821,5 @@ def _model(one: Model, origin: str) -> dict[str, object]:
     }
 
 
-def _words_of(dialect: Dialect, task_id: str, refusal: Refusal) -> bytes:
-    return refusal_in(dialect, refusal, task_id=task_id).body
+def _words_of(shape: Callable[..., Answer], task_id: str, refusal: Refusal) -> bytes:
+    return shape(refusal, task_id=task_id).body

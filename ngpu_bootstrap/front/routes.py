@@ -169,6 +169,9 @@ class Front:
                 await self.profiled.answer(exchange, found, path, query)
             elif path.startswith(FILES_PREFIX):
                 await self.profiled.file(exchange, path, query)
+            elif (near := self.profiled.shape_near(path)) is not None:
+                shape = near
+                raise Refusal(404, "not_found", "nothing is served at this path; /docs lists what is")
             else:
                 await self._pass_to_application(exchange)
         except (Refusal, ClientFault, RemoteError, StoreError) as error:

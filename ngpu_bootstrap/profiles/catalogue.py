@@ -160,6 +160,14 @@ class Catalogue:
             other = WrongMethod(other.profile if other is not None else compiled.profile, allowed)
         return other
 
+    def near(self, path: str) -> Profile | None:
+        """Return whose caller most likely asks for a *path* that nothing answers: the profile that has its first
+        segment."""
+        if is_own(path):
+            return None
+        found = self._by_first.get(path[1:].partition("/")[0])
+        return found[0].profile if found else None
+
 
 class _Compiled:
     """A route's path, ready to be compared."""

@@ -225,6 +225,7 @@ class Route(Declared):
         body_schema: written `schema`: JSON schema (draft 2020-12) of a JSON body, or of the object a form's fields
             make. The body is read whole for it, so `max_body_bytes` is at most 16 MiB.
         form: what a multipart body may have.
+        json_only: a body is read as JSON whatever its type says, and refused if it is none.
         file_urls: paths of files in the JSON of an answer become URLs here (`"url": "/home/..."`).
         links: texts of an answer that become signed URLs here.
         signed: opened by such a URL, and by nothing else.
@@ -252,6 +253,7 @@ class Route(Declared):
     gpu_types: tuple[Annotated[str, Field(min_length=1, max_length=128)], ...] = ()
     body_schema: dict[str, Any] | None = Field(None, alias="schema")
     form: FormBounds | None = None
+    json_only: StrictBool = False
     file_urls: StrictBool = False
     links: Links | None = None
     signed: StrictBool = False
@@ -275,6 +277,8 @@ class Route(Declared):
             raise ValueError('file_urls and signed need mode = "transparent"')
         if self.links is not None and self.mode not in (Mode.TRANSPARENT, Mode.JOB):
             raise ValueError('links need mode = "transparent" or "job"')
+        if self.json_only and self.form is not None:
+            raise ValueError("json_only and form exclude each other")
         if self.signed and self.method != "GET":
             raise ValueError("a signed URL is fetched with GET")
         meant = _OF_ANSWERED.get(self.mode.value)
@@ -308,6 +312,15 @@ class Route(Declared):
         return self.target or self.path
 
 
+def _status(text: str) -> str:
+    if re.fullmatch(r"[45][0-9]{2}", text) is None:
+        raise ValueError("must be the status of an error, such as 400")
+    return text
+
+
+Status = Annotated[str, AfterValidator(_status)]
+
+
 def _listen(text: str) -> str:
     return checked_host_port(text) if text else text
 
@@ -323,6 +336,7 @@ class Profile(Declared):
 
     Attributes:
         dialect: how errors look on all of its routes.
+        error_words: by HTTP status, what stands in `error` of the dialect `error_details`.
         workspace: what a call runs on. `token`: the workspace the credential is of. `model`: whatever serves the
             model the body names, among what the credential may use. `bound`: the one the operator named for this
             profile (`[profiles.bind]`).
@@ -336,6 +350,7 @@ class Profile(Declared):
     name: Annotated[str, StringConstraints(pattern=_NAME)]
     summary: Annotated[str, Field(max_length=500)] = ""
     dialect: Dialect = Dialect.NGPU
+    error_words: dict[Status, Annotated[str, Field(min_length=1, max_length=200)]] = Field(default_factory=dict)
     workspace: Literal["token", "model", "bound"] = "token"
     credentials: tuple[Credential, ...] = (Credential.model_validate({"in": "header", "name": "authorization"}),)
     listen: Annotated[str, AfterValidator(_listen)] = ""

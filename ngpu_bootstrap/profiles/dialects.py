@@ -37,20 +37,26 @@ _OPENAI_PARAMETERS: Mapping[str, str] = {
 }
 
 
-def refusal_in(dialect: Dialect, refusal: Refusal, *, task_id: str | None = None) -> Answer:
+def refusal_in(
+    dialect: Dialect, refusal: Refusal, *, task_id: str | None = None, words: Mapping[str, str] | None = None
+) -> Answer:
     """Return how *refusal* looks to callers of a profile.
 
     Args:
+        words: of the profile's own, by status (`Profile.error_words`).
         task_id: of the task that was accepted and then could not be served; None when there is none.
     """
     headers = dict(refusal.headers)
     if task_id is not None:
         headers["Ngpu-Task-Id"] = task_id
     document = _SHAPES[dialect](refusal)
+    status = status_in(dialect, refusal.status)
+    if words and dialect is Dialect.ERROR_DETAILS:
+        document["error"] = words.get(str(status), document["error"])
     document.setdefault("reason", refusal.reason)
     if task_id is not None:
         document["task_id"] = task_id
-    return json_answer(status_in(dialect, refusal.status), document, headers)
+    return json_answer(status, document, headers)
 
 
 def status_in(dialect: Dialect, status: int) -> int:

@@ -10,6 +10,7 @@ server finds. What a form may have besides is declared (`FormBounds`). Pure; the
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection
 from typing import Any
@@ -28,6 +29,9 @@ MAX_VALUE_BYTES = 4096
 MAX_TEXT_BYTES = 1024 * 1024
 _MAX_NAME = 256
 ANY_FORM = FormBounds()
+# Readers differ in which of two names counts, and in whether RFC 2231's `name*=` is one (RFC 7578 forbids it).
+_QUOTED = re.compile(rb'"(?:[^"\\]|\\.)*"')
+_ANOTHER_NAME = re.compile(rb";\s*name\s*(?:\*|=.*;\s*name\s*[*=])", re.IGNORECASE | re.DOTALL)
 
 
 def media_type(content_type: bytes | None) -> tuple[str, dict[bytes, bytes]]:
@@ -151,7 +155,10 @@ class MultipartScan:
         self._field = self._value = b""
 
     def _headers_end(self) -> None:
-        disposition = next((value for name, value in self._headers if name.lower() == b"content-disposition"), b"")
+        dispositions = [value for name, value in self._headers if name.lower() == b"content-disposition"]
+        disposition = dispositions[0] if len(dispositions) == 1 else b""
+        if _ANOTHER_NAME.search(_QUOTED.sub(b'""', disposition)):
+            raise _malformed("a part has its name in more than one way")
         kind, options = parse_options_header(disposition)
         raw = options.get(b"name")
         if kind != b"form-data" or raw is None or len(raw) > _MAX_NAME:

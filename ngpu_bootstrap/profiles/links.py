@@ -114,7 +114,7 @@ def with_file_urls(body: bytes, url_of: Callable[[str], str]) -> bytes:
 
 
 def with_links(body: bytes, prefix: str, url_of: Callable[[str], str]) -> bytes:
-    """Return a JSON *body* in which each text that begins with *prefix* is replaced, as far as `with_file_urls` goes."""
+    """Return a JSON *body* in which each text that begins with *prefix* is replaced, or the first `MAX_LINKS`."""
     pattern = re.compile(rb'(?<!\\)"(%b[^"\\\x00-\x1f]*)"' % re.escape(prefix.encode()))
 
     def replaced(found: re.Match[bytes]) -> bytes:

@@ -27,6 +27,7 @@ from ngpu_bootstrap.profiles.form_bodies import (
 from ngpu_bootstrap.profiles.model_of_body import Member, ObjectScan, text_of
 from ngpu_bootstrap.profiles.places import Place
 from ngpu_bootstrap.profiles.schemas import check_document, validator_of
+from ngpu_bootstrap.profiles.strict_json import read_json
 from ngpu_protocol.job_answers import at_pointer
 
 _ROUTED = ("model", "project")
@@ -60,6 +61,7 @@ class Wanted:
     Attributes:
         routed: `model` and `project` count.
         schema: what holds the parsed body to the declared schema; None: anything goes.
+        json_only: whatever its type says, it is read as JSON.
         parses: the body is parsed whole, so it has at most `MAX_READ_BYTES` and `MAX_VALUES`.
         keeps: it is kept as a JSON value for longer.
     """
@@ -70,13 +72,16 @@ class Wanted:
     form: FormBounds
     schema: Any
     has_form: bool
+    json_only: bool
     parses: bool
     keeps: bool
 
     @property
     def anything(self) -> bool:
         """Whether bodies are looked into at all."""
-        return bool(self.routed or self.credentials or self.places or self.schema is not None or self.has_form)
+        return bool(
+            self.routed or self.credentials or self.places or self.schema is not None or self.has_form or self.json_only
+        )
 
 
 def wanted_of(profile: Profile, route: Route) -> Wanted:
@@ -93,6 +98,7 @@ def wanted_of(profile: Profile, route: Route) -> Wanted:
         form=route.form or ANY_FORM,
         schema=None if route.body_schema is None else validator_of(route.body_schema),
         has_form=route.form is not None,
+        json_only=route.json_only,
         parses=deep or route.body_schema is not None,
         keeps=repeats,
     )
@@ -119,7 +125,7 @@ class BodyReader:
         self._held = bytearray()  # of the credential under way
         self._held_at = 0
         self._begun = False
-        if media == MULTIPART:
+        if media == MULTIPART and not wanted.json_only:
             self._kept = None
             self._form = MultipartScan(
                 parameters.get(b"boundary", b""),
@@ -183,7 +189,7 @@ class BodyReader:
             if self._kept is not None:
                 self._kept += out
             document = self._take_members(self._json.found)
-        elif self._wanted.has_form or self._wanted.schema is not None:
+        elif self._wanted.has_form or self._wanted.json_only or self._wanted.schema is not None:
             raise BadRequest("body_missing", "this call needs a body")
         if self._wanted.schema is not None:
             check_document(self._wanted.schema, document)
@@ -197,9 +203,15 @@ class BodyReader:
             return
         starts = data.lstrip(b" \t\r\n\xef\xbb\xbf")[:1]
         is_json = self._media == "application/json" or self._media.endswith("+json")
-        if self._media == URLENCODED and starts != b"{":
+        if self._media == URLENCODED and starts != b"{" and not self._wanted.json_only:
             self._urlencoded = bytearray()
-        elif is_json or starts == b"{" or self._wanted.routed or self._wanted.schema is not None:
+        elif (
+            is_json
+            or starts == b"{"
+            or self._wanted.json_only
+            or self._wanted.routed
+            or self._wanted.schema is not None
+        ):
             names = [*self._members, *(_member(one) for one in self._wanted.places if one.where == "json")]
             self._json = ObjectScan((*names, *(_ROUTED if self._wanted.routed else ())))
 
@@ -242,13 +254,7 @@ class BodyReader:
                 raise BadRequest(
                     "too_many_values", f"the body has more than {MAX_VALUES} values; send fewer", status=413
                 )
-            try:
-                document = json.loads(self._kept)
-            except (ValueError, RecursionError) as error:
-                where = (
-                    f" at line {error.lineno} column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-                )
-                raise BadRequest("malformed_json", f"the body is not valid JSON{where}") from None
+            document = read_json(self._kept)
         for place in self._wanted.places:
             if place.where == "json":
                 value = (

@@ -25,6 +25,7 @@ from typing import Any
 from jsonschema import Draft202012Validator, SchemaError, ValidationError, validators
 
 from ngpu_bootstrap.errors import BadRequest
+from ngpu_bootstrap.profiles.strict_json import read_json
 from ngpu_protocol.workspaces import MAX_SCHEMA_CHARS
 
 MAX_PARTS = 10_000
@@ -237,11 +238,7 @@ def check_body(schema: Mapping[str, Any], body: bytes) -> None:
     Raises:
         BadRequest: what would be right.
     """
-    try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
-        raise BadRequest("malformed_json", "the body is not valid JSON; send a JSON object") from None
-    check_document(validator_of(schema), document)
+    check_document(validator_of(schema), read_json(body))
 
 
 def check_document(validator: Any, document: Any) -> None:
@@ -256,7 +253,7 @@ def check_document(validator: Any, document: Any) -> None:
         raise BadRequest("invalid", "the body is nested too deeply") from None
     if not found:
         return
-    words = "; ".join(_words(problem) for problem in found[:MAX_PROBLEMS])
+    words = "; ".join(dict.fromkeys(_words(problem) for problem in found[:MAX_PROBLEMS]))
     if len(found) > MAX_PROBLEMS:
         words += "; and more"
     raise BadRequest("invalid", words[:MAX_PROBLEM_CHARS])
@@ -270,9 +267,8 @@ def _words(problem: ValidationError) -> str:
         return f"{where} must be one of: {', '.join(str(one) for one in wanted)}"
     if kind == "required" and isinstance(problem.instance, dict) and isinstance(wanted, Collection):
         missing = [str(name) for name in wanted if name not in problem.instance]
-        return (
-            f"{', '.join(missing)} is required" if where == "the body" else f"{where}: {', '.join(missing)} is required"
-        )
+        words = f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} required"
+        return words if where == "the body" else f"{where}: {words}"
     if kind == "type":
         kinds = [wanted] if isinstance(wanted, str) else list(wanted) if isinstance(wanted, Collection) else []
         return f"{where} must be of type {' or '.join(str(one) for one in kinds)}"
@@ -290,9 +286,9 @@ def _words(problem: ValidationError) -> str:
         )
         return f"{where} must be {side} {wanted}"
     if kind in ("minLength", "minItems", "minProperties"):
-        return f"{where} must have at least {wanted} {_UNITS[kind]}"
+        return f"{where} must have at least {_counted(wanted, kind)}"
     if kind in ("maxLength", "maxItems", "maxProperties"):
-        return f"{where} must have at most {wanted} {_UNITS[kind]}"
+        return f"{where} must have at most {_counted(wanted, kind)}"
     if kind == "pattern":
         return f"{where} must match {wanted}"
     if kind == "additionalProperties" and isinstance(problem.instance, dict):
@@ -302,11 +298,8 @@ def _words(problem: ValidationError) -> str:
     return f"{where} does not fit {kind}"
 
 
-_UNITS = {
-    "minLength": "characters",
-    "maxLength": "characters",
-    "minItems": "items",
-    "maxItems": "items",
-    "minProperties": "members",
-    "maxProperties": "members",
-}
+_UNITS = {"Length": "character", "Items": "item", "Properties": "member"}
+
+
+def _counted(number: Any, kind: str) -> str:
+    return f"{number} {_UNITS[kind[3:]]}{'' if number == 1 else 's'}"

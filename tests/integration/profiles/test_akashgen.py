@@ -78,6 +78,7 @@ class Akash:
         self.asked: list[str] = []
         self.bodies: list[bytes] = []
         self.gate: trio.Event | None = None
+        self.refuses = False
         self.state: dict[str, Any] = {"status": "succeeded", "result": "/api/images/1.png"}
         node.script = self
 
@@ -85,7 +86,9 @@ class Akash:
         body = await asked.read()
         target = asked.signed.order.target
         self.asked.append(target)
-        if target == "/api/generate":
+        if self.refuses:
+            await asked.answer(422, b'{"detail": "no"}', [(b"content-type", b"application/json")])
+        elif target == "/api/generate":
             self.bodies.append(body)
             await self._json(asked, {"job_id": "j1"})
         elif target.startswith("/api/status"):
@@ -173,12 +176,13 @@ def test_what_is_missing_or_not_supported_is_400_and_says_what_is(tmp_path: Path
             (b"{", ["JSON"]),
             (b"", []),
             (b"[]", ["object"]),
+            (b"prompt=x&sampler=lcm&scheduler=beta", ["JSON"]),
+            (b'{"prompt":"x","sampler":"lcm","scheduler":"beta","sampler":"none"}', ["sampler", "more than once"]),
         ]
         for body, words in cases:
             answer = await generate(bootstrap, body)
             document = json.loads(answer.body)
-            assert answer.status == 400, (body, answer.body)
-            assert isinstance(document["error"], str)
+            assert (answer.status, document["error"]) == (400, "Invalid request format"), (body, answer.body)
             assert all(word in document["details"] for word in words), document
         assert not workspaces[0].asked
 
@@ -191,15 +195,21 @@ def test_failures_and_timeouts_are_500_with_error_and_details(tmp_path: Path) ->
         workspace.state = {"status": "failed", "error": "CUDA out of memory"}
         answer = await generate(bootstrap, REQUEST)
         document = json.loads(answer.body)
-        assert (answer.status, document["error"]) == (500, "generation failed")
+        assert (answer.status, document["error"]) == (500, "生成图像失败"), "words may be set"
         assert "CUDA out of memory" in document["details"]
         workspace.state = {"status": "processing"}
         answer = await generate(bootstrap, REQUEST)
         document = json.loads(answer.body)
-        assert (answer.status, document["error"]) == (500, "timed out")
+        assert (answer.status, document["error"]) == (500, "生成图像失败")
         assert "0.5 s" in document["details"]
+        # what the workspace says of a job it does not take is no answer of this API's
+        workspace.refuses = True
+        answer = await generate(bootstrap, REQUEST)
+        document = json.loads(answer.body)
+        assert (answer.status, set(document)) == (500, {"error", "details", "reason", "task_id"})
+        assert document["details"] == 'the workspace refused the job with status 422: {"detail": "no"}'
 
-    run(tmp_path, test, max_polling_duration_s=0.5)
+    run(tmp_path, test, max_polling_duration_s=0.5, words_500="生成图像失败")
 
 
 @pytest.mark.parametrize("call", ["/api/generate", "/api/status", "/api/images/1.png"])
@@ -218,8 +228,7 @@ def test_each_of_the_documents_time_limits_ends_its_call_with_500(tmp_path: Path
         with trio.fail_after(60):
             answer = await generate(bootstrap, REQUEST)
         document = json.loads(answer.body)
-        assert answer.status == 500, document
-        assert isinstance(document["error"], str)
+        assert (answer.status, document["error"]) == (500, "Failed to generate image"), document
         assert len(document["details"]) > 10
         # and its place is free again
         workspace.node.script = answers

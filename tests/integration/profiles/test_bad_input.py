@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from tests.integration.bootstrap.scripted_node import Asked, ScriptedNode, conne
 
 JSON: Headers = [(b"content-type", b"application/json")]
 FORM: Headers = [(b"content-type", b"multipart/form-data; boundary=B")]
+GZIP: Headers = [*JSON, (b"content-encoding", b"gzip")]
 NO_BOUNDARY: Headers = [(b"content-type", b"multipart/form-data")]
 LIMIT = 16 * 1024 * 1024
 EVENT = b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n'
@@ -92,6 +94,11 @@ BAD = {
     "an upload over the limit": Bad("form", form(MODEL, part("image", b"a" * 3000)), 413, "body_too_large", FORM),
     "what a schema requires": Bad("checked", b'{"model":"echo"}', 400, "invalid", JSON),
     "more than a schema allows": Bad("checked", b'{"model":"echo","prompt":1,"n":5}', 400, "invalid", JSON),
+    "a member twice, where all are looked at": Bad(
+        "checked", b'{"model":"echo","prompt":1,"prompt":2}', 400, "member_twice", JSON
+    ),
+    "a compressed body": Bad("chat", gzip.compress(b'{"model":"echo"}'), 415, "body_encoded", GZIP),
+    "a path of the profile's that nothing answers": Bad("chats", b'{"model":"echo"}', 404, "not_found", JSON),
     "more values than are counted": Bad("checked", MANY, 413, "too_many_values", JSON),
 }
 

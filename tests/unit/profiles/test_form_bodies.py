@@ -71,6 +71,32 @@ def test_a_credential_among_the_files_is_replaced_and_nothing_else_is() -> None:
     assert len(expected) == 3
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        b'content-disposition: form-data; name="model"; name="other"',
+        b"content-disposition: form-data; name=\"model\"; name*=utf-8''other",
+        b'content-disposition: form-data; name*0="mod"; name*1="el"',
+        b'content-disposition: form-data; name="model"\r\nContent-Disposition: form-data; name="other"',
+        b"content-disposition: form-data",
+        b"content-type: text/plain",
+    ],
+)
+def test_a_part_whose_name_readers_would_not_agree_on_is_refused(header: bytes) -> None:
+    scan = MultipartScan(b"B", wanted=("model",))
+    with pytest.raises(BadRequest) as caught:
+        scan.feed(b"--B\r\n%b\r\n\r\nx\r\n--B--\r\n" % header)
+    assert caught.value.reason == "malformed_form"
+
+
+def test_a_name_within_a_quoted_file_name_is_none() -> None:
+    scan = MultipartScan(b"B", wanted=("model",))
+    scan.feed(
+        b'--B\r\ncontent-disposition: form-data; filename="a; name=\\"b; name=c"; name="model"\r\n\r\nx\r\n--B--\r\n'
+    )
+    assert scan.values == {"model": "x"}
+
+
 def test_what_stands_in_a_credentials_place_and_is_none_does_not_pass_either() -> None:
     boundary, body = form([("token", (None, b"hunter2-secret")), ("a", (None, b"b"))])
     scan = MultipartScan(boundary, credentials=("token",))

@@ -74,8 +74,9 @@ SCHEMA = (
     ("document", "words"),
     [
         ({}, "prompt is required"),
+        ({"sampler": "x"}, "prompt is required; sampler must be one of"),
         ({"prompt": 1}, "prompt must be of type string"),
-        ({"prompt": ""}, "prompt must have at least 1 characters"),
+        ({"prompt": ""}, "prompt must have at least 1 character"),
         ({"prompt": "a", "sampler": "secret-value"}, "sampler must be one of: euler, heun"),
         ({"prompt": "a", "n": 9}, "n must be at most 8"),
         ({"prompt": "a", "x": 1}, "the body has x, and may have: prompt, sampler, n"),
@@ -122,6 +123,36 @@ def test_a_link_leads_back_to_what_it_was_made_of(link: Link) -> None:
         read(signed(link), signers=frozenset())
     with pytest.raises(Forbidden):
         read(signed(link).replace("Expires=100", "Expires=999"))
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b'{"prompt":"a","prompt":"b"}', "member_twice"),
+        (b'{"prompt":"a","x":{"y":1,"\\u0079":2}}', "member_twice"),
+        (b'{"prompt":"a","n":NaN}', "malformed_json"),
+        (b'{"prompt":"a","n":-Infinity}', "malformed_json"),
+        (b'{"prompt":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "too_many_values"),
+        (b'{"prompt":' + b"[" * 20_000 + b"]" * 20_000 + b"}", "malformed_json"),
+        (b'{"prompt":1' + b"0" * 5000 + b"}", "malformed_json"),
+    ],
+)
+def test_a_body_that_is_validated_means_one_thing_to_whoever_reads_it(body: bytes, reason: str) -> None:
+    with pytest.raises(BadRequest) as caught:
+        run(reader('schema = { type = "object" }\n', head='name = "mine"\n'), body, 4096)
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    "kind", [None, b"text/plain", b"application/x-www-form-urlencoded", b"multipart/form-data; boundary=B"]
+)
+def test_a_call_that_takes_json_alone_reads_any_body_as_json(kind: bytes | None) -> None:
+    route = 'json_only = true\nschema = { type = "object", required = ["a"] }\n'
+    body = b'{"a":1}'
+    assert run(reader(route, kind, head='name = "mine"\n'), body, 3) == body
+    with pytest.raises(BadRequest) as caught:
+        run(reader(route, kind, head='name = "mine"\n'), b"a=1&b=2", 3)
+    assert caught.value.reason == "malformed_json"
 
 
 def test_only_members_named_url_that_are_paths_are_replaced() -> None:
