@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from ngpu_daemon.accounts import (
     Span,
     account_document,
     draw_account,
+    draw_bill,
     entries_of,
     parse_prices,
     parse_span,
@@ -44,6 +46,8 @@ from ngpu_daemon.datadir import DataDirectory
 from ngpu_daemon.errors import OperatorError
 from ngpu_daemon.init_command import ask_passphrase
 from ngpu_daemon.keystore import keystore_address, open_keystore
+from ngpu_protocol import identity
+from ngpu_protocol.bills import BILL_TYPE, Bill, sign_bill
 from ngpu_protocol.errors import AddressError, MalformedError
 from ngpu_protocol.identity import Address, parse_address
 from ngpu_protocol.networks import network_named
@@ -52,6 +56,7 @@ from ngpu_protocol.statements import STATEMENT_TYPE, Statement, StatementFile, p
 
 _FETCH = 2_000
 SIGN_TARGET = "/statements/signature"
+SIGN_BILL_TARGET = "/bills/signature"
 
 
 class Books:
@@ -106,15 +111,26 @@ class Books:
         models = self._connection.execute(sa.select(g.c.gpu, g.c.model).where(g.c.node == node))
         return {bytes(gpu): model for gpu, model in models}
 
-    def entries(self, node: Address, span: Span) -> Iterator[Entry]:
-        """Yield the receipts of *node* in *span*, by sequence number; all that are on file are acknowledged."""
+    def others(self, node: Address) -> list[Address]:
+        """Return the other bootstraps of this database that have a chain of *node*."""
+        c = tables.chains
+        found = sa.select(c.c.bootstrap).where(c.c.node == node, c.c.bootstrap != self._bootstrap).distinct()
+        return sorted(Address(one) for one in self._connection.execute(found).scalars())
+
+    def entries(self, node: Address, span: Span, *, sessions: bool = False) -> Iterator[Entry]:
+        """Yield the receipts of *node* in *span*, by sequence number; all that are on file are acknowledged.
+
+        Args:
+            sessions: look up the sessions of their orders even where no price list asks for them.
+        """
         r, a = tables.receipts, tables.attempts
         lists = self.price_lists(node)
+        ordered = sessions or bool(lists)
         columns: list[Any] = [r.c.raw, r.c.hash, r.c.verdict, r.c.task_id, r.c.acknowledgement]
         # the order says which list a receipt falls under: it is with its attempt, or, that gone, with the receipt
-        columns += [a.c.session, r.c.signed_order] if lists else [sa.null()]
+        columns += [a.c.session, r.c.signed_order] if ordered else [sa.null()]
         query = sa.select(*columns)
-        if lists:
+        if ordered:
             attempt = (a.c.task_id == r.c.task_id) & (a.c.attempt == r.c.attempt)
             query = query.select_from(r.outerjoin(a, attempt))
         query = query.where(
@@ -124,7 +140,7 @@ class Books:
             r.c.ended_at_ms < span.to_ms,
         ).order_by(r.c.sequence)
         rows = self._rows(query)
-        if lists:
+        if ordered:
             # spelled out: unpacked and packed again with stars, a million rows take half a second more
             yield from entries_of(
                 ((row[0], row[1], row[2], row[3], row[4], _session(row[5], row[6])) for row in rows),
@@ -186,19 +202,40 @@ def _session(attempt: bytes | None, signed_order: bytes | None) -> bytes:
     return b"" if signed_order is None else session_of_order(bytes(signed_order))
 
 
-def signature_of(statement: Statement, settings: BootstrapSettings) -> bytes:
-    """Return the bootstrap's signature of *statement*: the running daemon's, else by the keystore's own key.
+class Signatures:
+    """This bootstrap's signatures: the running daemon's, else by the keystore's own key, opened once."""
 
-    Raises:
-        OperatorError: neither can be had.
-    """
-    directory = DataDirectory(settings.data_dir)
-    if daemon_is_running(directory):
-        document = STATEMENT_TYPE.to_json(statement, bytes(65))
-        answer = ask_daemon(directory.admin_socket, "POST", SIGN_TARGET, document)
+    def __init__(self, settings: BootstrapSettings) -> None:
+        self._settings = settings
+        self._directory = DataDirectory(settings.data_dir)
+        self._chain_id = network_named(settings.network).chain_id
+        self._key: identity.Account | None = None
+
+    def of_statement(self, statement: Statement) -> bytes:
+        """Return the signature of *statement*.
+
+        Raises:
+            OperatorError: it cannot be had.
+        """
+        if daemon_is_running(self._directory):
+            return self._asked(SIGN_TARGET, STATEMENT_TYPE.to_json(statement, bytes(65)))
+        return sign_statement(statement, self._opened(), self._chain_id)
+
+    def of_bill(self, bill: Bill) -> bytes:
+        """Return the signature of *bill*; raises as `of_statement` does."""
+        if daemon_is_running(self._directory):
+            return self._asked(SIGN_BILL_TARGET, BILL_TYPE.to_json(bill, bytes(65)))
+        return sign_bill(bill, self._opened(), self._chain_id)
+
+    def _asked(self, target: str, document: dict[str, Any]) -> bytes:
+        answer = ask_daemon(self._directory.admin_socket, "POST", target, document)
         return bytes.fromhex(str(answer["signature"]).removeprefix("0x"))
-    account = open_keystore(directory.keystore, ask_passphrase(settings.passphrase_file))
-    return sign_statement(statement, account, network_named(settings.network).chain_id)
+
+    def _opened(self) -> identity.Account:
+        if self._key is None:
+            passphrase = ask_passphrase(self._settings.passphrase_file)
+            self._key = open_keystore(self._directory.keystore, passphrase)
+        return self._key
 
 
 def state_account(
@@ -210,6 +247,7 @@ def state_account(
     prices: list[str],
     file: Path | None,
     proof: int | None,
+    bootstrap: str | None,
     as_csv: bool,
     as_json: bool,
 ) -> None:
@@ -222,35 +260,39 @@ def state_account(
     address = parse_node(node)
     if proof is not None and file is None:
         raise AccountError("--proof needs --file: the proof is a file")
-    directory = DataDirectory(settings.data_dir)
-    with Books.open(settings, keystore_address(directory.keystore)) as books:
+    own = keystore_address(DataDirectory(settings.data_dir).keystore)
+    stated = own if bootstrap is None else parse_node(bootstrap, "bootstrap")
+    if stated != own and file is not None:
+        raise AccountError(
+            f"only {stated} itself can sign what it ordered: run this there, or leave out --file for the totals alone"
+        )
+    with Books.open(settings, stated) as books:
         if as_csv:
             write_csv(books.entries(address, span), books.models(address), sys.stdout, instead=instead)
             return
-        account = books.account(address, span)
-        signature: bytes | None
-        try:
-            signature = signature_of(account.statement, settings)
-        except OperatorError as error:
-            if file is not None:
-                raise
-            print(f"not signed: {error}", file=sys.stderr)
-            signature = None
-        if file is not None and signature is not None:
-            chain_id = network_named(settings.network).chain_id
-            made = StatementFile(account.statement, signature, chain_id)
-            made = _with_lines(made, books, span) if proof is None else _with_proof(made, account, books, span, proof)
+        account, others = books.account(address, span), books.others(address)
+        signature: bytes | None = None
+        signatures = Signatures(settings)
+        if file is not None:
+            made = _make_file(account, books, span, proof, signatures, network_named(settings.network).chain_id)
+            signature = made.signature
             file.write_text(json.dumps(made.to_document()) + "\n")
+        elif stated == own:
+            try:
+                signature = signatures.of_statement(account.statement)
+            except OperatorError as error:
+                print(f"not signed: {error}", file=sys.stderr)
     if as_json:
-        print(json.dumps(account_document(account, instead, signature)))
+        print(json.dumps({**account_document(account, instead, signature), "other_bootstraps": others}))
         return
-    show_account(account, Console(), instead=instead, signed=signature is not None)
+    unsigned = "the account key is not at hand" if stated == own else f"only {stated} itself can"
+    show_account(account, Console(), instead=instead, signed=signature is not None, unsigned=unsigned, others=others)
     if file is not None:
         print(f"\nwrote {file}: `scripts/verify-statement {file}` checks it offline")
 
 
-def parse_node(text: str) -> Address:
-    """Return the address in *text*, with or without 0x.
+def parse_node(text: str, what: str = "nodeAddr") -> Address:
+    """Return the address in *text*, with or without 0x; *what* is the word for it in an error.
 
     Raises:
         AccountError: it is none.
@@ -258,17 +300,25 @@ def parse_node(text: str) -> Address:
     try:
         return parse_address(text if text.startswith("0x") else f"0x{text}")
     except AddressError as error:
-        raise AccountError(f"{text[:64]!r} is no nodeAddr: {error}") from None
+        raise AccountError(f"{text[:64]!r} is no {what}: {error}") from None
 
 
-def _with_lines(made: StatementFile, books: Books, span: Span) -> StatementFile:
-    lines = tuple(entry.line for entry in books.entries(made.statement.node, span))
-    return StatementFile(made.statement, made.signature, made.chain_id, lines=lines)
-
-
-def _with_proof(made: StatementFile, account: Account, books: Books, span: Span, sequence: int) -> StatementFile:
-    for index, entry in enumerate(books.entries(made.statement.node, span)):
-        if entry.line.sequence == sequence:
-            receipt = books.receipt_file(made.statement.node, sequence, made.chain_id)
-            return prove(made, account.leaves, entry.line, index, receipt)
-    raise AccountError(f"receipt {sequence} is not in this statement: `--csv` lists what is")
+def _make_file(
+    account: Account, books: Books, span: Span, proof: int | None, signatures: Signatures, chain_id: int
+) -> StatementFile:
+    """Return the signed statement and its bill with all lines, or with the proof for the receipt of number *proof*."""
+    statement = account.statement
+    node = statement.node
+    # the signatures first: without them no second is spent on the lines
+    made = StatementFile(statement, signatures.of_statement(statement), chain_id)
+    entries = books.entries(node, span, sessions=True)
+    draft = draw_bill(entries, statement, chain_id, account.models, account.lists)
+    signed = signatures.of_bill(draft.bill)
+    if proof is None:
+        lines = tuple(entry.line for entry in books.entries(node, span))
+        return replace(made, lines=lines, bill=draft.whole(signed))
+    for index, entry in enumerate(books.entries(node, span)):
+        if entry.line.sequence == proof:
+            receipt = books.receipt_file(node, proof, chain_id)
+            return prove(made, account.leaves, entry.line, index, receipt, draft.of_line(signed, index))
+    raise AccountError(f"receipt {proof} is not in this statement: `--csv` lists what is")

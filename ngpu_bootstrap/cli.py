@@ -148,12 +148,18 @@ def statement(
     proof: Annotated[
         int | None, typer.Option(help="With --file: only the proof that the receipt of this number is in it.")
     ] = None,
+    bootstrap: Annotated[
+        str | None,
+        typer.Option(help="What another bootstrap of this database ordered, in place of this one: totals, unsigned."),
+    ] = None,
     csv: Annotated[bool, typer.Option("--csv", help="Print a line for each receipt.")] = False,
     config: ConfigOption = None,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what a node's receipts come to, signed by this bootstrap.
+
+    It covers what this bootstrap ordered, and names the others of its database that the node works for.
 
     The node's owner comes to the same with `ngpu-node earnings`; anyone checks the file with
     `scripts/verify-statement`, offline."""
@@ -169,6 +175,7 @@ def statement(
             prices=price or [],
             file=file,
             proof=proof,
+            bootstrap=bootstrap,
             as_csv=csv,
             as_json=as_json,
         )

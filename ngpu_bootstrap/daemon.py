@@ -91,6 +91,7 @@ from ngpu_daemon.keystore import open_keystore, read_passphrase
 from ngpu_daemon.metrics import software_version
 from ngpu_daemon.notify import Notifier, run_watchdog
 from ngpu_daemon.outbound import GuardedTransport, public_only
+from ngpu_protocol.bills import sign_bill
 from ngpu_protocol.control import CONTROL_PROTOCOL, RECEIPTS_PROTOCOL
 from ngpu_protocol.errors import AddressError
 from ngpu_protocol.http1 import AsgiHandler, BoundAddress, Client, Draining, Handler, Limits, serve_tcp
@@ -437,6 +438,7 @@ class _Bootstrap:
             status=self._status,
             stand_ins=self.stand_ins,
             sign_statement=lambda statement: sign_statement(statement, self.account, self.network.chain_id),
+            sign_bill=lambda bill: sign_bill(bill, self.account, self.network.chain_id),
             open_metrics=settings.has_private_listener,
             now_ms=now_ms,
             answer_failed_try=front.answer_failed_try,

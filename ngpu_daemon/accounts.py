@@ -23,8 +23,10 @@ from rich.text import Text
 
 from ngpu_daemon.errors import OperatorError
 from ngpu_protocol.acknowledgements import VerdictKind
+from ngpu_protocol.bills import NO_SESSION, Basis, Bill, BillPart, amounts_of, amounts_text, leaves_of, shared
 from ngpu_protocol.errors import MalformedError
 from ngpu_protocol.identity import Address
+from ngpu_protocol.merkle import inclusion_path, tree_root
 from ngpu_protocol.prices import PRICE_LIST_TYPE, PriceError, Prices, SignedPriceList, amount_text, cost, total
 from ngpu_protocol.receipts import Meter
 from ngpu_protocol.statements import PAID, Statement, StatementLine, draw_up, skewed_gpu_ms
@@ -88,6 +90,7 @@ class Entry(NamedTuple):
         task_id: whose it was.
         ended_at_ms: by the node's clock.
         prices: of the session its order was made for; None where the node gave none.
+        session: that one; None where it was not looked up, empty where nothing is known of the order any more.
     """
 
     line: StatementLine
@@ -95,6 +98,7 @@ class Entry(NamedTuple):
     task_id: str
     ended_at_ms: int
     prices: Prices | None = None
+    session: bytes | None = None
 
 
 #: A receipt as this side stored it: its msgpack map, hash, verdict, task, acknowledgement, and the order's session.
@@ -119,7 +123,7 @@ def entries_of(rows: Iterable[StoredReceipt], lists: PriceLists) -> Iterator[Ent
                 billed = skewed_gpu_ms(billed, len(gpus), unpack(acknowledgement)["reason"])
         line = new(StatementLine, (hash, wire["sequence"], verdict, reserved, busy, billed))
         prices = None if session is None else of(session)
-        yield new(Entry, (line, gpus, task_id, wire["endedAtMs"], prices))
+        yield new(Entry, (line, gpus, task_id, wire["endedAtMs"], prices, session))
 
 
 def parse_prices(texts: Iterable[str]) -> Prices | None:
@@ -148,6 +152,7 @@ class PriceLists:
 
     def __init__(self, wires: Iterable[bytes]) -> None:
         self._by_session: dict[bytes, Prices] = {}
+        self._of_session: dict[bytes, SignedPriceList] = {}
         self._signed: dict[tuple[str, str], SignedPriceList] = {}
         shared: dict[tuple[str, str], Prices] = {}
         for wire in wires:
@@ -158,6 +163,7 @@ class PriceLists:
                 continue  # it asked nothing, or in a later version's words: nothing is totalled by that
             form = (prices.currency, prices.text)
             self._by_session[signed.price_list.session] = shared.setdefault(form, prices)
+            self._of_session[signed.price_list.session] = signed
             self._signed.setdefault(form, signed)
 
     def __bool__(self) -> bool:
@@ -166,6 +172,10 @@ class PriceLists:
     def of(self, session: bytes) -> Prices | None:
         """Return the prices of *session*."""
         return self._by_session.get(session)
+
+    def signed_of(self, session: bytes) -> SignedPriceList | None:
+        """Return the list of *session* as its node signed it."""
+        return self._of_session.get(session)
 
     def signed(self, prices: Prices) -> SignedPriceList | None:
         """Return a signed list that says these prices."""
@@ -201,7 +211,7 @@ class GpuShares:
         # a run of receipts under one list is the rule, and hashing it for each receipt would be half of the time
         under: Prices | None = None
         shares = self.billed_ms.setdefault(None, {})
-        for line, gpus, _, _, prices in entries:
+        for line, gpus, _, _, prices, _ in entries:
             billed = line.billed_gpu_ms
             if billed and gpus:
                 if prices is not under:
@@ -214,14 +224,6 @@ class GpuShares:
                     for gpu, share in shared(billed, gpus):
                         shares[gpu] = shares.get(gpu, 0) + share
             yield line
-
-
-def shared(billed_ms: int, gpus: Sequence[bytes]) -> Iterator[tuple[bytes, int]]:
-    """Yield each GPU's part of a receipt's time."""
-    share, rest = divmod(billed_ms, len(gpus))
-    for gpu in gpus:
-        yield gpu, share + rest
-        rest = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,6 +308,63 @@ def draw_account(
     return Account(statement, leaves, shares, models, lists or PriceLists(()), owed)
 
 
+# -- bills -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class DraftBill:
+    """A bill that nobody has signed yet, with what it was worked out from.
+
+    Attributes:
+        bases, numbers: as `BillPart` has them.
+        leaves: of the bill's tree.
+        lists: of the sessions in *bases*.
+    """
+
+    bill: Bill
+    bases: tuple[Basis, ...]
+    numbers: tuple[int, ...]
+    leaves: list[bytes]
+    lists: tuple[SignedPriceList, ...]
+
+    def whole(self, signature: bytes) -> BillPart:
+        """Return the part of a file with all lines."""
+        return BillPart(self.bill, signature, self.lists, self.bases, self.numbers)
+
+    def of_line(self, signature: bytes, index: int) -> BillPart:
+        """Return the part of a file that proves the line at *index*."""
+        basis = self.bases[self.numbers[index]]
+        lists = tuple(one for one in self.lists if one.price_list.session == basis.session)
+        return BillPart(self.bill, signature, lists, (basis,), path=inclusion_path(self.leaves, index))
+
+
+def draw_bill(
+    entries: Iterable[Entry], statement: Statement, chain_id: int, models: Mapping[bytes, str], lists: PriceLists
+) -> DraftBill:
+    """Return the bill of *statement* over its *entries*, whose sessions were looked up."""
+    numbers: dict[tuple[bytes, tuple[bytes, ...]], int] = {}
+    hashes: list[tuple[bytes, int]] = []
+    billed: list[tuple[int, int]] = []
+    for line, gpus, _, _, _, session in entries:
+        number = numbers.setdefault((session or NO_SESSION, gpus), len(numbers))
+        hashes.append((line.receipt_hash, number))
+        billed.append((line.billed_gpu_ms, number))
+    bases = tuple(Basis(session, tuple((gpu, models.get(gpu, "")) for gpu in gpus)) for session, gpus in numbers)
+    signed = {basis.session: lists.signed_of(basis.session) for basis in bases}
+    prices = {session: one.prices() for session, one in signed.items() if one is not None}
+    leaves = leaves_of(hashes, bases)
+    bill = Bill(
+        statement_hash=statement.digest(chain_id),
+        node=statement.node,
+        bootstrap=statement.bootstrap,
+        amounts=amounts_text(amounts_of(billed, bases, prices)),
+        root=tree_root(leaves),
+    )
+    return DraftBill(
+        bill, bases, tuple(number for _, number in hashes), leaves, tuple(one for one in signed.values() if one)
+    )
+
+
 # -- output ------------------------------------------------------------------------------------------------------------
 
 
@@ -339,13 +398,21 @@ def account_document(account: Account, instead: Prices | None = None, signature:
 
 
 def show_account(
-    account: Account, console: Console, *, instead: Prices | None = None, signed: bool | None = None
+    account: Account,
+    console: Console,
+    *,
+    instead: Prices | None = None,
+    signed: bool | None = None,
+    unsigned: str = "the account key is not at hand",
+    others: Sequence[Address] = (),
 ) -> None:
     """Print the account for a person.
 
     Args:
         instead: prices to total by in place of the node's own.
         signed: whether the bootstrap's signature is at hand; None: nothing is said about it.
+        unsigned: why it is not.
+        others: bootstraps whose orders are on file too, and not in this account.
     """
     s = account.statement
     disputed = s.receipts - s.paid_receipts
@@ -363,7 +430,9 @@ def show_account(
         ("root", "0x" + s.root.hex()),
     ]  # fmt: skip
     if signed is not None:
-        facts.append(("signed", "yes" if signed else "no: the account key is not at hand"))
+        facts.append(("signed", "yes" if signed else f"no: {unsigned}"))
+    if others:
+        facts.append(("not in it", "what these ordered, which --bootstrap shows: " + ", ".join(others)))
     for label, value in facts:
         console.print(Text(f"{label:<11}{value}"), soft_wrap=True)
     rows, totals = account.priced(instead)
@@ -405,7 +474,7 @@ def write_csv(
     """Write a line for each receipt, with a heading; the amounts are those whose sum the account is."""
     writer = csv.writer(file)
     writer.writerow(CSV_COLUMNS)
-    for line, gpus, task_id, ended_at_ms, own in entries:
+    for line, gpus, task_id, ended_at_ms, own, _ in entries:
         prices = own if instead is None else instead
         amount = None if prices is None else _amount(prices, line.billed_gpu_ms, gpus, models)
         writer.writerow(

@@ -24,6 +24,7 @@ from ngpu_daemon.accounts import (
     Span,
     account_document,
     draw_account,
+    draw_bill,
     entries_of,
     parse_prices,
     parse_span,
@@ -35,6 +36,7 @@ from ngpu_daemon.datadir import DataDirectory
 from ngpu_daemon.keystore import keystore_address
 from ngpu_node.config import NodeSettings
 from ngpu_node.ledger_schema import MIGRATIONS
+from ngpu_protocol.bills import BillPart
 from ngpu_protocol.errors import AddressError, MalformedError
 from ngpu_protocol.identity import Address, parse_address
 from ngpu_protocol.networks import network_named
@@ -93,17 +95,22 @@ class Books:
         """Return the model of each GPU by its name in receipts."""
         return dict(self._connection.execute("SELECT id, model FROM gpus"))
 
-    def entries(self, bootstrap: Address, span: Span) -> Iterator[Entry]:
-        """Yield the acknowledged receipts of *span*, by sequence number."""
+    def entries(self, bootstrap: Address, span: Span, *, sessions: bool = False) -> Iterator[Entry]:
+        """Yield the acknowledged receipts of *span*, by sequence number.
+
+        Args:
+            sessions: look up the sessions of their orders even where no price list asks for them.
+        """
         lists = self.price_lists()
         # the order is read only where it says which list the receipt falls under
-        order = "signed_order" if lists else "NULL"
+        ordered = sessions or bool(lists)
+        order = "signed_order" if ordered else "NULL"
         rows = self._connection.execute(
             f"SELECT signed_receipt, hash, verdict, task_id, acknowledgement, {order} FROM receipts WHERE {_IN_SPAN}"
             " AND acknowledgement IS NOT NULL ORDER BY sequence",
             (bootstrap, span.from_ms, span.to_ms),
         )
-        if lists:
+        if ordered:
             yield from entries_of(
                 ((row[0], row[1], row[2], row[3], row[4], session_of_order(row[5])) for row in rows), lists
             )
@@ -187,11 +194,24 @@ def _check(books: Books, node: Address, file: StatementFile, chain_id: int, as_j
         ]
         if ours.root != theirs.root:
             problems.append(f"root: they say 0x{theirs.root.hex()}, this ledger 0x{ours.root.hex()}")
+        elif file.bill is not None:
+            problems += _check_amounts(books, file, file.bill)
     if as_json:
         print(json.dumps({"ok": not problems, "problems": problems}))
     else:
         print("\n".join(problems) if problems else "the statement agrees with this node's ledger, receipt by receipt")
     return 1 if problems else 0
+
+
+def _check_amounts(books: Books, file: StatementFile, theirs: BillPart) -> list[str]:
+    """Return in what a bill differs from the ledger: the owner's own prices, over the same receipts."""
+    s = file.statement
+    entries = books.entries(s.bootstrap, Span(s.from_ms, s.to_ms), sessions=True)
+    ours = draw_bill(entries, s, file.chain_id, books.models(), books.price_lists()).bill
+    if ours.amounts == theirs.bill.amounts:
+        return []
+    said, own = (", ".join(text.split("\n")) or "nothing" for text in (theirs.bill.amounts, ours.amounts))
+    return [f"amounts: they say {said}, this ledger {own}"]
 
 
 def _read_statement(path: Path) -> StatementFile:

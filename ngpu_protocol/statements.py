@@ -30,6 +30,7 @@ from typing import Any, Final, NamedTuple
 
 from ngpu_protocol import frozen, merkle
 from ngpu_protocol.acknowledgements import VerdictKind, own_duration_ms
+from ngpu_protocol.bills import BillPart, check_basis, check_bill, check_billed, compare_basis
 from ngpu_protocol.errors import MalformedError, SignatureError
 from ngpu_protocol.identity import Account, Address, recover
 from ngpu_protocol.receipt_file import ReceiptFile, RuleResult, check_receipt_file, compare
@@ -241,6 +242,7 @@ class StatementFile:
     Attributes:
         lines: every line in order; None where the file does not hold them.
         inclusion: the proof for one receipt.
+        bill: what the receipts cost; None where the file does not say, as one of an earlier version.
     """
 
     statement: Statement
@@ -248,6 +250,7 @@ class StatementFile:
     chain_id: int
     lines: tuple[StatementLine, ...] | None = None
     inclusion: Inclusion | None = None
+    bill: BillPart | None = None
 
     def to_document(self) -> dict[str, Any]:
         """Return the JSON object."""
@@ -267,6 +270,8 @@ class StatementFile:
                 "path": ["0x" + hash.hex() for hash in self.inclusion.path],
                 "receipt": receipt.to_document() if receipt is not None else None,
             }
+        if self.bill is not None:
+            document["bill"] = self.bill.to_document()
         return document
 
     @classmethod
@@ -284,7 +289,7 @@ class StatementFile:
         if type(chain_id) is not int or not 0 <= chain_id < 2**64:
             raise MalformedError("statement file", "chainId must be a number")
         statement, signature = STATEMENT_TYPE.from_json(document.get("statement"))
-        lines, inclusion = document.get("lines"), document.get("inclusion")
+        lines, inclusion, bill = (document.get(key) for key in ("lines", "inclusion", "bill"))
         if lines is not None and not isinstance(lines, list):
             raise MalformedError("statement file", "lines must be a list")
         return cls(
@@ -293,6 +298,7 @@ class StatementFile:
             chain_id=chain_id,
             lines=None if lines is None else tuple(map(line_from_document, lines)),
             inclusion=None if inclusion is None else _inclusion(inclusion),
+            bill=None if bill is None else BillPart.from_document(bill),
         )
 
     @classmethod
@@ -365,11 +371,16 @@ def _bytes32(value: object) -> bytes:
 
 
 def prove(
-    file: StatementFile, leaves: Sequence[bytes], line: StatementLine, index: int, receipt: ReceiptFile | None
+    file: StatementFile,
+    leaves: Sequence[bytes],
+    line: StatementLine,
+    index: int,
+    receipt: ReceiptFile | None,
+    bill: BillPart | None = None,
 ) -> StatementFile:
-    """Return *file* with the proof for the line at *index* in place of all lines."""
+    """Return *file* with the proof for the line at *index*, and of its basis in *bill*, in place of all lines."""
     inclusion = Inclusion(index, line, merkle.inclusion_path(leaves, index), receipt)
-    return StatementFile(file.statement, file.signature, file.chain_id, inclusion=inclusion)
+    return StatementFile(file.statement, file.signature, file.chain_id, inclusion=inclusion, bill=bill)
 
 
 def check_statement_file(file: StatementFile, *, siblings: Container[Address] = ()) -> list[RuleResult]:
@@ -384,6 +395,26 @@ def check_statement_file(file: StatementFile, *, siblings: Container[Address] = 
         results += _check_lines(statement, file.lines)
     if file.inclusion is not None:
         results += _check_inclusion(file, file.inclusion, siblings)
+    if file.bill is not None:
+        results += _check_bill(file, file.bill)
+    return results
+
+
+def _check_bill(file: StatementFile, bill: BillPart) -> list[RuleResult]:
+    statement, inclusion = file.statement, file.inclusion
+    results = check_bill(bill, statement.digest(file.chain_id), statement.node, statement.bootstrap, file.chain_id)
+    if file.lines is not None:
+        results += check_billed(bill, [(line.receipt_hash, line.billed_gpu_ms) for line in file.lines])
+    if inclusion is not None:
+        receipt = inclusion.receipt
+        results += check_basis(
+            bill,
+            inclusion.line.receipt_hash,
+            inclusion.index,
+            statement.receipts,
+            None if receipt is None else receipt.order.order.session,
+            None if receipt is None else receipt.receipt.receipt.gpus,
+        )
     return results
 
 
@@ -419,14 +450,16 @@ def check_held(file: StatementFile, receipt: ReceiptFile, *, siblings: Container
         said = f"one acknowledged until {statement.at_ms}"
         return [*results, RuleResult("held_in_time", False, said, str(ack.at_ms))]
     expected = line_of(record, ack.verdict, file.chain_id, ack.reason)
-    line = next((line for line in file.lines if line.sequence == record.sequence), None)
     wanted = str(line_document(expected))
-    return [
-        *results,
-        RuleResult("held", False, wanted, "left out")
-        if line is None
-        else compare("held", wanted, str(line_document(line))),
-    ]
+    found = next((number for number, line in enumerate(file.lines) if line.sequence == record.sequence), None)
+    if found is None:
+        return [*results, RuleResult("held", False, wanted, "left out")]
+    results.append(compare("held", wanted, str(line_document(file.lines[found]))))
+    bill = file.bill
+    if bill is not None and bill.lines is not None and found < len(bill.lines):
+        basis = bill.bases[bill.lines[found]]
+        results.append(compare_basis("held_basis", basis, receipt.order.order.session, record.gpus))
+    return results
 
 
 def _check_lines(statement: Statement, lines: Sequence[StatementLine]) -> list[RuleResult]:

@@ -8,7 +8,7 @@ or a table of rules, and the exit code: 0 when every rule holds, 1 when one does
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,12 +30,16 @@ class Judged:
         document: the same for programs, beside `ok` and `rules`.
         results: one for each rule.
         says: the last line; empty: which rules are broken, or that none is.
+        means: of a rule, what it looked at, in words.
+        lines: a table after the rules, its heading first; empty for none.
     """
 
     facts: Iterable[tuple[str, str]]
     document: dict[str, Any]
     results: Sequence[RuleResult]
     says: str = ""
+    means: Mapping[str, str] = field(default_factory=dict)
+    lines: Sequence[Sequence[str]] = ()
 
     @property
     def good(self) -> bool:
@@ -81,7 +85,8 @@ class Program:
             print(f"error: {error}", file=sys.stderr)
             return 2
         if arguments.json:
-            print(json.dumps({"ok": judged.good, **judged.document, "rules": [_rule(one) for one in judged.results]}))
+            rules = [_rule(one, judged.means) for one in judged.results]
+            print(json.dumps({"ok": judged.good, **judged.document, "rules": rules}))
         else:
             _show(judged)
         return 0 if judged.good else 1
@@ -102,8 +107,9 @@ def _address(text: str) -> Address:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _rule(result: RuleResult) -> dict[str, Any]:
-    return {"rule": result.rule, "holds": result.holds, "expected": result.expected, "actual": result.actual}
+def _rule(result: RuleResult, means: Mapping[str, str]) -> dict[str, Any]:
+    rule = {"rule": result.rule, "holds": result.holds, "expected": result.expected, "actual": result.actual}
+    return rule | ({"checked": means[result.rule]} if result.rule in means else {})
 
 
 def _show(judged: Judged) -> None:
@@ -112,11 +118,20 @@ def _show(judged: Judged) -> None:
     width = max(len(label) for label, _ in facts) + 2
     for label, value in facts:
         console.print(Text(f"{label:<{width}}{value}"))
-    table = Table("rule", "", "expected", "actual", box=None, pad_edge=False)
+    headings = ["rule", "", *(["checked"] if judged.means else []), "expected", "actual"]
+    table = Table(*headings, box=None, pad_edge=False)
     for result in judged.results:
         mark = Text("holds", "green") if result.holds else Text("BROKEN", "bold red")
-        table.add_row(result.rule, mark, Text(result.expected), Text(result.actual))
+        means = [Text(judged.means.get(result.rule, ""))] if judged.means else []
+        table.add_row(result.rule, mark, *means, Text(result.expected), Text(result.actual))
     console.print(table)
+    if judged.lines:
+        heading, *rows = judged.lines
+        console.print()
+        printed = Table(*heading, box=None, pad_edge=False)
+        for row in rows:
+            printed.add_row(*(Text(cell) for cell in row))
+        console.print(printed)
     broken = ", ".join(result.rule for result in judged.results if not result.holds)
     says = judged.says or (f"broken: {broken}" if broken else "every rule holds")
     console.print(Text(says, "green" if judged.good else "bold red"))

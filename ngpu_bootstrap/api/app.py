@@ -44,6 +44,7 @@ from ngpu_bootstrap.store.recheck_rows import RecheckRow
 from ngpu_bootstrap.store.records import TaskRecord
 from ngpu_bootstrap.store.store import Store
 from ngpu_daemon.metrics import CONTENT_TYPE, exposition, software_version
+from ngpu_protocol.bills import BILL_TYPE, Bill
 from ngpu_protocol.errors import AddressError, MalformedError
 from ngpu_protocol.identity import parse_address
 from ngpu_protocol.statements import STATEMENT_TYPE, Statement
@@ -80,7 +81,7 @@ class Parts:
         status: what the daemon says of itself to its operator.
         find_task: a task by its id, for whoever may see it.
         waits_for: what a task waits for while no node serves its workspace yet, in words; else empty.
-        sign_statement: this bootstrap's signature of a statement of its own.
+        sign_statement, sign_bill: this bootstrap's signature of a statement, or a bill, of its own.
         open_metrics: whether `/metrics` needs no operator key.
         answer_failed_try: what a client gets for a refusal, by the address and fields of its request.
         draining: whether the daemon is about to stop.
@@ -102,6 +103,7 @@ class Parts:
     status: Callable[[], dict[str, Any]]
     stand_ins: StandIns
     sign_statement: Callable[[Statement], bytes]
+    sign_bill: Callable[[Bill], bytes]
     open_metrics: bool
     now_ms: Callable[[], int]
     answer_failed_try: Callable[[str, Sequence[tuple[bytes, bytes]], Refusal], Refusal]
@@ -362,6 +364,15 @@ def build_app(parts: Parts, *, profiles: ProfileCalls | None = None, is_operator
                 return {"signature": "0x" + parts.sign_statement(statement).hex()}
             except (MalformedError, ValueError) as error:
                 raise Refusal(400, "bad_statement", str(error)) from None
+
+        @app.post("/bills/signature", tags=["operation"], responses=_ERRORS)
+        async def sign_bill(document: dict[str, Any]) -> dict[str, str]:
+            """Sign the bill of a statement that the operator's own command drew up from this bootstrap's store."""
+            try:
+                bill, _ = BILL_TYPE.from_json(document)
+                return {"signature": "0x" + parts.sign_bill(bill).hex()}
+            except (MalformedError, ValueError) as error:
+                raise Refusal(400, "bad_bill", str(error)) from None
 
     own_document = app.openapi
 

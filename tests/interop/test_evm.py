@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from ngpu_protocol.acknowledgements import ACKNOWLEDGEMENT_TYPE, VerdictKind
+from ngpu_protocol.bills import BILL_TYPE
 from ngpu_protocol.identity import Account, keccak
 from ngpu_protocol.losses import LOSS_TYPE
 from ngpu_protocol.merkle import inclusion_path, leaf_hash
@@ -28,6 +29,7 @@ from tests.interop import npm
 from tests.support.signed_types import signed_types
 from tests.vectors.generate import (
     AT_MS,
+    BILL,
     BINDING,
     BOOTSTRAP,
     FIRST,
@@ -170,6 +172,7 @@ RECORDS: dict[str, tuple[Any, Any, Account]] = {
     "observationHash": (OBSERVATION_TYPE, OBSERVATION.observation, BOOTSTRAP),
     "jobLossHash": (LOSS_TYPE, LOSS.loss, BOOTSTRAP),
     "nodeBindingHash": (NODE_BINDING_TYPE, BINDING, NODE),
+    "billHash": (BILL_TYPE, BILL.bill, BOOTSTRAP),
     "statementHash": (STATEMENT_TYPE, a_proof(3, 1).statement, BOOTSTRAP),
 }
 

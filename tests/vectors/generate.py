@@ -18,6 +18,17 @@ from ngpu_protocol.acknowledgements import (
     VerdictKind,
     sign_acknowledgement,
 )
+from ngpu_protocol.bills import (
+    BILL_TYPE,
+    NO_SESSION,
+    Basis,
+    Bill,
+    BillPart,
+    amounts_of,
+    amounts_text,
+    leaves_of,
+    sign_bill,
+)
 from ngpu_protocol.capabilities import Capability, capability_key, epoch_at, shard_of
 from ngpu_protocol.control import (
     Ack,
@@ -41,6 +52,7 @@ from ngpu_protocol.dispute_file import Contradiction, Dispute, Kind, Withheld, t
 from ngpu_protocol.gap_claims import ClaimedGap, sign_gap_claim
 from ngpu_protocol.identity import Account, gpu_id, keccak
 from ngpu_protocol.losses import LOSS_TYPE, JobLoss, LossFile, sign_loss
+from ngpu_protocol.merkle import tree_root
 from ngpu_protocol.networks import network_named
 from ngpu_protocol.node_bindings import NODE_BINDING_TYPE, NodeBinding, sign_node_binding
 from ngpu_protocol.node_records import (
@@ -476,8 +488,7 @@ def _sealed() -> list[dict[str, Any]]:
     return vectors
 
 
-def _statements() -> dict[str, Any]:
-    """Return a statement with its lines, and the proof for each."""
+def _statement() -> tuple[StatementFile, list[bytes]]:
     acknowledged = (
         (FIRST, VERIFIED.verdict),
         *((receipt, VerdictKind.DISPUTED) for receipt in list(RECEIPTS.values())[1:]),
@@ -495,7 +506,48 @@ def _statements() -> dict[str, Any]:
         at_ms=AT_MS + 86_400_000,
     )
     signature = sign_statement(statement, BOOTSTRAP, NETWORK.chain_id)
-    file = StatementFile(statement, signature, NETWORK.chain_id, lines=tuple(lines))
+    return StatementFile(statement, signature, NETWORK.chain_id, lines=tuple(lines)), leaves
+
+
+def _bill() -> BillPart:
+    """Return what the receipts of the statement cost: the first was for the session with prices."""
+    statement, lines = _statement()[0].statement, _statement()[0].lines or ()
+    bases = (
+        Basis(PRICE_LIST.price_list.session, tuple((gpu, "RTX4090") for gpu in FIRST.gpus)),
+        Basis(NO_SESSION, ()),
+    )
+    numbers = tuple(0 if line.receipt_hash == FIRST.digest(NETWORK.chain_id) else 1 for line in lines)
+    billed = [(line.billed_gpu_ms, number) for line, number in zip(lines, numbers, strict=True)]
+    amounts = amounts_of(billed, bases, {PRICE_LIST.price_list.session: PRICE_LIST.prices()})
+    leaves = leaves_of(((line.receipt_hash, number) for line, number in zip(lines, numbers, strict=True)), bases)
+    bill = Bill(
+        statement_hash=statement.digest(NETWORK.chain_id),
+        node=statement.node,
+        bootstrap=statement.bootstrap,
+        amounts=amounts_text(amounts),
+        root=tree_root(leaves),
+    )
+    return BillPart(bill, sign_bill(bill, BOOTSTRAP, NETWORK.chain_id), (PRICE_LIST,), bases, numbers)
+
+
+BILL = _bill()
+
+
+def _bills() -> dict[str, Any]:
+    """Return a bill, and the statement's file it is in."""
+    part = BILL
+    bases = zip(part.to_document()["bases"], part.bases, strict=True)
+    return {
+        **_signed_texts(BILL_TYPE, part.signature, part.bill, BOOTSTRAP),
+        "bases": [{"basis": document, "digest": _hex(basis.digest())} for document, basis in bases],
+        "file": replace(_statement()[0], bill=part).to_document(),
+    }
+
+
+def _statements() -> dict[str, Any]:
+    """Return a statement with its lines, and the proof for each."""
+    file, leaves = _statement()
+    statement, lines = file.statement, file.lines or ()
     return {
         "digest": _hex(statement.digest(NETWORK.chain_id)),
         "leaves": [{"data": _hex(line.encode()), "hash": _hex(leaf)} for line, leaf in zip(lines, leaves, strict=True)],
@@ -526,6 +578,7 @@ def documents() -> dict[str, Any]:
         "sealed.json": _sealed(),
         "receipt-file.json": file.to_document(),
         "statements.json": _statements(),
+        "bills.json": _bills(),
         "price-lists.json": _signed_texts(PRICE_LIST_TYPE, PRICE_LIST.signature, PRICE_LIST.price_list, NODE),
         "observations.json": _signed_texts(OBSERVATION_TYPE, OBSERVATION.signature, OBSERVATION.observation, BOOTSTRAP),
         "stand-ins.json": _signed_texts(STAND_IN_TYPE, STAND_IN.signature, STAND_IN.stand_in, BOOTSTRAP),

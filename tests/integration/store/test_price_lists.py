@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,20 +16,38 @@ import trio
 from trio.testing import trio_test
 
 from ngpu_bootstrap.accounting import Books as BootstrapBooks
+from ngpu_bootstrap.accounting import state_account
 from ngpu_bootstrap.config import BootstrapSettings
 from ngpu_bootstrap.store.records import AttemptStart, Finish, NewReceipt, NewTask
 from ngpu_bootstrap.store.store import Store, open_store
 from ngpu_bootstrap.tasks.states import TaskState
-from ngpu_daemon.accounts import END_OF_TIME_MS, Account, Span, account_document, write_csv
+from ngpu_daemon.accounts import END_OF_TIME_MS, Account, AccountError, Span, account_document, draw_bill, write_csv
+from ngpu_daemon.keystore import Kdf, write_keystore
 from ngpu_node.earnings import Books as NodeBooks
 from ngpu_node.ledger import Ledger, Written
 from ngpu_protocol.acknowledgements import Acknowledgement, VerdictKind, sign_acknowledgement, skew_reason
+from ngpu_protocol.identity import Account as SigningAccount
+from ngpu_protocol.identity import Address
 from ngpu_protocol.orders import SignedOrder, sign_order
 from ngpu_protocol.prices import Prices, sign_price_list
-from ngpu_protocol.receipts import Meter
+from ngpu_protocol.receipts import Meter, sign_receipt
 from ngpu_protocol.statements import same_account
 from tests.unit.protocol.samples import BOOTSTRAP, CHAIN_ID, NODE, SENT_AT_MS, a_receipt, an_order
+from tests.unit.store import builders
 from tests.unit.store.builders import a_store, database_of
+
+
+def new_account() -> SigningAccount:
+    return SigningAccount.from_key(secrets.token_bytes(32))
+
+
+def raw_of(number: int, bootstrap: Address) -> bytes:
+    return sign_receipt(replace(a_receipt(sequence=number), bootstrap=bootstrap), NODE, CHAIN_ID).wire
+
+
+def a_stored_receipt(number: int) -> NewReceipt:
+    return builders.a_receipt(number, node=NODE.address, ended_at_ms=SENT_AT_MS)
+
 
 SPAN = Span(0, END_OF_TIME_MS)
 ONE, TWO = a_receipt().gpus
@@ -175,15 +194,80 @@ def test_both_sides_come_to_the_same_amounts_over_changed_prices(directory: Path
         theirs = books.account(NODE.address, SPAN)
         their_csv = io.StringIO()
         write_csv(books.entries(NODE.address, SPAN), books.models(NODE.address), their_csv)
+        their_bill = draw_bill(
+            books.entries(NODE.address, SPAN, sessions=True), theirs.statement, CHAIN_ID, theirs.models, theirs.lists
+        )
     with NodeBooks.open(tmp_path / "ledger.db") as own:
         ours = own.account(NODE.address, BOOTSTRAP.address, SPAN, 0)
         our_csv = io.StringIO()
         write_csv(own.entries(BOOTSTRAP.address, SPAN), own.models(), our_csv)
+        our_bill = draw_bill(
+            own.entries(BOOTSTRAP.address, SPAN, sessions=True), theirs.statement, CHAIN_ID, ours.models, ours.lists
+        )
     assert same_account(ours.statement, theirs.statement) == []
     assert shown(ours) == shown(theirs)
     assert our_csv.getvalue() == their_csv.getvalue()
     assert [one["currency"] for one in shown(ours)["amounts"]] == ["CREDITS", "USD"]
+    assert our_bill.bill == their_bill.bill
+    assert our_bill.bill.amounts.split("\n") == [f"{one['currency']}={one['amount']}" for one in shown(ours)["amounts"]]
     rows = shown(ours)["gpus"]
     assert {row["price_per_s"] for row in rows} == {None, "0.00012", "0.0009", "0.00013", "3", "7.000000000000000001"}
     skewed = [line.split(",")[6] for line in our_csv.getvalue().splitlines() if ",skew," in line]
     assert skewed == ["700"] * 5, "a skewed receipt is paid on the bootstrap's own duration, on one GPU here"
+
+
+def test_a_statement_names_the_bootstraps_it_does_not_cover_and_states_them_unsigned(
+    directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone, here = new_account(), new_account()
+
+    async def main() -> None:
+        for bootstrap, count in ((gone, 2), (here, 1)):
+            async with a_store(directory, bootstrap=bootstrap.address) as store:
+                for number in range(1, count + 1):
+                    receipt = replace(
+                        a_stored_receipt(number), bootstrap=bootstrap.address, raw=raw_of(number, bootstrap.address)
+                    )
+                    await store.late_receipt(receipt)
+
+    trio.run(main)
+    database = database_of(directory)
+    settings = BootstrapSettings(
+        data_dir=directory,
+        network="local",
+        store=database if isinstance(database, str) else "",
+        passphrase_file=tmp_path / "pw",
+    )
+    (tmp_path / "pw").write_text("pw")
+    (tmp_path / "pw").chmod(0o600)
+    directory.chmod(0o700)
+    write_keystore(directory / "keystore.json", here, "pw", Kdf.LIGHT)
+
+    def state(*, file: Path | None = None, bootstrap: str | None = None) -> dict[str, Any]:
+        state_account(
+            settings,
+            node=NODE.address,
+            since=None,
+            until=None,
+            prices=[],
+            file=file,
+            proof=None,
+            bootstrap=bootstrap,
+            as_csv=False,
+            as_json=True,
+        )
+        document: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
+        return document
+
+    own = state()
+    assert (own["bootstrap"], own["receipts"], own["other_bootstraps"]) == (here.address, 1, [gone.address])
+    assert "signature" in own
+    other = state(bootstrap=gone.address)
+    assert (other["bootstrap"], other["receipts"], other["other_bootstraps"]) == (gone.address, 2, [here.address])
+    assert "signature" not in other
+    with pytest.raises(AccountError, match=f"only {gone.address} itself can sign"):
+        state(bootstrap=gone.address, file=tmp_path / "file")
+    with pytest.raises(AccountError, match="is no bootstrap"):
+        state(bootstrap="nobody")
+    assert not (tmp_path / "file").exists()
+    assert state(bootstrap=new_account().address)["receipts"] == 0

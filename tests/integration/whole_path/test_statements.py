@@ -88,7 +88,7 @@ def test_both_sides_come_to_the_same_after_crashes_of_both(shared: SharedNetwork
         for node in net.nodes:
             ours, theirs = await agreed(net, node)
             assert ours["receipts"] > 0
-            apart = ("at_ms", "waiting_receipts", "signature")
+            apart = ("at_ms", "waiting_receipts", "signature", "other_bootstraps")
             assert {k: v for k, v in ours.items() if k not in apart} == {
                 k: v for k, v in theirs.items() if k not in apart
             }
@@ -122,6 +122,11 @@ def test_a_statement_is_checked_offline_and_against_the_owners_ledger(shared: Sh
             if file is forged:
                 assert b"BROKEN" in done.stdout
         assert codes == {"whole": 0, "proof": 0, "forged": 1}
+        done = await trio.run_process([*verify, str(whole), "--lines", "--json"], capture_stdout=True)
+        judged = json.loads(done.stdout)
+        assert [one["rule"] for one in judged["rules"]][-1] == "amounts"
+        assert all(one["checked"] for one in judged["rules"])
+        assert [line["sequence"] for line in judged["lines"]] == [str(line[0]) for line in lines]
 
         agrees = await command(node, "earnings", "--check", str(whole))
         assert b"agrees with this node's ledger" in agrees.stdout

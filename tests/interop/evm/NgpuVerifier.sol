@@ -99,6 +99,14 @@ contract NgpuVerifier {
         uint64 sequence;
     }
 
+    struct Bill {
+        bytes32 statementHash;
+        address node;
+        address bootstrap;
+        string amounts;
+        bytes32 root;
+    }
+
     struct JobLoss {
         string taskId;
         bytes32 orderHash;
@@ -110,6 +118,8 @@ contract NgpuVerifier {
         uint64 atMs;
     }
 
+    bytes32 private constant BILL_TYPE =
+        keccak256("Bill(bytes32 statementHash,address node,address bootstrap,string amounts,bytes32 root)");
     bytes32 private constant JOB_LOSS_TYPE = keccak256(
         "JobLoss(string taskId,bytes32 orderHash,address node,address bootstrap,string jobId,string reason,uint64 awaySinceMs,uint64 atMs)"
     );
@@ -217,6 +227,14 @@ contract NgpuVerifier {
         bytes memory tail =
             abi.encode(keccak256(bytes(l.jobId)), keccak256(bytes(l.reason)), l.awaySinceMs, l.atMs);
         return typed(keccak256(bytes.concat(head, tail)));
+    }
+
+    function billHash(Bill calldata b) public view returns (bytes32) {
+        return typed(
+            keccak256(
+                abi.encode(BILL_TYPE, b.statementHash, b.node, b.bootstrap, keccak256(bytes(b.amounts)), b.root)
+            )
+        );
     }
 
     function statementHash(Statement calldata s) public view returns (bytes32) {

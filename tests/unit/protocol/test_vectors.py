@@ -14,7 +14,7 @@ from ngpu_protocol.identity import address_of_peer_id, address_of_public_key
 from ngpu_protocol.orders import ORDER_TYPE, SignedOrder
 from ngpu_protocol.receipt_file import ReceiptFile, check_receipt_file
 from ngpu_protocol.receipts import RECEIPT_TYPE, SignedReceipt
-from ngpu_protocol.statements import STATEMENT_TYPE
+from ngpu_protocol.statements import STATEMENT_TYPE, StatementFile, check_statement_file
 from tests.support.signed_types import signed_types
 from tests.vectors import generate
 
@@ -95,6 +95,12 @@ def test_stored_dispute_files_show_what_they_show(kind: str, shows: Finding) -> 
     assert (finding, [one for one in results if not one.holds]) == (shows, [])
 
 
+def test_a_stored_statement_with_its_bill_holds_in_every_rule() -> None:
+    results = check_statement_file(StatementFile.from_document(stored("bills.json")["file"]))
+    assert [one for one in results if not one.holds] == []
+    assert {"root", "bill_root", "amounts"} <= {one.rule for one in results}
+
+
 def test_every_signed_type_has_vectors() -> None:
     """A type that is signed and not written down cannot be checked by anybody else's program."""
     written = {document["type"] for path in generate.FOLDER.glob("*.json")
@@ -102,4 +108,4 @@ def test_every_signed_type_has_vectors() -> None:
     written.add(STATEMENT_TYPE.text)  # statements.json, whose file has no such key
     types = signed_types()
     assert types == written
-    assert len(types) == 9
+    assert len(types) == 10
