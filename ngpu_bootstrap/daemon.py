@@ -110,6 +110,8 @@ STREAM_TIMEOUT_S = 5.0
 # How long streams to nodes rest before they are closed: below the node's own limit, so that ours closes first.
 STREAM_IDLE_S = 60.0
 SETTLE_S = 10.0
+# How long clients that wait for a task may take to hear that this bootstrap stops.
+TELL_S = 0.5
 # What a client may send as a head: together with an order (16 KiB at most) less than the 64 KiB a node takes.
 CLIENT_HEAD_BYTES = 40 * 1024
 # A node opens two streams to its bootstrap, and what its lookups in the DHT and a relayed guest need; requests go out
@@ -378,7 +380,7 @@ class _Bootstrap:
             store,
             self.detached,
             about=self._about,
-            here=lambda: [session.node for session in self.nodes],
+            here=self.deployments.told,
             adopt=self._adopt,
             cancel=self.task_control.end,
             reload=self.deployments.catch_up,
@@ -688,7 +690,7 @@ class _Bootstrap:
                     task_status.started(self.where)
                     await self.drain.requested.wait()
                     notifier.stopping("draining")
-                    notifier.extend_timeout(self.settings.drain_s + SETTLE_S)
+                    notifier.extend_timeout(self.settings.drain_s + TELL_S + SETTLE_S)
                     await self._drain()
                     await self.discovery.withdraw()
                 nursery.cancel_scope.cancel()
@@ -852,6 +854,10 @@ class _Bootstrap:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(wait_finished)
             clean = await self.drain.grace(finished, self.settings.drain_s)
+            if not clean:
+                self.front.tasks_api.promises.stop()
+                with trio.move_on_after(TELL_S):
+                    await finished.wait()
             nursery.cancel_scope.cancel()
         log.info("drained", clean=clean)
         await self.membership.leave()

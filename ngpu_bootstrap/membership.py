@@ -8,7 +8,7 @@ tasks is left to do.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -16,7 +16,7 @@ import trio
 
 from ngpu_bootstrap.dispatch.detached import DetachedTasks
 from ngpu_bootstrap.store.errors import StoreError
-from ngpu_bootstrap.store.leases import Sibling
+from ngpu_bootstrap.store.leases import Sibling, Told
 from ngpu_bootstrap.store.records import OpenTask
 from ngpu_bootstrap.store.store import Store
 from ngpu_protocol.identity import Address
@@ -37,7 +37,7 @@ class Membership:
         about: what others may know of this one.
         adopt: takes unfinished tasks in hand.
         cancel: ends a task in hand whose end was asked for at another bootstrap.
-        here: the nodes connected to this one.
+        here: the nodes connected to this one, and what they report of their deployments, by workspace.
         reload: reads the workspaces anew where another bootstrap has changed them.
         met: told which bootstraps there are, dead or alive, this one included.
     """
@@ -50,7 +50,7 @@ class Membership:
         about: Callable[[], dict[str, Any]],
         adopt: Adopt,
         cancel: Callable[[str], Awaitable[object]],
-        here: Callable[[], Collection[Address]],
+        here: Callable[[], Mapping[Address, Mapping[str, Told]]],
         reload: Callable[[], Awaitable[None]],
         met: Callable[[Sequence[Sibling]], Awaitable[None]],
     ) -> None:
@@ -63,7 +63,7 @@ class Membership:
         self._reload = reload
         self._met = met
         # as the store has it; None when that is not known
-        self._present: frozenset[Address] | None = None
+        self._present: Mapping[Address, Mapping[str, Told]] | None = None
         self.leaving = False
 
     async def join(self) -> None:
@@ -74,7 +74,7 @@ class Membership:
         """
         if self._store.is_shared:
             await self._store.renew_lease(LEASE_MS, self._about(), anew=True)
-            self._present = frozenset()
+            self._present = {}
             await self._met(await self._store.siblings())
 
     async def leave(self) -> None:
@@ -121,13 +121,15 @@ class Membership:
         await self._met(await self._store.siblings())
 
     async def _tell_presence(self) -> None:
-        """Have siblings know which nodes are here, so that none of them gives up a node that it alone has lost."""
-        here, before = frozenset(self._here()), self._present
+        """Have siblings know which nodes are here and what they report: none of them gives up a node that it alone has
+        lost, and each says how a workspace stands there."""
+        here, before = self._here(), self._present
         if here == before:
             return
         self._present = None  # until it is known to be written
         if before is None:
             await self._store.keep_presence(None, here)
         else:
-            await self._store.keep_presence(before - here, here - before)
+            changed = {node: told for node, told in here.items() if before.get(node) != told}
+            await self._store.keep_presence((before.keys() - here.keys()) | (before.keys() & changed.keys()), changed)
         self._present = here

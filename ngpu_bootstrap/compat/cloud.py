@@ -286,7 +286,7 @@ class Cloud:
         wanted = _public_id(text_field(fields, "id", most=512))
         owned = await self._store.look_up(lambda connection: rows.workspaces(connection, user.id))
         found = [self._workspaces.get(one.id) for one in owned if wanted in ("", one.id)]
-        return [self._view(workspace) for workspace in found if workspace is not None]
+        return [await self._view(workspace) for workspace in found if workspace is not None]
 
     async def _workspace_delete(self, user: rows.User, text: str) -> Any:
         wanted = _public_id(text)
@@ -294,14 +294,14 @@ class Cloud:
         workspace = self._workspaces.get(wanted)
         if workspace is None or wanted not in {one.id for one in owned}:
             raise Refusal(404, "workspace_unknown", "you have no workspace of this id")
-        view = self._view(workspace)
+        view = await self._view(workspace)
         await self._workspaces.remove(wanted)
         await self._store.chore(lambda connection: rows.forget_workspace(connection, wanted))
         self._published.pop(wanted, None)
         return view
 
-    def _view(self, workspace: Workspace) -> dict[str, Any]:
-        found = self._deployments.deployed(workspace)
+    async def _view(self, workspace: Workspace) -> dict[str, Any]:
+        found = await self._deployments.deployed(workspace)
         ready = [one for one in found if one.state == "ready"]
         return {
             "id": workspace.id,

@@ -24,6 +24,12 @@ class TaskWatch:
         if event is not None:
             event.set()
 
+    def wake_all(self) -> None:
+        """Wake whoever waits, for whichever task: there is something to look at that is none of them."""
+        watched, self._watched = self._watched, {}
+        for event in watched.values():
+            event.set()
+
     async def wait(self, task_id: str, timeout_s: float = LOOK_S) -> None:
         """Return when *task_id* may have changed, after *timeout_s* at the latest.
 

@@ -102,6 +102,7 @@ class JobCalls:
                 return await self._promises.answer(task_id, deadline_ms)
             if self._now_ms() >= deadline_ms:
                 raise TaskEnded(task_id, Refusal(504, "deadline", f"task {task_id} is not submitted yet; ask for it"))
+            self._promises.check_goes_on(task_id)
             await self._watch.wait(task_id)
 
     async def _result(self, call: Call, task_id: str, declared: JobTerms) -> WorkspaceAnswer:

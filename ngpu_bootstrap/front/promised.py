@@ -66,6 +66,22 @@ class Promises:
         self._store = store
         self._watch = watch
         self._now_ms = now_ms
+        self._stops = False
+
+    def stop(self) -> None:
+        """Have whoever waits for an answer be told that this bootstrap stops before it is there, and what goes on."""
+        self._stops = True
+        self._watch.wake_all()
+
+    def check_goes_on(self, task_id: str) -> None:
+        """Raise, for a client that waits for *task_id*, that it waits in vain.
+
+        Raises:
+            TaskEnded: this bootstrap stops.
+        """
+        if self._stops:
+            words = f"this bootstrap stops, and task {task_id} goes on: ask for it with queryTask when it is back"
+            raise TaskEnded(task_id, NotServed(503, "bootstrap_stopping", words, retry_after_s=5))
 
     async def submit(self, call: Call, refused: Refusal | None = None) -> str:
         """Promise *call*, a wrapped one; return the id of its task: of the first, where it was asked for before.
@@ -97,7 +113,8 @@ class Promises:
 
         Raises:
             Refusal: it is no longer kept.
-            TaskEnded: it ended without an answer of its workspace's, or has not by *deadline_ms* and some more.
+            TaskEnded: it ended without an answer of its workspace's, or has not by *deadline_ms* and some more, or
+                before this bootstrap stops.
         """
         while True:
             record = await self._store.task_state(task_id)
@@ -107,6 +124,7 @@ class Promises:
                 break
             if self._now_ms() >= deadline_ms + LATE_MS:
                 raise TaskEnded(task_id, Refusal(504, "deadline", f"task {task_id} has not ended in time; poll for it"))
+            self.check_goes_on(task_id)
             await self._watch.wait(task_id)
         if record.state is not TaskState.FINISHED:
             raise TaskEnded(task_id, Refusal(record.result_code or 502, record.reason, record.message))

@@ -116,7 +116,7 @@ class ReadsApi:
                 "state": one.state,
                 **self.believed(one.node),
             }
-            for one in self._deployments.deployed(workspace)
+            for one in await self._deployments.deployed(workspace)
             if since_ms <= one.since_ms < before_ms
         ]
         return json_answer(200, {"result_code": 200, "msg": "success", "result_size": len(shown), "nodes": shown})

@@ -26,6 +26,7 @@ from ngpu_bootstrap.registry.nodes import Nodes, NodeSession
 from ngpu_bootstrap.registry.rollout import Place, Step, step
 from ngpu_bootstrap.registry.workspaces import Workspace, Workspaces
 from ngpu_bootstrap.store.errors import PlacementOutdated
+from ngpu_bootstrap.store.leases import Told
 from ngpu_bootstrap.store.records import DeploymentRow
 from ngpu_bootstrap.store.store import Store
 from ngpu_protocol.control import DeploymentPhase, DeploymentState, without_last_words
@@ -174,12 +175,34 @@ class DeploymentTable:
             return self._unread(workspace)
         return self._short.get(workspace.id)
 
-    def deployed(self, workspace: Workspace) -> list[Deployed]:
-        """Return how *workspace* stands on every node that has it or is to have it, by address."""
+    def told(self) -> dict[Address, dict[str, Told]]:
+        """Return what the nodes connected here report of the workspaces they may serve."""
+        return {
+            session.node: {
+                workspace: Told(state.state, state.progress, session.connected_at_ms)
+                for workspace, state in session.deployments.items()
+                if workspace in session.assigned
+            }
+            for session in self._nodes
+        }
+
+    async def deployed(self, workspace: Workspace) -> list[Deployed]:
+        """Return how *workspace* stands on every node that has it or is to have it, by address; of one that is not
+        connected here, as it told another bootstrap of this database.
+
+        Raises:
+            StoreError: that cannot be read.
+        """
+        told = await self._store.told_elsewhere(workspace.id)
         rows = self._rows.get(workspace.id, {})
         found: list[Deployed] = []
-        for node in {*rows, *(session.node for session in self._nodes if workspace.id in session.assigned)}:
+        for node in {*rows, *told, *(session.node for session in self._nodes if workspace.id in session.assigned)}:
             session = self._nodes.get(node)
+            if session is None and node in told:
+                said = told[node]
+                since_ms = rows[node].assigned_at_ms if node in rows else said.since_ms
+                found.append(Deployed(node, said.state, said.progress, since_ms))
+                continue
             state = session.deployments.get(workspace.id) if session is not None else None
             since_ms = rows[node].assigned_at_ms if node in rows else session.connected_at_ms if session else 0
             phase = state.state if state else DeploymentPhase.QUEUED if session else DeploymentPhase.GONE

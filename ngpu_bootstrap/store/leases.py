@@ -15,7 +15,7 @@ import json
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
@@ -35,6 +35,18 @@ class Sibling:
     about: Mapping[str, Any]
 
 
+class Told(NamedTuple):
+    """What a node told the bootstrap it is connected to of one of its deployments.
+
+    Attributes:
+        since_ms: when it connected there.
+    """
+
+    state: str
+    progress: int
+    since_ms: int
+
+
 def database_now_ms(connection: sa.Connection) -> int:
     """Return the time by the clock that all bootstraps of this database share."""
     if connection.dialect.name == "sqlite":
@@ -50,7 +62,7 @@ def renew(connection: sa.Connection, own: str, lease_ms: int, about: Mapping[str
     ended = connection.execute(sa.select(b.c.lease_until_ms).where(b.c.address == own).with_for_update()).scalar()
     values: dict[str, Any] = {"lease_until_ms": now_ms + lease_ms, "about": json.dumps(dict(about))}
     if anew:
-        keep_presence(connection, own, None, ())
+        keep_presence(connection, own, None, {})
     if ended is None:
         connection.execute(sa.insert(b).values(address=own, started_at_ms=now_ms, **values))
         return True
@@ -75,8 +87,10 @@ def all_bootstraps(connection: sa.Connection) -> list[Sibling]:
     ]
 
 
-def keep_presence(connection: sa.Connection, own: str, gone: Collection[str] | None, came: Collection[str]) -> None:
-    """Write which nodes have left *own* (None: all there were) and which have come."""
+def keep_presence(
+    connection: sa.Connection, own: str, gone: Collection[str] | None, came: Mapping[str, Mapping[str, Told]]
+) -> None:
+    """Write which nodes have left *own* (None: all there were), which have come and what they report, by workspace."""
     p = tables.node_presence
     left = p.c.bootstrap == own
     if gone is None:
@@ -84,7 +98,8 @@ def keep_presence(connection: sa.Connection, own: str, gone: Collection[str] | N
     elif gone:
         connection.execute(sa.delete(p).where(left, p.c.node.in_(list(gone))))
     if came:
-        connection.execute(sa.insert(p), [{"bootstrap": own, "node": node} for node in came])
+        rows = [{"bootstrap": own, "node": node, "reports": json.dumps(told)} for node, told in came.items()]
+        connection.execute(sa.insert(p), rows)
 
 
 def present_elsewhere(connection: sa.Connection, own: str, nodes: Collection[str]) -> set[str]:
@@ -96,6 +111,23 @@ def present_elsewhere(connection: sa.Connection, own: str, nodes: Collection[str
         .where(p.c.bootstrap != own, b.c.lease_until_ms > database_now_ms(connection), p.c.node.in_(list(nodes)))
     )
     return set(connection.execute(query).scalars())
+
+
+def told_elsewhere(connection: sa.Connection, own: str, workspace: str) -> dict[str, Told]:
+    """Return what nodes that are connected to other bootstraps that live told those of *workspace*."""
+    p, b = tables.node_presence, tables.bootstraps
+    query = (
+        sa.select(p.c.node, p.c.reports)
+        .select_from(p.join(b, b.c.address == p.c.bootstrap))
+        .where(p.c.bootstrap != own, b.c.lease_until_ms > database_now_ms(connection))
+        .where(p.c.reports.contains(json.dumps(workspace), autoescape=True))
+    )
+    found: dict[str, Told] = {}
+    for node, reports in connection.execute(query):
+        told = json.loads(reports).get(workspace)
+        if told is not None:
+            found[node] = Told(*told[:3])
+    return found
 
 
 def claim(connection: sa.Connection, own: str, shared: bool) -> int:

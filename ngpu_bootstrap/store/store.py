@@ -27,7 +27,7 @@ from ngpu_bootstrap.store.database import database_url, open_engine
 from ngpu_bootstrap.store.errors import PlacementOutdated, StoreClosed, StoreError, StoreUnavailable
 from ngpu_bootstrap.store.group_commit import CommitCounts, GroupCommit, execute_steps, load_chain
 from ngpu_bootstrap.store.handoff import Handoff
-from ngpu_bootstrap.store.leases import Sibling
+from ngpu_bootstrap.store.leases import Sibling, Told
 from ngpu_bootstrap.store.operations import Operation, Operations
 from ngpu_bootstrap.store.readers import Reader
 from ngpu_bootstrap.store.recent_links import RecentLinks
@@ -518,10 +518,10 @@ class Store:
         """Return the ids of the unfinished tasks of this bootstrap."""
         return await self._lists.read(lambda connection: leases.owned(connection, self._bootstrap))
 
-    async def keep_presence(self, gone: Collection[Address] | None, came: Collection[Address]) -> None:
-        """Store which nodes have left this bootstrap (None: all there were) and which have come."""
-        own = self._bootstrap
-        await self._chores.read(lambda connection: leases.keep_presence(connection, own, gone, came))
+    async def keep_presence(self, gone: Collection[Address] | None, came: Mapping[Address, Mapping[str, Told]]) -> None:
+        """Store which nodes have left this bootstrap (None: all there were), which have come and what they report."""
+        own, reports = self._bootstrap, {str(node): told for node, told in came.items()}
+        await self._chores.read(lambda connection: leases.keep_presence(connection, own, gone, reports))
 
     async def present_elsewhere(self, nodes: Collection[Address]) -> set[Address]:
         """Return those of *nodes* that are connected to another bootstrap that lives."""
@@ -532,6 +532,14 @@ class Store:
             Address(node)
             for node in await self._lookups.read(lambda connection: leases.present_elsewhere(connection, own, nodes))
         }
+
+    async def told_elsewhere(self, workspace: str) -> dict[Address, Told]:
+        """Return what nodes that are connected to another bootstrap that lives told that one of *workspace*."""
+        if not self.is_shared:
+            return {}
+        own = self._bootstrap
+        found = await self._lookups.read(lambda connection: leases.told_elsewhere(connection, own, workspace))
+        return {Address(node): told for node, told in found.items()}
 
     async def workspaces_mark(self) -> tuple[Any, ...]:
         """Return a value that differs once any workspace or token, or where one runs, has changed."""

@@ -313,12 +313,14 @@ bootstraps = sa.Table(
     _text("about", "{}"),
 )
 
-# which nodes are connected to which bootstrap; each writes its own, and those of one whose lease has ended mean nothing
+# which nodes are connected to which bootstrap, and what they report of their deployments (`leases.Told` by workspace,
+# as JSON); each writes its own, and those of one whose lease has ended mean nothing
 node_presence = sa.Table(
     "node_presence",
     metadata,
     sa.Column("bootstrap", sa.Text, primary_key=True),
     sa.Column("node", sa.Text, primary_key=True),
+    sa.Column("reports", sa.Text),
 )
 
 # whom to tell of a task's end, and how that goes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -48,6 +49,7 @@ state = ["/state"]
 done = ["done"]
 interval_s = 0.05
 duration_s = 30
+cancel = {method = "POST", target = "/vendor/task_cancel", body = {task_id = "{id}"}}
 
 [[routes]]
 path = "/vendor/say"
@@ -131,6 +133,14 @@ async def submit(bootstrap: Bootstrap) -> tuple[str, str]:
     return json.loads(answer.body)["task_id"], (answer.header(b"ngpu-task-id") or b"").decode()
 
 
+async def submit_everywhere(bootstrap: Bootstrap, vendors: list[Vendor]) -> list[tuple[str, str]]:
+    """Submit jobs until every node has some: which one gets the next is left to chance."""
+    made = [await submit(bootstrap) for _ in range(4)]
+    while not all(vendor.jobs for vendor in vendors):
+        made.append(await submit(bootstrap))
+    return made
+
+
 Test = Callable[[Bootstrap, list[Vendor]], Awaitable[None]]
 
 
@@ -150,8 +160,7 @@ def run(tmp_path: Path, test: Test, *, nodes: int = 2) -> None:
 
 def test_the_workspaces_own_answers_come_back_and_questions_reach_the_node_that_has_the_job(tmp_path: Path) -> None:
     async def test(bootstrap: Bootstrap, vendors: list[Vendor]) -> None:
-        made = [await submit(bootstrap) for _ in range(8)]
-        assert all(vendor.jobs for vendor in vendors), "both nodes took jobs"
+        made = await submit_everywhere(bootstrap, vendors)
         for job_id, _ in made:
             answer = await post(bootstrap, "task_result", {"task_id": job_id})
             assert (answer.status, json.loads(answer.body)["state"]) == (200, "pending")
@@ -278,6 +287,36 @@ def test_jobs_and_keys_are_found_after_a_restart(tmp_path: Path) -> None:
     trio.run(main)
 
 
+def test_who_waits_for_a_job_is_told_that_its_bootstrap_stops_and_the_job_goes_on(tmp_path: Path) -> None:
+    async def main() -> None:
+        vendor = Vendor()
+        node = scripted(new_account(), vendor)
+        answers: list[Answered] = []
+        async with running(settings(tmp_path, drain_s=0.2), workspace=SPEC) as bootstrap:
+            known = (bootstrap.workspace, bootstrap.token)
+            async with connected(node, bootstrap.multiaddr), trio.open_nursery() as nursery:
+                await wait_ready(bootstrap)
+
+                async def draw() -> None:
+                    answers.append(await post(bootstrap, "draw_now", {"prompt": "x"}))
+
+                nursery.start_soon(draw)
+                await node.until(lambda: any(path.endswith("task_result") for path, _ in vendor.asked))
+                signal.raise_signal(signal.SIGTERM)
+        document = json.loads(answers[0].body)
+        assert (answers[0].status, document["code"], document["reason"]) == (503, 503, "bootstrap_stopping")
+        assert document["task_id"] in document["msg"]
+        assert answers[0].header(b"retry-after")
+        vendor.jobs = dict.fromkeys(vendor.jobs, "done")
+        async with running(settings(tmp_path), known=known) as bootstrap, connected(node, bootstrap.multiaddr):
+            await task_when(bootstrap, document["task_id"], lambda view: view["state"] == 3)
+            done = json.loads((await bootstrap.call("GET", f"/user/queryTask?taskID={document['task_id']}")).body)
+            assert json.loads(done["data"])["state"] == "done"
+        assert not any(path.endswith("task_cancel") for path, _ in vendor.asked), "its client did not leave"
+
+    trio.run(main)
+
+
 CALLS = {"task_submit": {"prompt": "sea"}, "draw_now": {"prompt": "sky"}, "say": {"words": "hello"}}
 
 
@@ -361,8 +400,7 @@ def test_jobs_and_keys_are_found_from_a_sibling_on_one_postgresql(tmp_path: Path
                 for account, vendor in zip(accounts, vendors, strict=True):
                     await stack.enter_async_context(connected(scripted(account, vendor), bootstrap.multiaddr))
                 await wait_ready(bootstrap, 2)
-            made = [await submit(first) for _ in range(6)]
-            assert all(vendor.jobs for vendor in vendors)
+            made = await submit_everywhere(first, vendors)
             for job_id, _ in made:
                 answer = await post(second, "task_result", {"task_id": job_id})
                 assert (answer.status, json.loads(answer.body)["state"]) == (200, "pending"), answer.body
@@ -377,6 +415,16 @@ def test_jobs_and_keys_are_found_from_a_sibling_on_one_postgresql(tmp_path: Path
                 if job_id in vendor.jobs:
                     vendor.jobs[job_id] = "done"
             await task_when(second, task_id, lambda view: view["state"] == 3)
+            # a node that one of them has is shown by the other as it is
+            alone = new_account()
+            await stack.enter_async_context(connected(scripted(alone, Vendor()), first.multiaddr))
+            shown: dict[str, Any] = {}
+            with trio.fail_after(20):
+                while shown.get(alone.address) != (1, 100, "ready"):
+                    await trio.sleep(0.1)
+                    nodes = json.loads((await second.call("GET", "/user/queryNodes")).body)["nodes"]
+                    shown = {one["nodeAddr"]: (one["status"], one["progress"], one["state"]) for one in nodes}
+            assert shown == {account.address: (1, 100, "ready") for account in (*accounts, alone)}
 
     with new_database() as url:
         trio.run(main, url)

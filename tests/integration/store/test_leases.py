@@ -12,6 +12,7 @@ from trio.testing import trio_test
 from ngpu_bootstrap.store import tables
 from ngpu_bootstrap.store.database import open_engine
 from ngpu_bootstrap.store.errors import AttemptConflict, PlacementOutdated, TaskIsFinal
+from ngpu_bootstrap.store.leases import Told
 from ngpu_bootstrap.store.records import DeploymentRow
 from tests.support.postgres import new_database
 from tests.unit.store.builders import (
@@ -42,10 +43,15 @@ def shared(tmp_path: Path) -> Iterator[Path]:
 
 def lapse(directory: Path, address: str) -> None:
     """End a lease as time would."""
-    engine = open_engine(database_of(directory))
     b = tables.bootstraps
+    written(directory, sa.update(b).where(b.c.address == address).values(lease_until_ms=1))
+
+
+def written(directory: Path, change: sa.Update) -> None:
+    """Change the database beside its stores."""
+    engine = open_engine(database_of(directory))
     with engine.begin() as connection:
-        connection.execute(sa.update(b).where(b.c.address == address).values(lease_until_ms=1))
+        connection.execute(change)
     engine.dispose()
 
 
@@ -173,13 +179,23 @@ async def test_a_node_is_present_where_a_bootstrap_that_lives_has_it(shared: Pat
     async with a_store(shared) as ours, a_store(shared, bootstrap=SIBLING) as theirs:
         for store in (ours, theirs):
             await store.renew_lease(LONG_MS, {}, anew=True)
-        await theirs.keep_presence((), {NODE, OTHER_NODE})
+        await theirs.keep_presence((), {NODE: {"7": Told("pulling", 5, 1)}, OTHER_NODE: {"70": Told("ready", 100, 2)}})
         assert await ours.present_elsewhere({NODE, BOOTSTRAP}) == {NODE}
         assert await theirs.present_elsewhere({NODE}) == set()
-        await theirs.keep_presence({NODE}, ())
+        assert await ours.told_elsewhere("7") == {NODE: Told("pulling", 5, 1)}
+        assert await theirs.told_elsewhere("7") == await ours.told_elsewhere("_") == {}
+        await theirs.keep_presence({NODE}, {NODE: {"7": Told("ready", 100, 1)}})
+        assert await ours.told_elsewhere("7") == {NODE: Told("ready", 100, 1)}
+        await theirs.keep_presence({NODE}, {})
         assert await ours.present_elsewhere({NODE, OTHER_NODE}) == {OTHER_NODE}
+        # one of a version before says no more than who is there
+        written(shared, sa.update(tables.node_presence).values(reports=None))
+        assert await ours.told_elsewhere("70") == {}
+        await theirs.keep_presence(None, {OTHER_NODE: {"70": Told("ready", 100, 2)}})
+        assert await ours.told_elsewhere("70") == {OTHER_NODE: Told("ready", 100, 2)}
         lapse(shared, SIBLING)
         assert await ours.present_elsewhere({OTHER_NODE}) == set()
+        assert await ours.told_elsewhere("70") == {}
         # its next run has none of the nodes of the run before
         await theirs.renew_lease(LONG_MS, {}, anew=True)
         assert await ours.present_elsewhere({OTHER_NODE}) == set()
