@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import trio
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from ngpu_daemon.datadir import DataDirectory
 from ngpu_daemon.dispute_cli import dispute_commands
@@ -378,7 +378,7 @@ def _show(found: dict[str, Any], console: Console) -> None:
         models.add_row(name, one["api"], "healthy" if one["healthy"] else one["detail"])
     print_table(console, models, "")
 
-    gpus = Table("GPU", "memory", "state", "UUID")
+    gpus = Table("GPU", "memory", "state", Column("UUID", overflow="fold"))
     for one in found["gpus"]:
         gpus.add_row(one["model"], f"{one['memory_bytes'] / 2**30:.0f} GiB", one["against"] or "offered", one["uuid"])
     print_table(console, gpus, f"no GPUs: {found['gpu_problem']}")

@@ -239,7 +239,7 @@ class Node:
             self._discovery = await self._discovery_on(host, state, backend)
             await nursery.start(self._discovery.run)
             status = partial(self._status, host, state, engine, ledger, owner, backend.findings)
-            admin = AdminApi(self._registry, status, self._gpus.status, owner_api.handle)
+            admin = AdminApi(self._registry, status, partial(self._gpu_status, engine), owner_api.handle)
             await nursery.start(serve_admin_socket, self._directory.admin_socket, admin)
             peers = PeerCalls(
                 host,
@@ -520,6 +520,9 @@ class Node:
             "receipts": self._totals.receipts,
             "receipts_owed": self._totals.owed,
         }
+
+    def _gpu_status(self, engine: EngineStatus) -> dict[str, Any]:
+        return {**self._gpus.status(), "engine": asdict(engine)}
 
     @contextlib.contextmanager
     def _runtime_file(self, host: Host, models: BoundAddress) -> Iterator[None]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ngpu_node.errors import DeploymentImpossible
-from ngpu_node.gpus.inventory import same_model
+from ngpu_protocol.gpu_models import canonical_gpu_model, gpu_model_names
 
 _GIB = 1 << 30
 
@@ -56,7 +56,8 @@ def choose(
     that will do, of one model where possible: large ones are kept for what needs them.
 
     Args:
-        types: models in order of preference, spelled by people: `RTX4090` matches `NVIDIA GeForce RTX 4090`.
+        types: models in order of preference, spelled by people: `RTX4090` is `NVIDIA GeForce RTX 4090`. By the table
+            bootstraps place by (`gpu_models`), so that what one sent here for a card it saw is not refused.
         taken: UUIDs that are held already, each as often as it is held.
         memory_bytes: least memory on each.
         shares: how many may hold one device.
@@ -72,7 +73,7 @@ def choose(
     free = [gpu for gpu in all_of_them if holders[gpu.uuid] < shares]
     large = [gpu for gpu in free if gpu.memory_bytes // shares >= memory_bytes]
     for wanted in types or [""]:
-        fitting = [gpu for gpu in large if not wanted or same_model(wanted, gpu.model)]
+        fitting = [gpu for gpu in large if not wanted or _is_of(gpu, wanted)]
         kept = [gpu for gpu in fitting if gpu.uuid in before]
         if len(kept) == count:
             return tuple(kept)
@@ -89,6 +90,10 @@ def choose(
     size = f" with {_gib(memory_bytes)} each" if memory_bytes else ""
     there = ", ".join(_described(gpu, shares) if memory_bytes else gpu.model for gpu in free) or "none"
     raise TooFewGpus(f"needs {count} free GPU{'s' if count > 1 else ''}{kind}{size}; free on this node: {there}")
+
+
+def _is_of(gpu: UsableGpu, wanted: str) -> bool:
+    return canonical_gpu_model(wanted) in gpu_model_names(gpu.model, gpu.memory_bytes)
 
 
 def _described(gpu: UsableGpu, shares: int) -> str:

@@ -90,7 +90,9 @@ class DeviceReading:
         nvlinks: how many are up; None where the device has none.
         mig_enabled: None where it cannot; such a device itself cannot be used, its instances can.
         mig: set for an instance.
-        display: whether a display is driven by it.
+        sm_clock_mhz, memory_clock_mhz: at the time of the survey.
+        display_attached: a monitor is connected to it.
+        display_active: it drives a display, attached or not; memory is set aside for that.
     """
 
     uuid: str
@@ -102,6 +104,8 @@ class DeviceReading:
     pci_address: str = ""
     compute_capability: str = ""
     power_limit_w: float | None = None
+    sm_clock_mhz: int | None = None
+    memory_clock_mhz: int | None = None
     max_sm_clock_mhz: int | None = None
     max_memory_clock_mhz: int | None = None
     pcie: PcieLink | None = None
@@ -110,7 +114,8 @@ class DeviceReading:
     mig: MigInstance | None = None
     ecc: bool | None = None
     persistence: bool | None = None
-    display: bool | None = None
+    display_attached: bool | None = None
+    display_active: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +170,7 @@ class Vitals:
     """
 
     memory_used_bytes: int | None = None
+    memory_free_bytes: int | None = None
     temperature_celsius: int | None = None
     slowdown_celsius: int | None = None
     throttles: frozenset[Throttle] = frozenset()

@@ -287,10 +287,12 @@ def believable(vitals: Vitals) -> Vitals:
     """Return *vitals* without readings no device can have, as drivers give them for "not known" (all bits set) or after
     a counter went below nothing: they say nothing, least of all that the device is sick.
     """
-    used, celsius, errors = vitals.memory_used_bytes, vitals.temperature_celsius, vitals.ecc_uncorrected
+    used, free = vitals.memory_used_bytes, vitals.memory_free_bytes
+    celsius, errors = vitals.temperature_celsius, vitals.ecc_uncorrected
     return replace(
         vitals,
         memory_used_bytes=used if used is not None and 0 <= used <= MAX_MEMORY_BYTES else None,
+        memory_free_bytes=free if free is not None and 0 <= free <= MAX_MEMORY_BYTES else None,
         temperature_celsius=celsius if celsius is not None and -50 <= celsius <= 250 else None,
         ecc_uncorrected=errors if errors is not None and 0 <= errors < (1 << 32) - 1 else None,
     )

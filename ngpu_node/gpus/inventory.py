@@ -10,7 +10,9 @@ one card twice; so counts and sizes no machine has are refused, and of two devic
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -67,14 +69,12 @@ class Withheld:
 
     def covers(self, device: DeviceReading) -> bool:
         """Tell whether the owner named *device*, or the device an instance is a slice of."""
-        for name in self.devices:
-            wanted = name.strip().lower()
-            uuids = [device.uuid.lower(), device.mig.parent_uuid.lower() if device.mig else ""]
-            if wanted and (any(uuid.startswith(wanted) for uuid in uuids) or wanted == device.pci_address.lower()):
-                return True
-            if wanted and same_model(wanted, device.model):
-                return True
-        return False
+        return any(_names(name, device) for name in self.devices)
+
+    def unmatched(self, devices: Sequence[DeviceReading]) -> tuple[str, ...]:
+        """Return what the owner named and none of *devices* is: a misspelling would offer what he wants to keep."""
+        named = [name for name in self.devices if name.strip()]
+        return tuple(name for name in named if not any(_names(name, device) for device in devices))
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +102,7 @@ class Inventory:
     Attributes:
         reason: a sentence about *state*; empty when all is well.
         stated_count: what the driver said, believed or not.
+        unmatched: what the owner withholds and none of the devices is.
     """
 
     state: InventoryState
@@ -111,6 +112,7 @@ class Inventory:
     cuda_version: str = ""
     stated_count: int = 0
     gpus: tuple[Gpu, ...] = ()
+    unmatched: tuple[str, ...] = ()
 
     def gpu(self, uuid: str) -> Gpu | None:
         """Return the device *uuid*."""
@@ -133,6 +135,7 @@ def of_survey(survey: Survey, withheld: Withheld = Withheld()) -> Inventory:
         nvml_version=survey.nvml_version,
         cuda_version=survey.cuda_version,
         stated_count=survey.count,
+        unmatched=withheld.unmatched(survey.devices),
     )
     if survey.count > MAX_GPUS:
         reason = f"the driver lists {survey.count} GPUs, more than any machine holds: none of them is believed"
@@ -196,9 +199,32 @@ def moves(before: Inventory, after: Inventory) -> Moves:
     )
 
 
-def same_model(wanted: str, model: str) -> bool:
-    """Tell whether *wanted*, as people spell it (`RTX4090`), is in NVML's *model* (`NVIDIA GeForce RTX 4090`)."""
-    return bool(plain(wanted)) and plain(wanted) in plain(model)
+def _names(name: str, device: DeviceReading) -> bool:
+    """Tell whether the owner may mean *device*, or the device an instance is a slice of, by *name*.
+
+    Generous: `RTX 3090` names a 3090 Ti too, since what is kept back by mistake is seen, and what is lent is regretted.
+    """
+    wanted = name.strip().lower()
+    if not wanted:
+        return False
+    uuids = [device.uuid.lower(), device.mig.parent_uuid.lower() if device.mig else ""]
+    if any(uuid.startswith(wanted) for uuid in uuids):
+        return True
+    if plain(wanted) and plain(wanted) in plain(device.model):
+        return True
+    return bool(device.pci_address) and _place(wanted) == _place(device.pci_address)
+
+
+_PCI = re.compile(r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{1,2}):([0-9a-f]{1,2})(?:\.([0-7]))?")
+
+
+def _place(address: str) -> str:
+    """Return a PCI address as it is compared: `nvidia-smi` writes 8 digits of the domain, `lspci` often none."""
+    match = _PCI.fullmatch(address.strip().lower())
+    if match is None:
+        return address
+    domain, bus, device, function = (int(part or "0", 16) for part in match.groups())
+    return f"{domain:x}:{bus:x}:{device:x}.{function:x}"
 
 
 def plain(model: str) -> str:

@@ -121,6 +121,8 @@ class NvmlDriver:
             pci_address=text(pci.busId).lower().removeprefix("0000") if pci is not None else "",
             compute_capability=f"{capability[0]}.{capability[1]}" if capability is not None else "",
             power_limit_w=limit / 1000 if limit is not None else None,
+            sm_clock_mhz=may("ClockInfo", handle, pynvml.NVML_CLOCK_SM),
+            memory_clock_mhz=may("ClockInfo", handle, pynvml.NVML_CLOCK_MEM),
             max_sm_clock_mhz=may("MaxClockInfo", handle, pynvml.NVML_CLOCK_SM),
             max_memory_clock_mhz=may("MaxClockInfo", handle, pynvml.NVML_CLOCK_MEM),
             pcie=self._pcie(handle),
@@ -128,7 +130,8 @@ class NvmlDriver:
             mig_enabled=flag(may("MigMode", handle)),
             ecc=flag(may("EccMode", handle)),
             persistence=flag(may("PersistenceMode", handle)),
-            display=flag(may("DisplayActive", handle)),
+            display_attached=flag(may("DisplayMode", handle)),
+            display_active=flag(may("DisplayActive", handle)),
         )
         return [device, *self._instances(device, handle)] if device.mig_enabled else [device]
 
@@ -216,13 +219,14 @@ class NvmlDriver:
 
     def _vitals(self, handle: Any) -> Vitals:
         may = self._nvml.may
-        used = self._memory(handle)[2]
+        _, free, used = self._memory(handle)
         rows = may("RemappedRows", handle)
         bits = may("CurrentClocksEventReasons", handle)
         if bits is None:  # it was called so before driver 535
             bits = may("CurrentClocksThrottleReasons", handle)
         return Vitals(
             memory_used_bytes=used,
+            memory_free_bytes=free,
             temperature_celsius=may("Temperature", handle, pynvml.NVML_TEMPERATURE_GPU),
             slowdown_celsius=may("TemperatureThreshold", handle, pynvml.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN),
             throttles=frozenset(word for bit, word in _THROTTLES.items() if (bits or 0) & bit),

@@ -6,8 +6,9 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from ngpu_node.gpus.driver import Vitals
 from ngpu_node.gpus.health import DeviceHealth
@@ -41,6 +42,7 @@ def describe(
         "driver_version": inventory.driver_version,
         "nvml_version": inventory.nvml_version,
         "cuda_version": inventory.cuda_version,
+        "withhold_unmatched": list(inventory.unmatched),
         "driver_stuck_for_s": None if stuck_for_s is None else round(stuck_for_s, 1),
         "gpus": [
             {
@@ -79,6 +81,7 @@ def _vitals(vitals: Vitals | None) -> dict[str, Any] | None:
         return None
     return {
         "memory_used_bytes": vitals.memory_used_bytes,
+        "memory_free_bytes": vitals.memory_free_bytes,
         "temperature_celsius": vitals.temperature_celsius,
         "throttled_by": sorted(str(throttle) for throttle in vitals.throttles),
         "ecc_uncorrected": vitals.ecc_uncorrected,
@@ -93,47 +96,99 @@ def _metering(values: tuple[str, int, int, str] | None) -> dict[str, Any] | None
 
 
 def print_gpus(found: Mapping[str, Any], console: Console) -> None:
-    """Print what `describe` gave as tables."""
-    driver = f"driver {found['driver_version']}, CUDA {found['cuda_version']}" if found["driver_version"] else ""
+    """Print what `describe` gave, with the engine beside it, as tables that 80 columns hold."""
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False)
+
+    if found["driver_version"]:
+        say(f"driver {found['driver_version']}, CUDA {found['cuda_version']}, NVML {found['nvml_version']}")
     if found["reason"] or not found["gpus"]:
-        console.print(f"{found['state']}: {found['reason'] or 'no GPU'}", markup=False, highlight=False)
+        say(f"{found['state']}: {found['reason'] or 'no GPU'}")
+    if found["driver_stuck_for_s"] is not None:
+        say(f"the driver has not answered for {found['driver_stuck_for_s']:.0f} s")
+    if found["withhold_unmatched"]:
+        names = ", ".join(found["withhold_unmatched"])
+        say(f"gpus.withhold names what is not here: {names}")
     if found["gpus"]:
-        table = Table("#", "GPU", "memory", "link", "W", "°C", "state", "metered", "UUID", title=driver or None)
-        for gpu in found["gpus"]:
-            table.add_row(*_row(gpu))
-        console.print(table)
+        for heads, row in ((_STATE, _state_row), (_NAME, _name_row), (_READINGS, _readings_row)):
+            columns = [Column(head, no_wrap=head in _WHOLE, overflow="fold") for head in heads]
+            table = Table(*columns, box=SIMPLE_HEAD, padding=0, show_edge=False)
+            for gpu in found["gpus"]:
+                table.add_row(*row(gpu))
+            console.print(table)
+            say("")
     for one in found["gone"]:
         details = "; ".join(condition["detail"] for condition in one["health"]["conditions"])
-        console.print(f"gone: {one['uuid']}: {details}", markup=False, highlight=False)
-    machine = found["machine"]
+        say(f"gone: {one['uuid']}: {details}")
+    machine, engine = found["machine"], found.get("engine")
     if machine is not None:
         memory = f"{machine['memory_bytes'] / _GIB:.0f} GiB" if machine["memory_bytes"] else "unknown memory"
         free = f"{machine['disk_free_bytes'] / _GIB:.0f} GiB of disk free, " if machine["disk_free_bytes"] else ""
-        console.print(
-            f"{machine['cpu_model'] or 'processor'}, {machine['cores']} cores, {memory}, {free}kernel "
-            f"{machine['kernel']}, NVIDIA container toolkit {machine['toolkit_version'] or 'not installed'}",
-            markup=False,
-            highlight=False,
+        toolkit = f"NVIDIA container toolkit {machine['toolkit_version'] or 'not installed'}"
+        by = f"container engine {engine['name']} {engine['version']}".rstrip() + ", " if engine is not None else ""
+        say(
+            f"{machine['cpu_model'] or 'processor'}, {machine['cores']} cores, {memory}, {free}"
+            f"kernel {machine['kernel']}, {by}{toolkit}"
         )
 
 
-def _row(gpu: Mapping[str, Any]) -> list[str]:
+#: What is copied is of no use cut or broken.
+_WHOLE = ("#", "UUID", "PCI")
+_STATE = ("#", "GiB used", "free", "offered", "°C", "metered", "state")
+_NAME = ("#", "GPU", "UUID")
+_READINGS = ("#", "PCI", "CC", "PCIe", "NVLink", "MIG", "ECC", "persist.", "display", "W", "MHz", "max.")
+
+
+def _state_row(gpu: Mapping[str, Any]) -> list[str]:
     vitals = gpu["vitals"] or {}
-    used = vitals.get("memory_used_bytes")
-    memory = f"{gpu['memory_bytes'] / _GIB:.0f} GiB"
-    if used is not None:
-        memory = f"{used / _GIB:.1f} of {memory}"
     state = ("in use" if gpu["held"] else "free") if gpu["offered"] else gpu["against"]
     warnings = [c["detail"] for c in (gpu["health"] or {}).get("conditions", ()) if not c["sick"]]
-    temperature = vitals.get("temperature_celsius")
     return [
-        str(gpu["index"]) if gpu["mig"] is None else f"{gpu['index']}/{gpu['mig']['gpu_instance']}",
-        gpu["model"],
-        memory,
-        f"{gpu['pcie']['generation']} x{gpu['pcie']['width']}" if gpu["pcie"] else "",
-        f"{gpu['power_limit_w']:.0f}" if gpu["power_limit_w"] is not None else "",
-        str(temperature) if temperature is not None else "",
-        "; ".join([state, *warnings]),
+        _number(gpu),
+        _gib(vitals.get("memory_used_bytes")),
+        _gib(vitals.get("memory_free_bytes", gpu["memory_free_bytes"])),
+        f"{gpu['offered_bytes'] / _GIB:.0f} of {gpu['memory_bytes'] / _GIB:.0f} GiB",
+        _or_blank(vitals.get("temperature_celsius")),
         (gpu["metering"] or {}).get("method", "none"),
-        gpu["uuid"],
+        "; ".join([state, *warnings]),
     ]
+
+
+def _name_row(gpu: Mapping[str, Any]) -> list[str]:
+    return [_number(gpu), gpu["model"], gpu["uuid"]]
+
+
+def _readings_row(gpu: Mapping[str, Any]) -> list[str]:
+    pcie, watts = gpu["pcie"], gpu["power_limit_w"]
+    display = "active" if gpu["display_active"] else "attached" if gpu["display_attached"] else "none"
+    return [
+        _number(gpu),
+        gpu["pci_address"],
+        gpu["compute_capability"],
+        f"{pcie['generation']} x{pcie['width']}" if pcie else "",
+        f"{gpu['nvlinks']} up" if gpu["nvlinks"] is not None else "none",
+        gpu["mig"]["profile"] if gpu["mig"] else _switch(gpu["mig_enabled"]),
+        _switch(gpu["ecc"]),
+        _switch(gpu["persistence"]),
+        "" if gpu["display_active"] is None and gpu["display_attached"] is None else display,
+        f"{watts:.0f}" if watts is not None else "",
+        _or_blank(gpu["sm_clock_mhz"]),
+        _or_blank(gpu["max_sm_clock_mhz"]),
+    ]
+
+
+def _number(gpu: Mapping[str, Any]) -> str:
+    return str(gpu["index"]) if gpu["mig"] is None else f"{gpu['index']}/{gpu['mig']['gpu_instance']}"
+
+
+def _gib(count: int | None) -> str:
+    return "" if count is None else f"{count / _GIB:.1f}"
+
+
+def _or_blank(value: int | None) -> str:
+    return "" if value is None else str(value)
+
+
+def _switch(value: bool | None) -> str:
+    return "" if value is None else "on" if value else "off"

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -263,10 +263,10 @@ class GpuWatch:
         try:
             found = await self._calls.run("survey", survey, timeout_s=SURVEY_TIMEOUT_S)
         except DriverFault as fault:
-            found = of_fault(fault)
+            found = replace(of_fault(fault), unmatched=self.inventory.unmatched)
             if fault.kind is FaultKind.STUCK:
                 # The devices are still there, for all we know; they are not offered while their health is unknown.
-                found = Inventory(InventoryState.STUCK, fault.text, gpus=self.inventory.gpus)
+                found = replace(self.inventory, state=InventoryState.STUCK, reason=fault.text)
         self._take(found)
         await self._choose_methods()
         for uuid in wanted:
@@ -283,6 +283,8 @@ class GpuWatch:
             self._health.setdefault(gpu.uuid, DeviceHealth(gpu.uuid, self._policy))
         for uuid in changes.renumbered:
             log.info("gpu_renumbered", gpu=uuid)
+        if found.unmatched != before.unmatched and found.unmatched:
+            log.warning("withheld_gpu_not_here", names=found.unmatched)
         if (before.state, before.reason) != (found.state, found.reason) or changes.appeared or changes.vanished:
             log.info(
                 "inventory_changed",

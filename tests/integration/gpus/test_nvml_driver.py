@@ -51,7 +51,8 @@ def test_a_device_is_described_in_full(machine: FakeNvml, driver: NvmlDriver) ->
     assert first.pcie is not None
     assert (first.pcie.generation, first.pcie.width) == (5, 16)
     assert (first.nvlinks, second.nvlinks) == (4, None)
-    assert (first.mig_enabled, first.ecc, first.persistence, first.display) == (False, False, True, False)
+    assert (first.mig_enabled, first.ecc, first.persistence) == (False, False, True)
+    assert (first.display_attached, first.display_active) == (False, False)
 
 
 def test_an_old_card_lacks_readings_and_is_described_all_the_same(machine: FakeNvml, driver: NvmlDriver) -> None:

@@ -219,6 +219,7 @@ READING(nvmlDeviceGetCurrPcieLinkWidth, "pcie_width", unsigned)
 READING(nvmlDeviceGetMaxPcieLinkWidth, "pcie_width", unsigned)
 READING(nvmlDeviceGetPersistenceMode, "persistence", int)
 READING(nvmlDeviceGetDisplayActive, "display", int)
+READING(nvmlDeviceGetDisplayMode, "display_attached", int)
 READING(nvmlDeviceGetRetiredPagesPendingStatus, "retired_pages_pending", int)
 READING(nvmlDeviceGetCurrentClocksEventReasons, "clocks_event_reasons", u64)
 READING(nvmlDeviceGetMaxMigDeviceCount, "mig_places", unsigned)
@@ -237,6 +238,7 @@ READING2(nvmlDeviceGetEccMode, "ecc")
 WITH(nvmlDeviceGetTemperature, "temperature", unsigned)
 WITH(nvmlDeviceGetTemperatureThreshold, "slowdown_temperature", unsigned)
 WITH(nvmlDeviceGetMaxClockInfo, "max_clock", unsigned)
+WITH(nvmlDeviceGetClockInfo, "clock", unsigned)
 ret nvmlDeviceGetNvLinkState(dev d, unsigned link, int *up) {
     long found;
     ret code = number_of(d, "nvmlDeviceGetNvLinkState", "nvlinks", &found);

@@ -91,7 +91,9 @@ def test_the_instances_of_a_split_device_are_offered_in_its_place() -> None:
     assert "MIG" in found.gpus[0].withheld
 
 
-@pytest.mark.parametrize("name", ["GPU-00000001", "gpu-00000001", "0000:01:00.0"])
+@pytest.mark.parametrize(
+    "name", ["GPU-00000001", "gpu-00000001", "0000:01:00.0", "00000000:01:00.0", "01:00.0", " 0000:01:00 "]
+)
 def test_an_owner_withholds_a_device_by_uuid_or_place(name: str) -> None:
     found = of_survey(survey(reading(0), reading(1)), Withheld(devices=(name,)))
     assert offered(found) == ["GPU-00000000"]
@@ -102,6 +104,13 @@ def test_an_owner_withholds_a_model_and_every_slice_of_a_device() -> None:
     instance = reading(1, uuid="MIG-1", mig=MigInstance("GPU-00000001", 1, 0))
     found = of_survey(survey(reading(0, model="NVIDIA A2"), instance), Withheld(devices=("A2", "GPU-00000001")))
     assert offered(found) == []
+
+
+def test_what_an_owner_withholds_and_is_not_there_is_told() -> None:
+    named = ("RTX 5090", "GPU-00000000", "0000:07:00.0", "")
+    found = of_survey(survey(reading(0), reading(1)), Withheld(devices=named))
+    assert found.unmatched == ("RTX 5090", "0000:07:00.0")
+    assert of_survey(survey(), Withheld()).unmatched == ()
 
 
 def test_an_owner_withholds_memory() -> None:

@@ -17,9 +17,9 @@ from ngpu_node.gpus.show import describe, print_gpus
 from tests.support.scripted_driver import GIB, fault, reading, survey
 
 
-def shown(found: dict[str, object]) -> str:
+def shown(found: dict[str, object], width: int = 200) -> str:
     text = io.StringIO()
-    print_gpus(found, Console(file=text, width=200))
+    print_gpus(found, Console(file=text, width=width))
     return text.getvalue()
 
 
@@ -71,6 +71,32 @@ def test_every_device_has_a_row_with_what_speaks_against_it() -> None:
         "gone: GPU-gone",
     ):
         assert words in text, words
+
+
+def test_eighty_columns_hold_all_that_is_known_of_a_device_and_cut_nothing() -> None:
+    uuid = "GPU-b778b9a9-3c0f-11ee-be56-0242ac120002"
+    card = reading(
+        0, uuid=uuid, model="NVIDIA GeForce RTX 4090", memory_total_bytes=24 * GIB, memory_free_bytes=20 * GIB,
+        compute_capability="8.9", power_limit_w=450.0, sm_clock_mhz=210, max_sm_clock_mhz=3120, nvlinks=None,
+        pcie=PcieLink(4, 16, 4, 16), mig_enabled=False, ecc=False, persistence=True, display_attached=True,
+    )  # fmt: skip
+    found = of_survey(survey(card), Withheld(("RTX 5090",), 2 * GIB))
+    vitals = {uuid: Vitals(memory_used_bytes=4 * GIB, memory_free_bytes=19 * GIB, temperature_celsius=61)}
+    described = describe(
+        found, {}, vitals, {uuid: ("nvml-process", 10, 0, "")}, look_around(Path("/")),
+        held=(), stuck_for_s=None, reason_against=lambda _: "its clocks are held down by the power supply (61 °C)",
+    )  # fmt: skip
+    described["engine"] = {"name": "docker", "version": "28.1.1", "problem": ""}
+    lines = shown(described, 80).splitlines()
+    assert max(map(len, lines)) <= 80
+    text = " ".join(" ".join(lines).split())
+    for words in (
+        "driver 580.1, CUDA 13.0, NVML 13.580.1", "gpus.withhold names what is not here: RTX 5090", uuid,
+        "NVIDIA GeForce RTX 4090", "4.0 19.0 22 of 24 GiB 61 nvml-process its clocks are held down",
+        "0000:00:00.0 8.9 4 x16 none off off on attached 450 210 3120", "container engine docker 28.1.1",
+    ):  # fmt: skip
+        assert words in text, words
+    assert "…" not in text
 
 
 def test_a_machine_without_a_driver_says_why() -> None:
