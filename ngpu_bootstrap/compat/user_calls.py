@@ -17,7 +17,7 @@ import trio
 from ngpu_bootstrap.compat import rows
 from ngpu_bootstrap.compat.forms import fields_of, number_field, text_field
 from ngpu_bootstrap.errors import BadRequest, NotServed, Refusal, Unauthorized
-from ngpu_bootstrap.front.answers import Answer, json_answer
+from ngpu_bootstrap.front.answers import SUCCESS, Answer, json_answer
 from ngpu_bootstrap.front.extension import ReadBody, UserCall
 from ngpu_bootstrap.front.guards import AddressBuckets
 from ngpu_bootstrap.front.paths import parse_parameters
@@ -31,7 +31,7 @@ from ngpu_protocol.node_bindings import MAX_ORG_NAME_CHARS, NodeBinding
 
 SAD_TALKER = "sadTalker"
 VIDEO_RE_TALKER = "videoReTalker"
-STILL_RUNNING = 101
+STILL_RUNNING, FAILED = 101, 104
 MAX_ASKED = 1000
 # What every node's work comes to is summed over every receipt: not again for each who asks.
 SUMS_S = 10.0
@@ -183,7 +183,8 @@ class UserCalls:
 def sad_talker(answer: Answer) -> Answer:
     """Return the answer to a poll of `/user/sadTalker`: 101 while the task is pending, the workspace's own words after.
 
-    Its clients read `result_code` (100, 104 and 200 end their loop) and `result_url`, which the workspace's JSON has.
+    Its clients read `result_code` (100, 104 and 200 end their loop) and `result_url`, which the workspace's JSON has. A
+    task that failed is 104, since any other code of ours would have them ask for ever; `msg` and `reason` say why.
     """
     document = json.loads(answer.body)
     if not document["result_size"]:
@@ -192,11 +193,12 @@ def sad_talker(answer: Answer) -> Answer:
     try:
         own = json.loads(document["data"])
     except (ValueError, RecursionError):
-        return answer
-    if not isinstance(own, dict):
-        return answer
+        own = None
+    own = own if isinstance(own, dict) else {}
     if type(own.get("result_code")) is int:
         document["result_code"] = own["result_code"]
+    elif document["result_code"] != SUCCESS:
+        document["result_code"] = FAILED
     if isinstance(own.get("result_url"), str):
         document["result_url"] = own["result_url"]
     return json_answer(answer.status, document)

@@ -78,6 +78,14 @@ def test_the_documents_request_is_answered_whatever_image_is_behind_it(tmp_path:
             _, polled = await result(bootstrap, "videoReTalker", clip)
             assert (polled["result_code"], polled["result_url"]) == (200, VIDEO["result_url"])
 
+            async def out_of_memory(asked: Asked) -> None:
+                await asked.read()
+                await asked.answer(500, b"out of memory", [(b"content-type", b"text/plain")])
+
+            node.script = out_of_memory
+            _, polled = await result(bootstrap, "sadTalker", REQUEST)
+            assert (polled["result_code"], polled["data"]) == (104, "out of memory"), "its clients' loop ends"
+
     trio.run(main)
 
 
