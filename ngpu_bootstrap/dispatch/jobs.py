@@ -68,8 +68,12 @@ log = structlog.get_logger(__name__)
 HOLD_S = 60.0
 CANCEL_TIMEOUT_S = 10.0
 ASK_AGAIN_S = 1.0
-# Fields of the client's own request that its questions carry too; what describes the body is the question's own.
-_NOT_REPEATED = frozenset({b"content-type", b"content-length", b"content-encoding", b"idempotency-key", b"accept"})
+# Fields of the client's own request that its questions do not carry: what describes the body, and what would have the
+# workspace answer with a part, or with nothing new.
+_NOT_REPEATED = frozenset(
+    {b"content-type", b"content-length", b"content-encoding", b"idempotency-key", b"accept", b"range", b"if-range"}
+    | {b"if-match", b"if-none-match", b"if-modified-since", b"if-unmodified-since"}
+)
 # Ends of a job about which its node signs nothing any more.
 _LOSSES = frozenset({"job_node_gone", "node_lost"})
 # Outcomes of a submission that say that no workspace has seen it.

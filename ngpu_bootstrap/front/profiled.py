@@ -698,7 +698,7 @@ class Profiled:
 
     def _with_links(self, exchange: Exchange, links: Links, workspace: str, node: Address, body: bytes) -> bytes:
         origin = self._origin(exchange)
-        return with_links(body, links.prefix, partial(self._url, origin, workspace, node, links.expires_s))
+        return with_links(body, links.prefix, partial(self._url, origin, workspace, node, links.expires_s), links.most)
 
     def _url(self, origin: str, workspace: str, node: Address, lasts_s: float, path: str) -> str:
         parts = self._parts

@@ -22,6 +22,7 @@ from ngpu_bootstrap.credentials import TOKEN_HEADER
 from ngpu_bootstrap.errors import BadRequest
 from ngpu_bootstrap.front.paths import check_path
 from ngpu_bootstrap.profiles.job_declaration import AskedJob, JobDeclaration, SubmittedJob
+from ngpu_bootstrap.profiles.links import MAX_LINKS
 from ngpu_bootstrap.profiles.places import Declared, Place
 from ngpu_bootstrap.profiles.schemas import check_declared
 
@@ -147,10 +148,14 @@ class Links(Declared):
     """Texts in a route's JSON answers that become signed URLs of this bootstrap: those that begin with *prefix*.
 
     A route with `signed = true` answers them, from the workspace and the node whose answer named the file.
+
+    Attributes:
+        most: of one answer; the texts after those stay. Each is signed, which takes some 50 us.
     """
 
     prefix: Annotated[str, StringConstraints(pattern=r"^/[!#-\[\]-~]{1,255}$")]
     expires_s: Annotated[int, Field(ge=1, le=31_536_000)] = 86_400
+    most: Annotated[int, Field(ge=1, le=20_000)] = MAX_LINKS
 
 
 def _path_pattern(path: str) -> str:

@@ -113,11 +113,11 @@ def with_file_urls(body: bytes, url_of: Callable[[str], str]) -> bytes:
     return _FILE_URL.sub(replaced, body, count=MAX_LINKS)
 
 
-def with_links(body: bytes, prefix: str, url_of: Callable[[str], str]) -> bytes:
-    """Return a JSON *body* in which each text that begins with *prefix* is replaced, or the first `MAX_LINKS`."""
+def with_links(body: bytes, prefix: str, url_of: Callable[[str], str], most: int = MAX_LINKS) -> bytes:
+    """Return a JSON *body* in which each text that begins with *prefix* is replaced, or the first *most*."""
     pattern = re.compile(rb'(?<!\\)"(%b[^"\\\x00-\x1f]*)"' % re.escape(prefix.encode()))
 
     def replaced(found: re.Match[bytes]) -> bytes:
         return b'"%b"' % url_of(found[1].decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
 
-    return pattern.sub(replaced, body, count=MAX_LINKS)
+    return pattern.sub(replaced, body, count=most)

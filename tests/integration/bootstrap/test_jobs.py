@@ -69,6 +69,7 @@ class Painter:
         self.untils: list[PollUntil | None] = []
         self.bodies: list[bytes] = []
         self.questions: list[bytes] = []
+        self.ranges: list[bytes | None] = []
         self.hangs_at = 0
         self.hung: Asked | None = None
         self.hold_submission: trio.Event | None = None
@@ -85,6 +86,7 @@ class Painter:
         body = await asked.read()
         order = asked.signed.order
         self.asked.append(f"{order.method} {order.target}")
+        self.ranges.append(header(asked.exchange.request.headers, b"range"))
         self.heard.set()
         self.heard = trio.Event()
         path, _, query = order.target.partition("?")
@@ -159,9 +161,11 @@ async def film(bootstrap: Bootstrap, body: bytes = b'{"prompt":"sea"}') -> str:
 def test_one_call_is_answered_with_the_jobs_file_and_every_call_made_for_it_is_receipted(tmp_path: Path) -> None:
     async def test(bootstrap: Bootstrap, painters: list[Painter]) -> None:
         (painter,) = painters
-        answer = await bootstrap.call("POST", "/user/draw", b'{"prompt":"sea"}')
+        answer = await bootstrap.call("POST", "/user/draw", b'{"prompt":"sea"}', [(b"range", b"bytes=0-9")])
         document = json.loads(answer.body)
         assert (answer.status, document["result_code"]) == (200, 200)
+        # what the client asked of its own call is not asked of the questions
+        assert painter.ranges == [b"bytes=0-9", None, None, None, None]
         assert base64.b64decode(document["data"]) == PICTURE
         assert document["content_type"] == "image/png"
         (job_id,) = painter.jobs

@@ -177,6 +177,7 @@ def test_an_answer_that_names_files_without_end_gets_a_bounded_number_of_links()
     for change in (with_file_urls(b",".join(many), "U{}".format), with_links(b",".join(many), "/a", "U{}".format)):
         assert change.count(b'"U/a') == MAX_LINKS
         assert change.endswith(many[-1])
+    assert with_links(b",".join(many), "/a", "U{}".format, MAX_LINKS + 9).count(b'"U/a') == len(many)
 
 
 # -- the node's side
