@@ -154,6 +154,7 @@ class DeviceHealth:
         *,
         xids: Iterable[int] = (),
         held: bool = False,
+        owners_bytes: int = 0,
     ) -> bool:
         """Take in one look at the device; return whether its phase or its conditions changed.
 
@@ -161,9 +162,10 @@ class DeviceHealth:
             reading: what the device said, or why nothing can be had of it.
             xids: the errors the driver reported of it since the last look.
             held: whether a workspace has the device now.
+            owners_bytes: memory of programs that run in no container: what they take is not what a workspace left.
         """
         self._note_xids(xids, now_s)
-        found = self._found(reading, now_s, held)
+        found = self._found(reading, now_s, held, owners_bytes)
         before = {condition.kind: condition for condition in self.conditions}
         now = tuple(
             replace(condition, since_s=before[condition.kind].since_s if condition.kind in before else now_s)
@@ -195,7 +197,7 @@ class DeviceHealth:
             if blame(xid) is Blame.DEVICE:
                 self._xid = (xid, now_s)
 
-    def _found(self, reading: Vitals | DriverFault, now_s: float, held: bool) -> list[Condition]:
+    def _found(self, reading: Vitals | DriverFault, now_s: float, held: bool, owners_bytes: int) -> list[Condition]:
         found: list[Condition] = []
         if self._xid is not None:
             xid, at_s = self._xid
@@ -211,7 +213,7 @@ class DeviceHealth:
         reading = believable(reading)
         found += _of_memory_cells(reading)
         found += self._of_throttling(reading, now_s)
-        found += self._of_memory(reading, now_s, held)
+        found += self._of_memory(reading, now_s, held, owners_bytes)
         return found
 
     def _of_throttling(self, vitals: Vitals, now_s: float) -> list[Condition]:
@@ -240,7 +242,7 @@ class DeviceHealth:
             found.append(Condition(ConditionKind.HOT, words, True))
         return found
 
-    def _of_memory(self, vitals: Vitals, now_s: float, held: bool) -> list[Condition]:
+    def _of_memory(self, vitals: Vitals, now_s: float, held: bool, owners_bytes: int) -> list[Condition]:
         """Find memory that a workspace left behind: more in use than before it came, a while after it went."""
         used = vitals.memory_used_bytes
         if held:
@@ -248,6 +250,7 @@ class DeviceHealth:
             return []
         if used is None:
             return []
+        used = max(0, used - owners_bytes)
         if self._held:
             self._held, self._released_s = False, now_s
         if self._released_s is None or self._baseline_bytes is None:

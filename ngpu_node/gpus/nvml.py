@@ -61,7 +61,8 @@ class NvmlDriver:
         self._events: Any = None
         self._watched: set[str] = set()
         self._room = _FIRST_ROOM
-        self._counters: dict[str, Any] = {}
+        self._counters: dict[str, tuple[Any, int]] = {}
+        self._late: tuple[XidEvent, ...] = ()
 
     def open(self) -> None:
         """Load and initialise the library (`driver.Driver.open`)."""
@@ -69,8 +70,11 @@ class NvmlDriver:
 
     def close(self) -> None:
         """Shut the library down, and unload it where it did not fit the kernel module (`driver.Driver.close`)."""
-        for sample in self._counters.values():
+        for sample, _ in self._counters.values():
             self._nvml.quietly("nvmlGpmSampleFree", sample)
+        # Else an error between two rounds would be lost with the set, and the library is opened anew often while any
+        # device is sick.
+        self._late = (*self._late, *self._news())[-MAX_EVENTS:]
         if self._events is not None:
             self._nvml.quietly("nvmlEventSetFree", self._events)
         self._counters, self._events, self._watched = {}, None, set()
@@ -96,6 +100,12 @@ class NvmlDriver:
                 devices += self._describe(index, ask("nvmlDeviceGetHandleByIndex", index))
             except DriverFault as fault:
                 faults.append((index, fault))
+        for device in devices:
+            # Not only at the next round: after the library was opened anew nobody listens.
+            try:
+                self._watch(device.uuid)
+            except DriverFault as fault:
+                self._faulted(device.uuid, fault)
         return Survey(
             driver_version=driver_version,
             nvml_version=nvml_version,
@@ -210,7 +220,8 @@ class NvmlDriver:
             except DriverFault as fault:
                 states.append(DeviceState(uuid, fault=fault))
                 self._faulted(uuid, fault)
-        return Round(tuple(states), self._news())
+        late, self._late = self._late, ()
+        return Round(tuple(states), (*late, *self._news()))
 
     def _faulted(self, uuid: str, fault: DriverFault) -> None:
         if fault.kind in DEVICE_FAULTS:
@@ -337,7 +348,9 @@ class NvmlDriver:
         """Return what the device as a whole did (`driver.Driver.device_look`)."""
         try:
             handle = self._nvml.handle(uuid)
-            return self._instance_look(uuid, handle) if uuid.startswith("MIG-") else self._device_look(handle, since_us)
+            if uuid.startswith("MIG-"):
+                return self._instance_look(uuid, handle, since_us)
+            return self._device_look(handle, since_us)
         except DriverFault as fault:
             self._faulted(uuid, fault)
             raise
@@ -365,10 +378,11 @@ class NvmlDriver:
         processes = self._processes(handle)
         return None if processes is None else tuple(process.pid for process in processes)
 
-    def _instance_look(self, uuid: str, handle: Any) -> Look:
+    def _instance_look(self, uuid: str, handle: Any, since_us: int) -> Look:
         """Return the mean of a MIG instance since the last look, by the counters of Hopper and later (GPM).
 
-        Before Hopper the driver tells nothing about a single instance: UNSUPPORTED.
+        A last look from before *since_us* is none: its mean would be of a time nobody asks about as well. Before Hopper
+        the driver tells nothing about a single instance: UNSUPPORTED.
         """
         ask = self._nvml.ask
         parent = ask("nvmlDeviceGetDeviceHandleFromMigDeviceHandle", handle)
@@ -382,9 +396,11 @@ class NvmlDriver:
         except DriverFault:
             self._nvml.quietly("nvmlGpmSampleFree", now)
             raise
-        before = self._counters.get(uuid)
-        self._counters[uuid] = now
-        if before is None:
+        before, taken_us = self._counters.get(uuid, (None, 0))
+        self._counters[uuid] = now, wall_us
+        if before is None or taken_us < since_us:
+            if before is not None:
+                self._nvml.quietly("nvmlGpmSampleFree", before)
             return Look((), wall_us, monotonic_ns, continuous=True, pids=self._pids(handle))
         wanted = pynvml.c_nvmlGpmMetricsGet_t()
         wanted.version = pynvml.NVML_GPM_METRICS_GET_VERSION

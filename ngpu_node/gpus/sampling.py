@@ -43,7 +43,12 @@ class DeviceSampling:
         last_gap: why the last gap was one.
     """
 
-    def __init__(self, uuid: str, meter: BusyMeter, method: Method) -> None:
+    def __init__(self, uuid: str, meter: BusyMeter, method: Method, *, continuous: bool = False) -> None:
+        """Begin at rest.
+
+        Args:
+            continuous: the device has counters instead of ticks (`driver.Look`).
+        """
         self.uuid = uuid
         self.method = method
         self.looks = 0
@@ -57,6 +62,7 @@ class DeviceSampling:
         self._spare_us = 0.0
         self._looked_us = 0
         self._empty = 0
+        self._continuous = continuous
         self._presence = Presence()
         meter.method(uuid, method)
 
@@ -85,7 +91,8 @@ class DeviceSampling:
         else:
             self._reader.begin(since_us, since_ns)
         self._presence.forget()
-        self._awake, self._due_us = True, self._reader.tick_seen_us(1)
+        # Counters are to be read at the beginning; a tick says itself what was since the last.
+        self._awake, self._due_us = True, wall_us if self._continuous else self._reader.tick_seen_us(1)
 
     def rest(self) -> None:
         """Look no more until woken."""

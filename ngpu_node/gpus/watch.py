@@ -45,6 +45,12 @@ LOOK_TIMEOUT_S = 3.0
 #: How long the end of a task may wait for a last look.
 LAST_LOOK_S = 0.02
 STUCK_WAIT_S = 1.0
+#: How often the machine around the GPUs is looked at: its disk fills, its toolkit is installed.
+MACHINE_S = 600.0
+#: A device that the driver has not listed for so long is looked for as seldom as when all is well.
+SETTLED_S = 600.0
+#: So many devices that are gone are remembered.
+MAX_GONE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +133,8 @@ class GpuWatch:
         self._processes = processes or ProcessTable()
         self._health: dict[str, DeviceHealth] = {}
         self._vitals: dict[str, Vitals] = {}
+        self._gone_s: dict[str, float] = {}
+        self._machine_s = 0.0
         self._uuids: dict[bytes, str] = {}
         self._samplings: dict[str, DeviceSampling] = {}
         self._meter = BusyMeter()
@@ -231,9 +239,33 @@ class GpuWatch:
 
     async def look(self) -> None:
         """Survey once; never raises for what drivers and cards do. Before the node says what it offers."""
-        self.machine = await trio.to_thread.run_sync(look_around, self._data_dir, abandon_on_cancel=True)
+        await self._look_around()
         await self._survey(afresh=False)
         await self._round()
+
+    async def _look_around(self) -> None:
+        self.machine = await trio.to_thread.run_sync(look_around, self._data_dir, abandon_on_cancel=True)
+        self._machine_s = trio.current_time()
+
+    def _is_settled(self) -> bool:
+        """Return whether all that is not well has been out of the driver's list for long: taken out, it may seem."""
+        now_s = self._clocks.monotonic_ns() / 1e9
+        return self.inventory.state is InventoryState.OK and all(
+            health.serves or now_s - self._gone_s.get(uuid, now_s) >= SETTLED_S for uuid, health in self._health.items()
+        )
+
+    def _note_gone(self) -> None:
+        """Keep in mind since when devices are missing, and forget old ones: an owner may split a card ever anew."""
+        if self.inventory.state not in (InventoryState.OK, InventoryState.PARTIAL, InventoryState.NO_DEVICE):
+            return
+        now_s = self._clocks.monotonic_ns() / 1e9
+        there = {gpu.uuid for gpu in self.inventory.gpus}
+        self._gone_s = {uuid: self._gone_s.get(uuid, now_s) for uuid in self._health if uuid not in there}
+        by_age = sorted(self._gone_s, key=self._gone_s.__getitem__)
+        instances = [uuid for uuid in by_age if uuid.startswith("MIG-") and now_s - self._gone_s[uuid] >= SETTLED_S]
+        for uuid in {*instances, *by_age[: max(0, len(by_age) - MAX_GONE)]}:
+            del self._gone_s[uuid], self._health[uuid]
+            self._vitals.pop(uuid, None)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep all of it current until cancelled."""
@@ -247,10 +279,12 @@ class GpuWatch:
         while True:
             seen = self._survey_now.count
             well = self.inventory.state is InventoryState.OK and all(h.serves for h in self._health.values())
-            with trio.move_on_after(self._pace.survey_s if well else self._pace.again_s):
+            with trio.move_on_after(self._pace.survey_s if well or self._is_settled() else self._pace.again_s):
                 await self._survey_now.beyond(seen)
             # Devices that came back are seen after the library was opened anew.
             await self._survey(afresh=not well)
+            if trio.current_time() - self._machine_s >= MACHINE_S:
+                await self._look_around()
 
     async def _survey(self, *, afresh: bool) -> None:
         def survey(driver: Driver) -> Inventory:
@@ -271,7 +305,7 @@ class GpuWatch:
         await self._choose_methods()
         for uuid in wanted:
             problem = "" if found.gpu(uuid) is not None else f"not in the survey: {found.reason}"
-            if self._health[uuid].checked(problem):
+            if uuid in self._health and self._health[uuid].checked(problem):
                 log.info("gpu_serves_again", gpu=uuid)
                 self._changes.announce()
 
@@ -281,6 +315,7 @@ class GpuWatch:
         for gpu in found.gpus:
             self.id_of(gpu.uuid)
             self._health.setdefault(gpu.uuid, DeviceHealth(gpu.uuid, self._policy))
+        self._note_gone()
         for uuid in changes.renumbered:
             log.info("gpu_renumbered", gpu=uuid)
         if found.unmatched != before.unmatched and found.unmatched:
@@ -307,8 +342,9 @@ class GpuWatch:
         uuids = list(self._health)
         if not uuids:
             return
+        free: set[int] = set()
         try:
-            found = await self._calls.run("vitals", lambda driver: driver.round(uuids), timeout_s=ROUND_TIMEOUT_S)
+            found, free = await self._calls.run("vitals", partial(self._round_of, uuids), timeout_s=ROUND_TIMEOUT_S)
         except DriverFault as fault:
             found = Round(tuple(DeviceState(uuid, fault=fault) for uuid in uuids))
         held = set(self.surroundings.held())
@@ -317,13 +353,22 @@ class GpuWatch:
         for state in found.states:
             if state.uuid in self._health:
                 xids = [event.xid for event in found.events if event.uuid == state.uuid]
-                changed |= self._observe(state, xids, now_s, is_held=state.uuid in held)
+                changed |= self._observe(state, xids, now_s, is_held=state.uuid in held, free=free)
         if changed:
             self._changes.announce()
         if any(health.wants_check for health in self._health.values()):
             self._survey_now.announce()
 
-    def _observe(self, state: DeviceState, xids: Sequence[int], now_s: float, *, is_held: bool) -> bool:
+    def _round_of(self, uuids: Sequence[str], driver: Driver) -> tuple[Round, set[int]]:
+        """Return a round of *driver*, and which of the processes in it run in no container: they are the owner's."""
+        found = driver.round(uuids)
+        pids = {each.pid for state in found.states if state.vitals for each in state.vitals.processes or ()}
+        containers = self._processes.containers(pids, time.monotonic())
+        return found, {pid for pid, its in containers.items() if its == ()}
+
+    def _observe(
+        self, state: DeviceState, xids: Sequence[int], now_s: float, *, is_held: bool, free: Collection[int]
+    ) -> bool:
         health = self._health[state.uuid]
         before = health.phase
         reading = state.vitals if state.vitals is not None else state.fault
@@ -331,7 +376,9 @@ class GpuWatch:
             return False
         if state.vitals is not None:
             self._vitals[state.uuid] = believable(state.vitals)
-        changed = health.observe(reading, now_s, xids=xids, held=is_held)
+        processes = state.vitals.processes or () if state.vitals is not None else ()
+        owners_bytes = sum(each.memory_bytes or 0 for each in processes if each.pid in free)
+        changed = health.observe(reading, now_s, xids=xids, held=is_held, owners_bytes=owners_bytes)
         if xids:
             log.info("gpu_xid", gpu=state.uuid, xids=list(xids))
         if health.phase is not before:
@@ -415,19 +462,19 @@ class GpuWatch:
 
 def _sampling_of(gpu: Gpu, meter: BusyMeter, clocks: Clocks, driver: Driver) -> DeviceSampling:
     """Return how *gpu* can be metered; the driver says by answering or not."""
-    method = Method.NONE
+    method, continuous = Method.NONE, False
     for wanted, look in ((Method.PROCESS, driver.process_look), (Method.DEVICE, driver.device_look)):
         if wanted is Method.PROCESS and gpu.reading.mig is not None:
             continue  # the driver has samples of processes for whole devices only
         try:
-            look(gpu.uuid, clocks.wall_us())
+            continuous = look(gpu.uuid, clocks.wall_us()).continuous
         except DriverFault as fault:
             if fault.kind not in (FaultKind.UNSUPPORTED, FaultKind.NO_PERMISSION):
                 raise
             continue
         method = wanted
         break
-    sampling = DeviceSampling(gpu.uuid, meter, method)
+    sampling = DeviceSampling(gpu.uuid, meter, method, continuous=continuous)
     if method is not Method.NONE and gpu.reading.mig is None:
         with contextlib.suppress(DriverFault):  # else the usual period will do
             sampling.learn(driver.device_look(gpu.uuid, 0))

@@ -140,9 +140,12 @@ def test_mig_instances_are_devices_of_their_own(machine: FakeNvml, driver: NvmlD
     assert instance.mig is not None
     assert (instance.mig.parent_uuid, instance.mig.gpu_instance, instance.mig.profile) == (FIRST, 9, "1g.18gb")
     assert instance.memory_total_bytes == 18 << 30
-    driver.device_look("MIG-9", 0)
-    look = driver.device_look("MIG-9", 0)
+    first = driver.device_look("MIG-9", 0)
+    assert (first.continuous, first.samples) == (True, ())
+    look = driver.device_look("MIG-9", first.wall_us)
     assert (look.continuous, look.samples[0].percent, look.pids) == (True, 94.5, (4711,))
+    # nobody looked for a while: the mean since the last look says nothing of the time that is asked about
+    assert driver.device_look("MIG-9", look.wall_us + 1).samples == ()
     machine.set(0, gpm=0)
     with pytest.raises(DriverFault) as caught:
         driver.device_look("MIG-9", 0)
@@ -180,6 +183,17 @@ def test_errors_are_reported_once_each(machine: FakeNvml, driver: NvmlDriver) ->
     machine.add("gpu0.xid 2 48")
     events = driver.round([FIRST, SECOND]).events
     assert [(event.uuid, event.xid) for event in events] == [(FIRST, 31), (FIRST, 48), (SECOND, 79)]
+    assert driver.round([FIRST, SECOND]).events == ()
+
+
+def test_errors_around_an_opening_anew_are_reported_too(machine: FakeNvml, driver: NvmlDriver) -> None:
+    opened(driver).round([FIRST, SECOND])
+    machine.add("gpu0.xid 1 79")
+    driver.close()
+    opened(driver).survey()
+    machine.add("gpu1.xid 1 48")
+    events = driver.round([FIRST, SECOND]).events
+    assert [(event.uuid, event.xid) for event in events] == [(FIRST, 79), (SECOND, 48)]
     assert driver.round([FIRST, SECOND]).events == ()
 
 

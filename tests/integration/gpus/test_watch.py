@@ -13,13 +13,13 @@ import trio
 from trio.testing import trio_test
 
 from ngpu_node.changes import Changes
-from ngpu_node.gpus.driver import DriverFault, FaultKind, Sample, Vitals
+from ngpu_node.gpus.driver import DriverFault, FaultKind, GpuProcess, Sample, Vitals
 from ngpu_node.gpus.health import ConditionKind, Phase, Policy
-from ngpu_node.gpus.inventory import InventoryState, Withheld
+from ngpu_node.gpus.inventory import InventoryState, Withheld, of_survey
 from ngpu_node.gpus.metering import Busy, Method
 from ngpu_node.gpus.nvml import NvmlDriver
 from ngpu_node.gpus.processes import ProcessTable
-from ngpu_node.gpus.watch import GpuWatch, Pace, Surroundings
+from ngpu_node.gpus.watch import MAX_GONE, Clocks, GpuWatch, Pace, Surroundings
 from ngpu_protocol.identity import gpu_id, parse_address
 from tests.support.fake_nvml import FakeNvml, load
 from tests.support.scripted_driver import GIB, ScriptedDriver, fault, reading, survey
@@ -371,3 +371,60 @@ async def test_looking_costs_little(tmp_path: Path) -> None:
         watch.stop(task, time.monotonic_ns())
     assert cpu_s < 0.1, f"{cpu_s:.3f} s of CPU in 2 s"
     assert os.getpid()
+
+
+def test_a_program_of_the_owners_that_grew_while_a_workspace_ran_withdraws_nothing(tmp_path: Path) -> None:
+    for pid, group in ((7, "/user.slice"), (8, f"/system.slice/docker-{CONTAINER}.scope")):
+        (tmp_path / str(pid)).mkdir()
+        (tmp_path / str(pid) / "cgroup").write_text(f"0::{group}\n")
+    held: set[str] = set()
+    now_s = [1000.0]
+    clocks = Clocks(monotonic_ns=lambda: int(now_s[0] * 1e9))
+
+    @trio_test
+    async def story() -> None:
+        driver = ScriptedDriver(survey(reading(0)), {"GPU-00000000": Vitals(memory_used_bytes=0, processes=())})
+        surroundings = Surroundings(held=lambda: held)
+        watch = a_watch(driver, surroundings=surroundings, processes=ProcessTable(tmp_path), clocks=clocks)
+        await watch.look()
+        for pid, kept in ((7, set()), (8, {ConditionKind.MEMORY})):
+            held.add("GPU-00000000")
+            await watch._round()
+            processes = (GpuProcess(pid, 9 * GIB),)
+            driver.vitals["GPU-00000000"] = Vitals(memory_used_bytes=9 * GIB, processes=processes)
+            held.clear()
+            for _ in range(3):
+                await watch._round()
+                now_s[0] += 2 * POLICY.leftover_s
+            assert conditions(watch, "GPU-00000000") == kept
+
+    story()
+
+
+def test_devices_that_are_gone_are_looked_for_seldom_after_a_while_and_instances_forgotten() -> None:
+    now_s = [1000.0]
+    clocks = Clocks(monotonic_ns=lambda: int(now_s[0] * 1e9))
+    watch = GpuWatch(ScriptedDriver(survey()), NODE, Changes(), clocks=clocks)
+    gone = fault(FaultKind.GONE)
+
+    def sees(*numbers: int, kind: str = "GPU") -> None:
+        watch._take(of_survey(survey(*(reading(number, uuid=f"{kind}-{number}") for number in numbers))))
+        for uuid in [uuid for uuid in watch._health if watch.inventory.gpu(uuid) is None]:
+            watch._health[uuid].observe(gone, now_s[0])
+
+    sees(0, 1)
+    sees(0)
+    assert not watch._is_settled(), "it may come back any moment"
+    now_s[0] += 601
+    sees(0)
+    assert watch._is_settled()
+    assert watch.health("GPU-1") is not None, "it comes back after a clean check only"
+    for number in range(5, 25):
+        sees(number, kind="MIG")
+    assert len(watch.status()["gone"]) == 2 + 19
+    now_s[0] += 601
+    sees(0)
+    assert [one["uuid"] for one in watch.status()["gone"]] == ["GPU-1", "MIG-24"]
+    for number in range(100, 400):
+        sees(number)
+    assert len(watch._health) <= MAX_GONE + 1

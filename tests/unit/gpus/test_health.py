@@ -23,11 +23,17 @@ class Device:
         self.now_s = 1000.0
 
     def sees(
-        self, reading: Vitals | DriverFault = WELL, *, seconds: int = 1, xids: tuple[int, ...] = (), held: bool = False
+        self,
+        reading: Vitals | DriverFault = WELL,
+        *,
+        seconds: int = 1,
+        xids: tuple[int, ...] = (),
+        held: bool = False,
+        owners_bytes: int = 0,
     ) -> DeviceHealth:
         for _ in range(seconds):
             self.now_s += 1
-            self.health.observe(reading, self.now_s, xids=xids, held=held)
+            self.health.observe(reading, self.now_s, xids=xids, held=held, owners_bytes=owners_bytes)
         return self.health
 
     @property
@@ -173,6 +179,18 @@ def test_memory_a_workspace_left_behind_withdraws_the_device_until_it_is_back() 
     assert "4711" in health.reason
     device.sees(replace(WELL, memory_used_bytes=GIB), seconds=11)
     assert health.wants_check
+
+
+def test_what_the_owners_own_programs_take_meanwhile_is_not_what_a_workspace_left() -> None:
+    device = Device()
+    device.sees(replace(WELL, memory_used_bytes=2 * GIB), owners_bytes=2 * GIB)
+    device.sees(replace(WELL, memory_used_bytes=60 * GIB), seconds=50, held=True, owners_bytes=2 * GIB)
+    # he began a game
+    assert device.sees(replace(WELL, memory_used_bytes=9 * GIB), seconds=60, owners_bytes=9 * GIB).serves
+    device.sees(replace(WELL, memory_used_bytes=60 * GIB), seconds=50, held=True, owners_bytes=9 * GIB)
+    # and ended it: what the workspace keeps is as much, and shows all the same
+    device.sees(replace(WELL, memory_used_bytes=9 * GIB), seconds=17)
+    assert device.kinds == [ConditionKind.MEMORY]
 
 
 def test_memory_that_was_in_use_before_is_nobodys_fault() -> None:

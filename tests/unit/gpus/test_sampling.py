@@ -225,3 +225,12 @@ def test_clocks_nobody_feeds_do_not_remember_for_ever() -> None:
     (clock,) = meter._clocks["GPU-1"].values()
     assert len(clock.trace) < 2000
     assert len(clock.tails) < 2000
+
+
+def test_counters_are_read_when_a_task_begins_and_ticks_when_one_can_be_seen() -> None:
+    for continuous, waits_s in ((True, 0.0), (False, 0.23)):
+        meter = BusyMeter()
+        sampling = DeviceSampling("MIG-1", meter, Method.DEVICE, continuous=continuous)
+        meter.start(["MIG-1"], "ours", S * 1000)
+        sampling.wake(WALL + S, S * 1000)
+        assert sampling.delay_s(WALL + S) == waits_s
