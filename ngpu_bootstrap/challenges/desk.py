@@ -4,7 +4,8 @@ Owns the life of a round and what is remembered of every GPU. Whom and when is `
 goes is `conversation`'s. A workspace with an image visits the node for the time of the round and gives the GPU back.
 
 What keeps a challenge from being held at all (the GPU has another workspace, the image does not come, a model that no
-table knows) says nothing about the node: it is shown, tried again later, and not recorded.
+table knows) says nothing about the node: it is shown, tried again later, and not recorded. Where no GPU was free, the
+challenge stands in line for it: it takes one from nobody, and is the first to have it when it comes free.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import hmac
 import secrets
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import structlog
@@ -53,7 +54,10 @@ ROUNDS_AT_ONCE = 4
 RUNS_KEPT = 256
 # A node that cannot get the image for want of room says so within this.
 PLACED_S = 10.0
+# What a round takes beside waiting for the image and for tasks to end; a claim that outlives it is nobody's.
+ROUND_S = 1200.0
 WAIT_LOOK_S = 0.05
+RELEASE_S = 5.0
 ANSWER_BYTES = 1 << 20
 JSON = [(b"content-type", b"application/json")]
 
@@ -158,6 +162,7 @@ class ChallengeDesk:
         self._wallets: Mapping[Address, str] = {}
         self._not_before_ms: dict[Address, int] = {}
         self._visits: dict[str, set[Address]] = {}
+        self._in_line: dict[Address, str] = {}
         self._under_way: dict[Address, Run] = {}
         self._runs: OrderedDict[str, Run] = OrderedDict()
         self._rounds = 0
@@ -172,7 +177,10 @@ class ChallengeDesk:
 
     def only_on(self, workspace: str) -> Collection[Address] | None:
         """Return the nodes that a workspace of challenges visits now; None for every other workspace."""
-        return self._visits.get(workspace, ()) if workspace in self._settings.workspaces else None
+        if workspace not in self._settings.workspaces:
+            return None
+        waiting = {node for node, wanted in self._in_line.items() if wanted == workspace}
+        return waiting | self._visits.get(workspace, set())
 
     def last(self, node: Address) -> tuple[str, int]:
         """Return the worst of what the GPUs of *node* last showed, and when; an empty text when nothing is known."""
@@ -244,13 +252,15 @@ class ChallengeDesk:
                     log.error("challenges_not_read", reason=str(error))
                     continue
                 if due := self._due():
-                    self._begin(due, None)
+                    self._begin(due, None, automatic=True)
 
     def _due(self) -> list[Address]:
         return policy.next_round(list(self._candidates()), self._rules, self._now_ms(), self._chance)
 
     def _candidates(self) -> Iterator[policy.Candidate]:
         now_ms = self._now_ms()
+        here = {session.node for session in self._nodes}
+        self._in_line = {node: wanted for node, wanted in self._in_line.items() if node in here}
         self._not_before_ms = {node: at_ms for node, at_ms in self._not_before_ms.items() if at_ms > now_ms}
         for session in self._nodes:
             if session.node in self._under_way or not session.admitted or session.draining or not session.reported:
@@ -262,14 +272,18 @@ class ChallengeDesk:
                 score=self._standings.in_short(session.node)[0],
                 ip=session.ip,
                 wallet=self._wallets.get(session.node, ""),
-                not_before_ms=self._not_before_ms.get(session.node, 0),
+                not_before_ms=0 if self._has_its_turn(session) else self._not_before_ms.get(session.node, 0),
             )
+
+    def _has_its_turn(self, session: NodeSession) -> bool:
+        """Whether the challenge that stood in line for a GPU of the node has it now."""
+        return self._in_line.get(session.node, "") in session.assigned
 
     def _chance(self, gpu: bytes, past: policy.Past) -> float:
         drawn = hmac.digest(self._secret, b"challenge" + gpu + past.at_ms.to_bytes(8, "big"), hashlib.sha256)
         return int.from_bytes(drawn[:7], "big") / 2.0**56
 
-    def _begin(self, nodes: Collection[Address], gpu: int | None) -> list[Run]:
+    def _begin(self, nodes: Collection[Address], gpu: int | None, *, automatic: bool = False) -> list[Run]:
         assert self._nursery is not None
         runs = [Run(secrets.token_hex(8), node, gpu) for node in nodes]
         for run in runs:
@@ -278,13 +292,13 @@ class ChallengeDesk:
         while len(self._runs) > RUNS_KEPT:
             self._runs.popitem(last=False)
         self._rounds += 1
-        self._nursery.start_soon(self._contained, runs)
+        self._nursery.start_soon(self._contained, runs, automatic)
         return runs
 
-    async def _contained(self, runs: list[Run]) -> None:
+    async def _contained(self, runs: list[Run], automatic: bool) -> None:
         """Carry out a round; what goes wrong with it stays with it."""
         try:
-            await self._round(runs)
+            await self._claimed(runs, automatic)
         except StoreError as error:
             log.error("challenge_not_recorded", reason=str(error))
             _give_up(runs, "the store failed; it will be tried again")
@@ -302,6 +316,31 @@ class ChallengeDesk:
                 run.over.set()
 
     # -- one round
+
+    async def _claimed(self, runs: list[Run], automatic: bool) -> None:
+        """Carry out a round with those of its nodes that no other bootstrap of this database challenges.
+
+        Args:
+            automatic: leave out those that one of them has challenged just before.
+        """
+        nodes = [run.node for run in runs]
+        for_ms = int((self._settings.deploy_wait_s + self._settings.idle_wait_s + ROUND_S) * 1000)
+        try:
+            mine = await self._store.chore(
+                lambda connection: challenge_rows.claim(connection, self._own, nodes, for_ms)
+            )
+            _give_up([run for run in runs if run.node not in mine], "another bootstrap of this database challenges it")
+            wanted = mine
+            if automatic:
+                last = {node: self.last(node)[1] for node in nodes}
+                await self.load()
+                wanted = frozenset(node for node in mine if self.last(node)[1] == last[node])
+                done = [run for run in runs if run.node in mine - wanted]
+                _give_up(done, "another bootstrap of this database has just challenged it")
+            await self._round([run for run in runs if run.node in wanted])
+        finally:
+            with trio.move_on_after(RELEASE_S, shield=True), suppress(StoreError):
+                await self._store.chore(lambda connection: challenge_rows.release(connection, self._own, nodes))
 
     async def _round(self, runs: list[Run]) -> None:
         prepared: list[_Prepared] = []
@@ -352,6 +391,7 @@ class ChallengeDesk:
         if not session.gpus:
             raise NotHeld("it offers no GPU")
         workspace = self._workspace_for(session)
+        self._in_line.pop(run.node, None)
         spec = workspace.spec
         if spec.is_image:
             self._visits.setdefault(workspace.id, set()).add(run.node)
@@ -367,6 +407,8 @@ class ChallengeDesk:
                 raise NotHeld(f"its workspace failed there: {state.detail or state.reason}")
             waited_s = trio.current_time() - began_s
             if workspace.id not in session.assigned and waited_s > PLACED_S:
+                if self._settings.automatic:
+                    self._in_line[run.node] = workspace.id
                 raise NotHeld(f"its workspace finds no place there: {self._lacking(workspace) or 'nobody said why'}")
             if waited_s > self._settings.deploy_wait_s:
                 raise NotHeld(f"its workspace was not ready there within {self._settings.deploy_wait_s:g} s")

@@ -1,12 +1,18 @@
-"""Challenges as stored: what became of each, the last few of each node. Blocking; runs in the store's threads."""
+"""Challenges as stored: what became of each, the last few of each node, and whose a node's next one is. Blocking; runs
+in the store's threads.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 
 from ngpu_bootstrap.store import tables
+from ngpu_bootstrap.store.leases import database_now_ms
 from ngpu_protocol.identity import Address
 
 KEPT_OF_NODE = 64
@@ -45,6 +51,36 @@ def add(connection: sa.Connection, row: ChallengeRow) -> None:
     last = connection.execute(numbers.offset(KEPT_OF_NODE).limit(1)).scalar()
     if last is not None:
         connection.execute(sa.delete(c).where(c.c.node == row.node, c.c.number <= last))
+
+
+def claim(connection: sa.Connection, own: str, nodes: Collection[Address], for_ms: int) -> frozenset[Address]:
+    """Make it the business of *own*, and no other bootstrap of this database, to challenge *nodes*; return those it is.
+
+    The others are challenged by one that lives; a dead one's claim, or one that has lasted *for_ms*, means nothing.
+    """
+    c, b = tables.challenge_claims, tables.bootstraps
+    now_ms = database_now_ms(connection)
+    make: Any = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    dead = sa.select(b.c.address).where(b.c.lease_until_ms < now_ms)
+    mine = set()
+    for node in sorted(nodes):  # in one order everywhere: two that claim many do not wait for each other
+        row = make(c).values(node=node, bootstrap=own, until_ms=now_ms + for_ms)
+        free = (c.c.bootstrap == own) | (c.c.until_ms < now_ms) | c.c.bootstrap.in_(dead)
+        taken = row.on_conflict_do_update(
+            index_elements=[c.c.node],
+            set_={"bootstrap": row.excluded.bootstrap, "until_ms": row.excluded.until_ms},
+            where=free,
+        )
+        connection.execute(taken)
+        if connection.execute(sa.select(c.c.bootstrap).where(c.c.node == node)).scalar() == own:
+            mine.add(node)
+    return frozenset(mine)
+
+
+def release(connection: sa.Connection, own: str, nodes: Collection[Address]) -> None:
+    """Give up what *own* claimed of *nodes*."""
+    c = tables.challenge_claims
+    connection.execute(sa.delete(c).where(c.c.bootstrap == own, c.c.node.in_(list(nodes))))
 
 
 def of_node(connection: sa.Connection, node: Address, limit: int = KEPT_OF_NODE) -> list[ChallengeRow]:

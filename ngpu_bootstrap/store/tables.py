@@ -614,3 +614,12 @@ challenges = sa.Table(
     _text("task_id"),
     sa.Index("ix_challenges_node", "node", "number"),
 )
+
+# which bootstrap challenges a node now, and until when at most
+challenge_claims = sa.Table(
+    "challenge_claims",
+    metadata,
+    sa.Column("node", sa.Text, primary_key=True),
+    sa.Column("bootstrap", sa.Text, nullable=False),
+    sa.Column("until_ms", _MS, nullable=False),
+)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -196,3 +198,72 @@ async def test_a_card_that_no_table_knows_says_nothing_about_its_node(tmp_path: 
             assert "[[challenges.speeds]]" in run["problem"]
             detail = await bootstrap.admin("GET", f"/api/v1/nodes/{node.account.address}")
             assert (detail["challenges"], detail["standing"]["disputed"]) == ([], 0)
+
+
+@trio_test
+async def test_a_node_that_a_sibling_challenges_is_left_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(desk, "PLACED_S", 0.5)
+    known = await made(tmp_path)
+
+    async def challenged(bootstrap: Bootstrap, node: ScriptedNode) -> dict[str, Any]:
+        begun = await bootstrap.admin("POST", "/api/v1/challenges", {"nodes": [node.account.address]})
+        (run,) = begun["runs"]
+        with trio.fail_after(60):
+            while run["phase"] != "done":
+                await trio.sleep(0.05)
+                run = await bootstrap.admin("GET", f"/api/v1/challenges/{run['id']}")
+        return dict(run)
+
+    async with running(challenging(tmp_path, known[0], automatic=False), known=known) as bootstrap:
+        node = Node(script=fails)
+        async with connected(node, bootstrap.multiaddr):
+            await until(bootstrap, node, lambda view: view["state"] in ("serving", "idle"))
+            with closing(sqlite3.connect(tmp_path / "data" / "bootstrap.db")) as database:
+                claim = (node.account.address, "0x" + "0c" * 20, 2**52)
+                database.execute("INSERT INTO challenge_claims VALUES (?, ?, ?)", claim)
+                database.commit()
+                run = await challenged(bootstrap, node)
+                assert run["problem"] == "another bootstrap of this database challenges it"
+                assert node.orders == []
+                database.execute("DELETE FROM challenge_claims")
+                database.commit()
+                assert (await challenged(bootstrap, node))["problem"] == ""
+                assert node.orders
+                assert database.execute("SELECT * FROM challenge_claims").fetchall() == [], "it was given up"
+
+
+@trio_test
+async def test_a_challenge_has_a_gpu_first_that_comes_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work that stays is not disturbed; what waits behind it comes after the challenge, and the retry's time plays no
+    part."""
+    monkeypatch.setattr(desk, "PLACED_S", 0.2)
+    monkeypatch.setattr(desk, "LOOK_S", 0.1)
+    tried = trio.Event()
+
+    class Log:
+        def info(self, event: str, **fields: Any) -> None:
+            if event == "challenge_not_held":
+                tried.set()
+
+    monkeypatch.setattr(desk, "log", Log())
+    known = await made(tmp_path)
+    node = Node(script=fails)
+    async with running(challenging(tmp_path, known[0], automatic=False), known=known) as bootstrap:
+        view = await bootstrap.admin("POST", "/api/v1/workspaces", WORK)
+        first = bootstrap.workspace = view["workspace"]["spec"]["id"]
+        async with connected(node, bootstrap.multiaddr):
+            await wait_ready(bootstrap)
+    async with running(challenging(tmp_path, known[0]), known=known) as bootstrap:
+        await bootstrap.admin("POST", "/api/v1/workspaces", {**WORK, "name": "next"})
+        async with connected(node, bootstrap.multiaddr):
+            with trio.fail_after(60):
+                await tried.wait()
+            assert node.ran == [{"work"}]
+            assert node.orders == []
+            await bootstrap.admin("DELETE", f"/api/v1/workspaces/{first}")
+            detail = await until(bootstrap, node, lambda view: view["challenges"])
+            assert detail["challenges"][0]["finding"] == "unanswered"
+            with trio.fail_after(60):
+                while node.ran[-1] != {"next"}:  # noqa: ASYNC110
+                    await trio.sleep(0.05)
+            assert [one for one in node.ran if one] == [{"work"}, {"challenge"}, {"next"}]
