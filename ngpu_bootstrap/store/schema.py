@@ -18,7 +18,7 @@ from alembic.script import ScriptDirectory
 from ngpu_bootstrap.store import tables
 from ngpu_bootstrap.store.errors import StoreMismatch
 
-HEAD: Final = "0019"
+HEAD: Final = "0020"
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
