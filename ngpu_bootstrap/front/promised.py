@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import trio
+
 from ngpu_bootstrap.dispatch.calls import Call, WholeBody
 from ngpu_bootstrap.dispatch.detached import DetachedTasks
 from ngpu_bootstrap.dispatch.watch import TaskWatch
 from ngpu_bootstrap.errors import BootstrapError, NotServed, Refusal
 from ngpu_bootstrap.front.answers import WorkspaceAnswer
+from ngpu_bootstrap.profiles.form_bodies import MULTIPART, boundary_of, form_digest, media_type
 from ngpu_bootstrap.store.errors import BodyMissing, IdempotencyKeyUsed
 from ngpu_bootstrap.store.records import Part, TaskRecord
 from ngpu_bootstrap.store.store import Store
@@ -168,9 +171,20 @@ class Promises:
             return False
         if record.request is None or not isinstance(call.body, WholeBody):
             return True
-        if record.request.size != len(call.body.content):
+        media, parameters = media_type(header(call.headers, b"content-type"))
+        if media != MULTIPART and record.request.size != len(call.body.content):
             return False
         try:
-            return await self._store.read_body(task_id, Part.REQUEST, record.request) == call.body.content
+            first = await self._store.read_body(task_id, Part.REQUEST, record.request)
         except BodyMissing:
             return True
+        if media != MULTIPART or first == call.body.content:
+            return first == call.body.content
+        boundary = parameters.get(b"boundary", b"")
+        return await trio.to_thread.run_sync(_is_same_form, first, call.body.content, boundary)
+
+
+def _is_same_form(first: bytes, again: bytes, boundary: bytes) -> bool:
+    """Return whether two forms have the same parts: clients make up a new boundary each time they send one."""
+    digest = form_digest(again, boundary)
+    return digest is not None and digest == form_digest(first, boundary_of(first))

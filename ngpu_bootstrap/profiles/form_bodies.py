@@ -10,6 +10,7 @@ server finds. What a form may have besides is declared (`FormBounds`). Pure; the
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Collection
@@ -229,6 +230,73 @@ class MultipartScan:
         self._ended = True
         if self._out is not None:
             self._out.append(b"\r\n--%b--\r\n" % self._boundary)
+
+
+def form_digest(body: bytes, boundary: bytes) -> bytes | None:
+    """Return what a multipart form is known by: its parts in their order, each by name, file name, type and content.
+
+    What its sender made up for this one time, the boundary, is not in it; so the same form sent again has the same.
+    None for what is no such form.
+    """
+    whole, content = hashlib.sha256(), hashlib.sha256()
+    part: dict[bytes, bytes] = {}
+    field = value = b""
+
+    def begins() -> None:
+        nonlocal content
+        content = hashlib.sha256()
+        part.clear()
+
+    def names(data: bytes, start: int, end: int) -> None:
+        nonlocal field
+        field += data[start:end]
+
+    def says(data: bytes, start: int, end: int) -> None:
+        nonlocal value
+        value += data[start:end]
+
+    def has_said() -> None:
+        nonlocal field, value
+        part[field.lower()] = value
+        field = value = b""
+
+    def holds(data: bytes, start: int, end: int) -> None:
+        content.update(memoryview(data)[start:end])
+
+    def ends() -> None:
+        for one in (part.get(b"content-disposition", b""), part.get(b"content-type", b""), content.digest()):
+            whole.update(b"%d:%b" % (len(one), one))
+
+    complete = False
+
+    def completed() -> None:
+        nonlocal complete
+        complete = True
+
+    try:
+        MultipartParser(
+            boundary,
+            {
+                "on_part_begin": begins,
+                "on_header_field": names,
+                "on_header_value": says,
+                "on_header_end": has_said,
+                "on_part_data": holds,
+                "on_part_end": ends,
+                "on_end": completed,
+            },
+            max_header_count=16,
+            max_header_size=4096,
+        ).write(body)
+    except FormParserError:
+        return None
+    return whole.digest() if complete else None
+
+
+def boundary_of(body: bytes) -> bytes:
+    """Return the boundary that a multipart form begins with, empty where it begins otherwise."""
+    line = body[:200].partition(b"\r\n")[0]
+    return line[2:] if line.startswith(b"--") and len(line) < 200 else b""
 
 
 def public_id(text: str) -> str:

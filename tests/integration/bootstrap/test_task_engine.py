@@ -260,6 +260,16 @@ def test_a_key_belongs_to_one_call(tmp_path: Path) -> None:
         first, second = (json.loads(answer.body) for answer in answers)
         assert first == second
         assert (first["data"], len(node.orders)) == ("done", 1)
+        # a form sent again has another boundary, and is the same call
+        said = []
+        for boundary, content in ((b"A", b"x"), (b"another", b"x"), (b"A", b"y")):
+            body = b'--%b\r\ncontent-disposition: form-data; name="n"\r\n\r\n%b\r\n--%b--\r\n'
+            fields = [(b"idempotency-key", b"f"), (b"content-type", b"multipart/form-data; boundary=" + boundary)]
+            answer = await bootstrap.call("POST", "/user/draw", body % (boundary, content, boundary), fields)
+            said.append((answer.status, json.loads(answer.body).get("taskID")))
+        assert said[0] == said[1]
+        assert [status for status, _ in said] == [200, 200, 422]
+        assert len(node.orders) == 2
 
     run(tmp_path, test)
 

@@ -6,6 +6,7 @@ import itertools
 import time
 import tracemalloc
 from email import message_from_bytes
+from typing import Any
 
 import httpx
 import pytest
@@ -15,7 +16,13 @@ from hypothesis import strategies as st
 from ngpu_bootstrap.credentials import make_token, reveal
 from ngpu_bootstrap.errors import BadRequest
 from ngpu_bootstrap.profiles.declaration import FormBounds
-from ngpu_bootstrap.profiles.form_bodies import MultipartScan, media_type, read_urlencoded
+from ngpu_bootstrap.profiles.form_bodies import (
+    MultipartScan,
+    boundary_of,
+    form_digest,
+    media_type,
+    read_urlencoded,
+)
 
 TOKEN = reveal(make_token("367614711220405248", bytes(range(24))))
 
@@ -206,3 +213,27 @@ def test_however_a_form_is_cut_it_is_read_and_written_alike(
     run(again, out)
     assert again.values == plain.values
     assert again.counts == plain.counts
+
+
+def test_a_form_sent_again_is_known_by_its_parts_whatever_its_boundary() -> None:
+    parts: list[Any] = [("image", ("a.png", b"\r\n--x\x00" * 50, "image/png")), ("model", (None, b"SuperImage"))]
+    boundary, body = form(parts)
+    other = b"0123456789-other"
+    again = body.replace(boundary, other)
+    assert again != body
+    assert boundary_of(again) == other
+    digest = form_digest(body, boundary)
+    assert digest is not None
+    assert form_digest(again, other) == digest
+    its, turned = form(parts[::-1])
+    for changed in (
+        body.replace(b"SuperImage", b"SuperimagE"),
+        body.replace(b"a.png", b"b.png"),
+        body.replace(b"image/png", b"image/gif"),
+        body.replace(b'"model"', b'"medel"'),
+        turned.replace(its, boundary),
+    ):
+        assert form_digest(changed, boundary) not in (digest, None)
+    assert form_digest(body[:-20], boundary) is None, "half of one"
+    assert form_digest(body, b"") is None
+    assert boundary_of(b"{}") == b""
