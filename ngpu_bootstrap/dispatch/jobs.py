@@ -300,7 +300,8 @@ class Jobs:
             return busy(job, declared, now_ms)
         if refusal.reason in _UNPROVEN or refusal.reason == "answer_too_large":
             return failed(job, Failure(502, refusal.reason, refusal.message))
-        return missed(job, declared, refusal.message, now_ms)
+        node_is_here = self._nodes.get(Address(job.node)) is not None
+        return missed(job, declared, refusal.message, now_ms, node_is_here=node_is_here)
 
     async def _ask(
         self,

@@ -158,11 +158,14 @@ class JobCalls:
         if not node:
             words = f"job {row.job.key} is being submitted; ask again"
             raise TaskEnded(row.task_id, NotServed(503, "job_not_submitted", words, retry_after_s=1))
+        is_here = self._nodes.get(node) is not None
+        what = f"the workspace on node {node}" if is_here else f"the node {node}"
         words = (
-            f"the node {node} that took job {row.job.key} is away; ask again, and if it is not back within "
+            f"{what} that took job {row.job.key} is away; ask again, and if it is not back within "
             f"{row.declared.away_s:g} s the job counts as lost and is to be submitted again"
         )
-        raise TaskEnded(row.task_id, NotServed(503, "job_node_away", words, retry_after_s=2))
+        reason = "job_workspace_away" if is_here else "job_node_away"
+        raise TaskEnded(row.task_id, NotServed(503, reason, words, retry_after_s=2))
 
     async def note(self, row: JobRow, call_id: str) -> None:
         """Link a client's question, which was a task of its own, with its job."""

@@ -239,6 +239,33 @@ def test_a_question_for_a_job_whose_node_is_gone_says_so_and_offers_resubmission
     trio.run(main)
 
 
+def test_a_job_whose_workspace_is_gone_is_no_loss_of_its_node(tmp_path: Path) -> None:
+    async def main() -> None:
+        vendor = Vendor()
+        node = scripted(new_account(), vendor)
+        async with (
+            running(settings(tmp_path), workspace=SPEC) as bootstrap,
+            connected(node, bootstrap.multiaddr),
+        ):
+            await wait_ready(bootstrap)
+            job_id, task_id = await submit(bootstrap)
+            node.services = ()
+            with trio.fail_after(20):
+                while (answer := await post(bootstrap, "task_result", {"task_id": job_id})).status == 200:  # noqa: ASYNC110
+                    await trio.sleep(0.02)
+            document = json.loads(answer.body)
+            assert (answer.status, document["reason"]) == (503, "job_workspace_away")
+            assert f"the workspace on node {node.account.address}" in document["msg"]
+            view = await task_when(bootstrap, task_id, lambda view: view["state"] == 4)
+            assert view["reason"] == "job_workspace_gone"
+            document = json.loads((await post(bootstrap, "task_result", {"task_id": job_id})).body)
+            assert (document["code"], document["reason"]) == (410, "job_workspace_gone")
+            assert "submit it again" in document["msg"]
+            assert (await bootstrap.call("GET", f"/api/v1/tasks/{task_id}/loss")).status == 404
+
+    trio.run(main)
+
+
 def test_a_client_that_ends_its_job_ends_its_task(tmp_path: Path) -> None:
     async def test(bootstrap: Bootstrap, vendors: list[Vendor]) -> None:
         job_id, task_id = await submit(bootstrap)
