@@ -117,7 +117,7 @@ class _Rounds:
         await net.connect_client()
 
     async def _die_at(self, net: Network, point: str) -> None:
-        for _ in range(TRIES):
+        for number in range(TRIES):
             net.bootstrap.environment = {ENVIRONMENT: point}
             try:
                 await self._start(net)
@@ -126,7 +126,7 @@ class _Rounds:
                     raise
             process = net.bootstrap.process
             assert process is not None
-            with trio.move_on_after(PATIENCE_S):
+            with trio.move_on_after(PATIENCE_S * 2**number):
                 await process.wait()
                 self.account.deaths[point] += 1
                 print(f"died at {point}", file=sys.stderr, flush=True)

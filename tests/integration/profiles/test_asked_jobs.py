@@ -178,8 +178,9 @@ def test_the_workspaces_own_answers_come_back_and_questions_reach_the_node_that_
         info = json.loads((await bootstrap.call("GET", f"/user/getDetailed?taskID={task_id}")).body)["taskInfo"]
         assert info["job"]["id"] == job_id
         assert len(info["job"]["calls"]) == 2, "the client's own questions are linked"
-        receipt = await bootstrap.call("GET", f"/api/v1/tasks/{info['job']['calls'][0]}/receipt")
-        assert receipt.status == 200
+        question = info["job"]["calls"][0]
+        await task_when(bootstrap, question, lambda view: view["verdict"] == "verified")
+        assert (await bootstrap.call("GET", f"/api/v1/tasks/{question}/receipt")).status == 200
         assert {one["receipt"]["verdict"] for one in info["attempts"]} == {"verified"}
         # the token stood in the body: nodes saw the workspace's public id in its place
         seen = {document["token"] for vendor in vendors for _, document in vendor.asked if "token" in document}

@@ -24,8 +24,8 @@ CHILD = Path(__file__).with_name("crash_child.py")
 ROOT = Path(__file__).parents[3]
 
 
-def killed_run(directory: Path, first: int, after_s: float) -> list[tuple[str, ...]]:
-    """Run the child, kill it *after_s* after it opened the store, and return what it said."""
+def killed_run(directory: Path, first: int, after_lines: int, after_s: float) -> list[tuple[str, ...]]:
+    """Run the child, kill it *after_s* after it said so many lines, and return all that it said."""
     environment = dict(os.environ, PYTHONPATH=str(ROOT))
     with subprocess.Popen(
         [sys.executable, CHILD, directory, str(first)], stdout=subprocess.PIPE, env=environment
@@ -33,6 +33,7 @@ def killed_run(directory: Path, first: int, after_s: float) -> list[tuple[str, .
         assert child.stdout is not None
         said = [child.stdout.readline()]
         assert said == [b"open 0\n"]
+        said += [child.stdout.readline() for _ in range(after_lines)]
         time.sleep(after_s)
         child.kill()
         said += child.stdout.readlines()
@@ -44,7 +45,7 @@ def test_nothing_acknowledged_is_lost_by_kill_9(directory: Path) -> None:
     moments = random.Random(20260102)
     finished: dict[int, int] = {}
     for round_number in range(ROUNDS):
-        said = killed_run(directory, 1 + round_number * 1_000_000, moments.uniform(0.0, 0.3))
+        said = killed_run(directory, 1 + round_number * 1_000_000, moments.randrange(300), moments.uniform(0.0, 0.05))
         accepted = {int(words[1]) for words in said if words[0] == "accepted"}
         begun = {int(words[1]) for words in said if words[0] == "begun"}
         now_finished = {int(words[2]): int(words[1]) for words in said if words[0] == "finished"}

@@ -106,9 +106,10 @@ def test_sigterm_lets_running_calls_end_and_takes_no_new_ones(shared: SharedNetw
             nursery.start_soon(call)
             await workspace.begun.wait()
             nursery.start_soon(terminate)
-            await trio.sleep(0.5)
-            with pytest.raises(OSError):  # noqa: PT011  refused is all there is to say
-                await trio.open_tcp_stream("127.0.0.1", port)
+            with trio.fail_after(60), pytest.raises(OSError):  # noqa: PT011, PT012  refused is all there is to say
+                while True:
+                    await (await trio.open_tcp_stream("127.0.0.1", port)).aclose()
+                    await trio.sleep(0.05)
             workspace.gate.set()
         assert (answers, codes) == ([200], [0])
         assert '"drained"' in net.bootstrap.log

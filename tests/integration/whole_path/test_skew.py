@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ async def receipt_of(net: Network, task_id: str) -> ReceiptFile:
     return ReceiptFile.from_document((await net.call("GET", f"/api/v1/tasks/{task_id}/receipt", token=None)).document)
 
 
-@pytest.mark.timeout_s(120)
+@pytest.mark.timeout_s(240)
 def test_receipts_of_nodes_ten_minutes_off_are_skew_and_paid(tmp_path: Path) -> None:
     workspace = Workspace()
     workspace.gate.set()
@@ -44,26 +45,29 @@ def test_receipts_of_nodes_ten_minutes_off_are_skew_and_paid(tmp_path: Path) -> 
     async def part(net: Network) -> None:
         socket = net.bootstrap.folder / "data" / "admin.sock"
         left = {node.where["node"]: node for node in net.nodes}
+        ran: Counter[str] = Counter()
         while left:
             answer = await net.call("POST", "/proxy/8080/echo", b"x" * 1000)
             assert (answer.status, answer.body) == (200, b"x" * 1000)
             submitted = await net.call("POST", "/user/train", b"{}")
             assert (await net.poll(submitted.document["taskID"]))["result_code"] == 200
-            ran = [await judged(net, task_id) for task_id in (answer.task_id, submitted.document["taskID"])]
-            if ran[0] != ran[1]:
-                continue  # a busy machine: one at a time is what is wanted
-            node = left.pop(ran[0])
+            ran.update([await judged(net, task_id) for task_id in (answer.task_id, submitted.document["taskID"])])
+            address, tasks = ran.most_common(1)[0]
+            if tasks < 2:
+                continue  # one by each
+            node = left.pop(address)
+            del ran[address]
             ours, theirs = await agreed(net, node)
             assert theirs["receipts"] == theirs["paid_receipts"] >= 2
             assert ours["root"] == theirs["root"]
             nodes = (await trio.to_thread.run_sync(ask_daemon, socket, "GET", "/api/v1/nodes", None))["nodes"]
-            standing = next(shown["standing"] for shown in nodes if shown["node_addr"] == ran[0])
+            standing = next(shown["standing"] for shown in nodes if shown["node_addr"] == address)
             assert (standing["disputed"], standing["skewed"]) == (0, theirs["receipts"])
             await node.terminate()  # now the other one has to
 
     async def main() -> None:
         module = "tests.integration.whole_path.skewed_node"
-        with trio.fail_after(100):
+        with trio.fail_after(220):
             async with network(tmp_path, workspace, nodes=2, node_module=module) as net:
                 await part(net)
 

@@ -42,7 +42,7 @@ async def main(tmp_path: Path, url: str) -> None:
         with trio.fail_after(60):
             await share_a_model(one, two, one.nodes[0])
         workspace.forget()
-        with trio.fail_after(150):
+        with trio.fail_after(170):
             await die_and_be_replaced(one, two, workspace, tmp_path)
 
 
@@ -222,6 +222,11 @@ async def die_and_be_replaced(one: Network, two: Network, workspace: Workspace, 
         # and cancelled there
         cancelled = await two.call("DELETE", f"/api/v1/tasks/{tasks[4]}")
         assert cancelled.document["state"] == 5, cancelled.document
+        # how fast this machine is just now
+        began_s = time.monotonic()
+        for _ in range(5):
+            assert (await two.call("GET", "/user/queryTaskList")).status == 200
+        pace_s = time.monotonic() - began_s
         await one.bootstrap.kill()
     killed_s = time.monotonic()
     workspace.gate.set()
@@ -229,7 +234,7 @@ async def die_and_be_replaced(one: Network, two: Network, workspace: Workspace, 
         document = await two.poll(task_id, within_s=60)
         assert (document["result_code"], document["data"]) == (200, f"t{number}")
     took_s = time.monotonic() - killed_s
-    assert took_s < TAKEN_OVER_WITHIN_S, two.bootstrap.log[-3000:]
+    assert took_s < TAKEN_OVER_WITHIN_S + 20 * pace_s, two.bootstrap.log[-3000:]
     assert sorted(workspace.bodies) == [b"t%d" % number for number in range(4)]
     for task_id in tasks[:4]:
         view = await two.task(task_id, lambda view: view["verdict"] != "")
