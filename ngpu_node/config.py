@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, field_validator, model_validator
 
 from ngpu_daemon.discovery_settings import DiscoverySettings
 from ngpu_daemon.logs import LogFormat
@@ -278,7 +278,7 @@ def _registry(text: str) -> str:
 class GpuSettings(Section):
     """Which of this machine's GPUs are offered."""
 
-    withhold: list[str] = Field(
+    withhold: list[Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]] = Field(
         default=[],
         description="GPUs that are never offered: each a UUID or its beginning, a PCI address, or a model.",
         examples=[["GPU-b778b9a9", "0000:41:00.0", "RTX 4090"]],

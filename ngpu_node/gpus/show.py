@@ -120,7 +120,7 @@ def print_gpus(found: Mapping[str, Any], console: Console) -> None:
             say("")
     for one in found["gone"]:
         details = "; ".join(condition["detail"] for condition in one["health"]["conditions"])
-        say(f"gone: {one['uuid']}: {details}")
+        say(f"not listed now: {one['uuid']}" + (f": {details}" if details not in ("", found["reason"]) else ""))
     machine, engine = found["machine"], found.get("engine")
     if machine is not None:
         memory = f"{machine['memory_bytes'] / _GIB:.0f} GiB" if machine["memory_bytes"] else "unknown memory"

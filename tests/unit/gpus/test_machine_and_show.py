@@ -68,7 +68,7 @@ def test_every_device_has_a_row_with_what_speaks_against_it() -> None:
         "700",
         "61",
         "nvml-process",
-        "gone: GPU-gone",
+        "not listed now: GPU-gone: the driver does not know this GPU any more",
     ):
         assert words in text, words
 
