@@ -30,6 +30,7 @@ from ngpu_daemon.accounts import (
     Account,
     AccountError,
     Entry,
+    GpuModels,
     PriceLists,
     Span,
     account_document,
@@ -105,11 +106,18 @@ class Books:
         found = sa.select(p.c.signed_list).where(p.c.bootstrap == self._bootstrap, p.c.node == node)
         return PriceLists(bytes(wire) for wire in self._connection.execute(found).scalars())
 
-    def models(self, node: Address) -> dict[bytes, str]:
+    def models(self, node: Address) -> GpuModels:
         """Return the model of each of *node*'s GPUs by its name in receipts."""
-        g = tables.node_gpus
-        models = self._connection.execute(sa.select(g.c.gpu, g.c.model).where(g.c.node == node))
-        return {bytes(gpu): model for gpu, model in models}
+        g, s = tables.node_gpus, tables.session_gpus
+        known = self._connection.execute(sa.select(g.c.gpu, g.c.model).where(g.c.node == node))
+        models = {bytes(gpu): model for gpu, model in known}
+        earlier = (
+            sa.select(s.c.session, s.c.gpu, s.c.model)
+            .select_from(s.join(g, (g.c.node == s.c.node) & (g.c.gpu == s.c.gpu)))
+            .where(s.c.bootstrap == self._bootstrap, s.c.node == node, s.c.model != g.c.model)
+        )
+        found = self._connection.execute(earlier)
+        return GpuModels(models, ((bytes(session), bytes(gpu), model) for session, gpu, model in found))
 
     def others(self, node: Address) -> list[Address]:
         """Return the other bootstraps of this database that have a chain of *node*."""

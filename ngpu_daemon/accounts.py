@@ -10,7 +10,7 @@ Entries are read again for each purpose instead of being kept: a million of them
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -199,24 +199,55 @@ def session_of_order(signed_order: bytes) -> bytes:
 _SESSION_KEY = msgpack.packb("session") + b"\xc4\x20"  # then 32 bytes follow
 
 
+class GpuModels(dict[bytes, str]):
+    """The model of each GPU by its name in receipts, as this side knows it last.
+
+    A card that is called something else in a later run of its node was paid for what it was called when it worked: a
+    dearer name changes nothing that is done.
+
+    Attributes:
+        earlier: by session, the GPUs that had another model then.
+    """
+
+    def __init__(self, known: Mapping[bytes, str], earlier: Iterable[tuple[bytes, bytes, str]] = ()) -> None:
+        super().__init__(known)
+        self.earlier: dict[bytes, dict[bytes, str]] = {}
+        for session, gpu, model in earlier:
+            self.earlier.setdefault(session, {})[gpu] = model
+
+    def of(self, session: bytes | None, gpu: bytes) -> str:
+        """Return the model of *gpu* in *session*, empty where it is not known."""
+        then = self.earlier.get(session) if session else None
+        return then[gpu] if then is not None and gpu in then else self.get(gpu, "")
+
+
 @dataclass(slots=True)
 class GpuShares:
-    """Billed GPU time by price list and card. A receipt's time is shared equally among the GPUs it held."""
+    """Billed GPU time by price list and card. A receipt's time is shared equally among the GPUs it held.
 
-    billed_ms: dict[Prices | None, dict[bytes, int]] = field(default_factory=dict)
+    Attributes:
+        apart: sessions in which a card had another model: their time is counted by itself.
+        billed_ms: by list and, for one of *apart*, session; then by GPU.
+    """
+
+    apart: Container[bytes] = ()
+    billed_ms: dict[tuple[Prices | None, bytes | None], dict[bytes, int]] = field(default_factory=dict)
 
     def watch(self, entries: Iterable[Entry]) -> Iterator[StatementLine]:
         """Yield the lines of *entries*, counting each; what does not divide goes to the first of a receipt's GPUs, so
         that sums stay exact."""
         # a run of receipts under one list is the rule, and hashing it for each receipt would be half of the time
         under: Prices | None = None
-        shares = self.billed_ms.setdefault(None, {})
-        for line, gpus, _, _, prices, _ in entries:
+        of_session: bytes | None = None
+        shares = self.billed_ms.setdefault((None, None), {})
+        apart = self.apart
+        for line, gpus, _, _, prices, session in entries:
             billed = line.billed_gpu_ms
             if billed and gpus:
-                if prices is not under:
-                    under = prices
-                    shares = self.billed_ms.setdefault(prices, {})
+                by_itself = session if apart and session in apart else None
+                if prices is not under or by_itself != of_session:
+                    under, of_session = prices, by_itself
+                    shares = self.billed_ms.setdefault((prices, by_itself), {})
                 if len(gpus) == 1:
                     gpu = gpus[0]
                     shares[gpu] = shares.get(gpu, 0) + billed
@@ -242,7 +273,7 @@ class Account:
     statement: Statement
     leaves: list[bytes]
     shares: GpuShares
-    models: dict[bytes, str]
+    models: GpuModels
     lists: PriceLists
     owed: int | None = None
 
@@ -252,15 +283,14 @@ class Account:
         Args:
             instead: prices to total by in place of the node's own.
         """
-        billed: dict[tuple[Prices | None, bytes], int] = {}
-        for prices, shares in self.shares.billed_ms.items():
+        billed: dict[tuple[Prices | None, bytes, str], int] = {}
+        for (prices, session), shares in self.shares.billed_ms.items():
             for gpu, billed_ms in shares.items():
-                key = (prices if instead is None else instead, gpu)
+                key = (prices if instead is None else instead, gpu, self.models.of(session, gpu))
                 billed[key] = billed.get(key, 0) + billed_ms
         rows, totals = [], dict[str, Decimal]()
-        in_order = sorted(billed.items(), key=lambda item: (-item[1], item[0][1], _form(item[0][0])))
-        for (prices, gpu), billed_ms in in_order:
-            model = self.models.get(gpu, "")
+        in_order = sorted(billed.items(), key=lambda item: (-item[1], *item[0][1:], _form(item[0][0])))
+        for (prices, gpu, model), billed_ms in in_order:
             price = prices.of(model) if prices is not None and model else None
             amount = None if price is None else cost(price, billed_ms)
             currency = None
@@ -291,12 +321,13 @@ def draw_account(
     bootstrap: Address,
     span: Span,
     at_ms: int,
-    models: dict[bytes, str],
+    models: Mapping[bytes, str],
     lists: PriceLists | None = None,
     owed: int | None = None,
 ) -> Account:
     """Return the account over *entries*, which come by ascending sequence number."""
-    shares = GpuShares()
+    known = models if isinstance(models, GpuModels) else GpuModels(models)
+    shares = GpuShares(known.earlier)
     statement, leaves = draw_up(
         shares.watch(entries),
         node=node,
@@ -305,7 +336,7 @@ def draw_account(
         to_ms=span.to_ms,
         at_ms=at_ms,
     )
-    return Account(statement, leaves, shares, models, lists or PriceLists(()), owed)
+    return Account(statement, leaves, shares, known, lists or PriceLists(()), owed)
 
 
 # -- bills -------------------------------------------------------------------------------------------------------------
@@ -339,7 +370,7 @@ class DraftBill:
 
 
 def draw_bill(
-    entries: Iterable[Entry], statement: Statement, chain_id: int, models: Mapping[bytes, str], lists: PriceLists
+    entries: Iterable[Entry], statement: Statement, chain_id: int, models: GpuModels, lists: PriceLists
 ) -> DraftBill:
     """Return the bill of *statement* over its *entries*, whose sessions were looked up."""
     numbers: dict[tuple[bytes, tuple[bytes, ...]], int] = {}
@@ -349,7 +380,7 @@ def draw_bill(
         number = numbers.setdefault((session or NO_SESSION, gpus), len(numbers))
         hashes.append((line.receipt_hash, number))
         billed.append((line.billed_gpu_ms, number))
-    bases = tuple(Basis(session, tuple((gpu, models.get(gpu, "")) for gpu in gpus)) for session, gpus in numbers)
+    bases = tuple(Basis(session, tuple((gpu, models.of(session, gpu)) for gpu in gpus)) for session, gpus in numbers)
     signed = {basis.session: lists.signed_of(basis.session) for basis in bases}
     prices = {session: one.prices() for session, one in signed.items() if one is not None}
     leaves = leaves_of(hashes, bases)
@@ -372,7 +403,8 @@ def account_document(account: Account, instead: Prices | None = None, signature:
     """Return the account as a JSON object; *instead* are prices to total by in place of the node's own."""
     s = account.statement
     rows, totals = account.priced(instead)
-    lists = [account.lists.signed(prices) for prices in account.shares.billed_ms if prices is not None]
+    asked = dict.fromkeys(prices for prices, _ in account.shares.billed_ms if prices is not None)
+    lists = [account.lists.signed(prices) for prices in asked]
     document: dict[str, Any] = {
         "node": s.node,
         "bootstrap": s.bootstrap,
@@ -468,15 +500,13 @@ CSV_COLUMNS: Final = (
 )
 
 
-def write_csv(
-    entries: Iterable[Entry], models: Mapping[bytes, str], file: IO[str], *, instead: Prices | None = None
-) -> None:
+def write_csv(entries: Iterable[Entry], models: GpuModels, file: IO[str], *, instead: Prices | None = None) -> None:
     """Write a line for each receipt, with a heading; the amounts are those whose sum the account is."""
     writer = csv.writer(file)
     writer.writerow(CSV_COLUMNS)
-    for line, gpus, task_id, ended_at_ms, own, _ in entries:
+    for line, gpus, task_id, ended_at_ms, own, session in entries:
         prices = own if instead is None else instead
-        amount = None if prices is None else _amount(prices, line.billed_gpu_ms, gpus, models)
+        amount = None if prices is None else _amount(prices, line.billed_gpu_ms, gpus, models, session)
         writer.writerow(
             (
                 line.sequence,
@@ -493,11 +523,13 @@ def write_csv(
         )
 
 
-def _amount(prices: Prices, billed_ms: int, gpus: Sequence[bytes], models: Mapping[bytes, str]) -> Decimal | None:
+def _amount(
+    prices: Prices, billed_ms: int, gpus: Sequence[bytes], models: GpuModels, session: bytes | None
+) -> Decimal | None:
     """Return what one receipt comes to; None where none of its GPUs has a price."""
     amounts: dict[str, Decimal] = {}
     for gpu, share in shared(billed_ms, gpus) if gpus else ():
-        price = prices.of(models.get(gpu, ""))
+        price = prices.of(models.of(session, gpu))
         if price is not None:
             amounts = total(amounts, prices.currency, cost(price, share))
     return amounts.get(prices.currency)

@@ -413,13 +413,13 @@ class Node:
     async def _tell_of_gpus(self, backend: EngineBackend, ledger: Ledger) -> None:
         """Tell *backend* whenever the devices that may be used are others, and *ledger* what they are."""
         usable, known = self._gpus.usable(), self._gpus.models()
-        ledger.remember_gpus(known)
+        ledger.remember_gpus(self._session, known)
         while True:
             seen = self._changes.count
             if usable != (usable := self._gpus.usable()):
                 backend.gpus_changed()
             if known != (known := self._gpus.models()):
-                ledger.remember_gpus(known)
+                ledger.remember_gpus(self._session, known)
             await self._changes.beyond(seen)
 
     async def _watch_totals(self, ledger: Ledger) -> None:

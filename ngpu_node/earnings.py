@@ -20,6 +20,7 @@ from ngpu_daemon.accounts import (
     Account,
     AccountError,
     Entry,
+    GpuModels,
     PriceLists,
     Span,
     account_document,
@@ -91,9 +92,12 @@ class Books:
         """Return what the owner asked, session by session."""
         return PriceLists(wire for (wire,) in self._connection.execute("SELECT signed_list FROM price_lists"))
 
-    def models(self) -> dict[bytes, str]:
+    def models(self) -> GpuModels:
         """Return the model of each GPU by its name in receipts."""
-        return dict(self._connection.execute("SELECT id, model FROM gpus"))
+        earlier = self._connection.execute(
+            "SELECT session, id, was.model FROM session_gpus AS was JOIN gpus USING (id) WHERE was.model <> gpus.model"
+        )
+        return GpuModels(dict(self._connection.execute("SELECT id, model FROM gpus")), earlier)
 
     def entries(self, bootstrap: Address, span: Span, *, sessions: bool = False) -> Iterator[Entry]:
         """Yield the acknowledged receipts of *span*, by sequence number.

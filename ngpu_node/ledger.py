@@ -246,12 +246,19 @@ class Ledger:
 
         self._commits.later(job)
 
-    def remember_gpus(self, models: Mapping[bytes, str]) -> None:
-        """Keep the model of each GPU by its name in receipts; returns at once. Lost in a crash, it is told again."""
+    def remember_gpus(self, session: bytes, models: Mapping[bytes, str]) -> None:
+        """Keep the model of each GPU by its name in receipts; in a session, what it was called first stands.
+
+        Returns at once. It is durable before any receipt written later.
+        """
         rows = list(models.items())
+        of_session = [(session, *row) for row in rows]
 
         def job(connection: sqlite3.Connection) -> None:
             connection.executemany("INSERT OR REPLACE INTO gpus (id, model) VALUES (?, ?)", rows)
+            connection.executemany(
+                "INSERT OR IGNORE INTO session_gpus (session, id, model) VALUES (?, ?, ?)", of_session
+            )
 
         self._commits.later(job)
 

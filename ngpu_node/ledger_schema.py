@@ -97,6 +97,15 @@ MIGRATIONS: tuple[str, ...] = (
         PRIMARY KEY (bootstrap, from_sequence)
     ) WITHOUT ROWID;
     """,
+    """
+    -- what the GPUs were in each run of this node, as it was said first: earnings are by what a card was then
+    CREATE TABLE session_gpus (
+        session BLOB NOT NULL,
+        id      BLOB NOT NULL,
+        model   TEXT NOT NULL,
+        PRIMARY KEY (session, id)
+    ) WITHOUT ROWID;
+    """,
 )
 
 

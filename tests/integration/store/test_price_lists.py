@@ -53,7 +53,7 @@ SPAN = Span(0, END_OF_TIME_MS)
 ONE, TWO = a_receipt().gpus
 MODELS = {ONE: "RTX4090", TWO: "H100-80G"}
 LISTS = (
-    Prices.of_models("USD", {"RTX 4090": "0.00012", "H100": "0.0009"}),
+    Prices.of_models("USD", {"RTX 4090": "0.00012", "H100": "0.0009", "A100": "0.0005"}),
     None,
     Prices.of_models("USD", {"RTX 4090": "0.00013"}),
     Prices.of_models("CREDITS", {"RTX 4090": "3", "H100": "7.000000000000000001"}),
@@ -161,8 +161,13 @@ def test_both_sides_come_to_the_same_amounts_over_changed_prices(directory: Path
                 database_of(directory), network="local", bootstrap=BOOTSTRAP.address, bodies=tmp_path / "bodies"
             ) as store,
         ):
-            ledger.remember_gpus(MODELS)
-            store.note_gpus(NODE.address, sessions[0], MODELS, 1)
+            # the first session's second card was called something else; what it is called today is not what it was
+            for session in sessions:
+                models = MODELS | {TWO: "A100-80G"} if session == sessions[0] else MODELS
+                ledger.remember_gpus(session, models)
+                store.note_gpus(NODE.address, session, models, 1)
+            ledger.remember_gpus(sessions[0], MODELS)
+            store.note_gpus(NODE.address, sessions[0], MODELS, 2)
             for signed, session in zip(lists, sessions, strict=True):
                 if signed is not None:
                     ledger.remember_price_list(signed)
@@ -211,7 +216,7 @@ def test_both_sides_come_to_the_same_amounts_over_changed_prices(directory: Path
     assert our_bill.bill == their_bill.bill
     assert our_bill.bill.amounts.split("\n") == [f"{one['currency']}={one['amount']}" for one in shown(ours)["amounts"]]
     rows = shown(ours)["gpus"]
-    assert {row["price_per_s"] for row in rows} == {None, "0.00012", "0.0009", "0.00013", "3", "7.000000000000000001"}
+    assert {row["price_per_s"] for row in rows} == {None, "0.00012", "0.0005", "0.00013", "3", "7.000000000000000001"}
     skewed = [line.split(",")[6] for line in our_csv.getvalue().splitlines() if ",skew," in line]
     assert skewed == ["700"] * 5, "a skewed receipt is paid on the bootstrap's own duration, on one GPU here"
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ngpu_daemon.accounts import DraftBill, Entry, PriceLists, draw_bill
+from ngpu_daemon.accounts import DraftBill, Entry, GpuModels, PriceLists, draw_bill
 from ngpu_protocol.acknowledgements import VerdictKind, sign_acknowledgement
 from ngpu_protocol.bills import Basis, BillPart, amounts_of, amounts_text, shared, sign_bill
 from ngpu_protocol.errors import MalformedError
@@ -42,7 +42,7 @@ from tests.unit.protocol.samples import (
 )
 
 ONE, TWO = a_receipt().gpus
-MODELS = {ONE: "RTX4090", TWO: "H100-80G"}
+MODELS = GpuModels({ONE: "RTX4090", TWO: "H100-80G"})
 SESSIONS = (an_order().session, b"2" * 32, b"3" * 32)
 LISTS = (
     Prices.of_models("USD", {"RTX 4090": "0.001", "H100": "0.01"}),
