@@ -15,6 +15,8 @@ import numpy.typing as npt
 from .edges import canny
 from .styles import BANDS, Plane, Progress, Style, light_of
 
+BLOCK = 32
+
 
 @dataclass(frozen=True)
 class Wish:
@@ -101,15 +103,25 @@ def _coloured(light: Plane, style: Style) -> Plane:
 
 def _noise(chance: np.random.Generator, rows: Plane, columns: Plane, scale: float) -> Plane:
     """Return value noise of mean 0: random numbers on a lattice, smoothly between them."""
-    lattice = chance.random((64, 64), dtype=np.float32) - np.float32(0.5)
-    down, across = rows * scale, columns * scale
-    low_row, low_column = np.floor(down).astype(np.intp), np.floor(across).astype(np.intp)
-    part_row, part_column = _eased(down - low_row), _eased(across - low_column)
-    first, second = low_row % 64, (low_row + 1) % 64
-    left, right = low_column % 64, (low_column + 1) % 64
-    upper = lattice[first, left] * (1 - part_column) + lattice[first, right] * part_column
-    lower = lattice[second, left] * (1 - part_column) + lattice[second, right] * part_column
-    return np.asarray(upper * (1 - part_row) + lower * part_row, dtype=np.float32)
+    lattice = (chance.random((64, 64), dtype=np.float32) - np.float32(0.5)).ravel()
+    noise = np.empty(rows.shape, dtype=np.float32)
+    for top in range(0, len(rows), BLOCK):  # what is at hand at once stays in the processor's cache
+        block = slice(top, top + BLOCK)
+        noise[block] = _between(lattice, rows[block] * np.float32(scale), columns[block] * np.float32(scale))
+    return noise
+
+
+def _between(lattice: npt.NDArray[np.float32], down: Plane, across: Plane) -> Plane:
+    """Return the values at these places of a *lattice* of 64 by 64, repeated without end."""
+    whole_row, whole_column = np.floor(down), np.floor(across)
+    part_row, part_column = _eased(down - whole_row), _eased(across - whole_column)
+    low_row, low_column = whole_row.astype(np.intp), whole_column.astype(np.intp)
+    first, second = (low_row & 63) << 6, ((low_row + 1) & 63) << 6
+    left, right = low_column & 63, (low_column + 1) & 63
+    upper, lower = lattice.take(first | left), lattice.take(second | left)
+    upper += (lattice.take(first | right) - upper) * part_column
+    lower += (lattice.take(second | right) - lower) * part_column
+    return np.asarray(upper + (lower - upper) * part_row, dtype=np.float32)
 
 
 def _eased(part: Plane) -> Plane:

@@ -49,7 +49,7 @@ def png(picture: npt.NDArray[np.uint8], about: str) -> bytes:
     info = PngImagePlugin.PngInfo()
     info.add_itxt("Description", about)
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG", pnginfo=info)
+    Image.fromarray(picture).save(buffer, "PNG", pnginfo=info, compress_level=3)
     return buffer.getvalue()
 
 
