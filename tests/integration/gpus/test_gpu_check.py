@@ -40,8 +40,8 @@ def check(machine: FakeNvml, *arguments: str) -> subprocess.CompletedProcess[str
 @pytest.mark.parametrize(
     ("code", "readings", "driver", "words"),
     [
-        (0, {}, {}, "ok       health     well; 40 °C of 89"),
-        (1, {"ecc_uncorrected": 3}, {}, "FAILED   health     3 uncorrectable memory errors"),
+        (0, {}, {}, "ok       health     GPU 1: well; 40 °C of 89"),
+        (1, {"ecc_uncorrected": 3}, {}, "FAILED   health     GPU 1: 3 uncorrectable memory errors"),
         (1, {"error": 15}, {}, "FAILED   inventory  GPU 1: the GPU has fallen off the bus"),
         (2, {}, {"init": 9}, "FAILED   inventory  the NVIDIA driver is installed but not loaded"),
         (2, {}, {"count": 2**32 - 1}, "more than any machine holds"),
