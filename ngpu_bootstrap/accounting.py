@@ -37,6 +37,7 @@ from ngpu_daemon.accounts import (
     draw_account,
     draw_bill,
     entries_of,
+    one_form,
     parse_prices,
     parse_span,
     session_of_order,
@@ -264,6 +265,7 @@ def state_account(
     Raises:
         OperatorError: one line for the operator.
     """
+    one_form(csv=as_csv, json=as_json, file=file is not None)
     span, instead = parse_span(since, until), parse_prices(prices)
     address = parse_node(node)
     if proof is not None and file is None:
@@ -276,7 +278,8 @@ def state_account(
         )
     with Books.open(settings, stated) as books:
         if as_csv:
-            write_csv(books.entries(address, span), books.models(address), sys.stdout, instead=instead)
+            entries, models = books.entries(address, span), books.models(address)
+            write_csv(entries, models, sys.stdout, bootstrap=stated, instead=instead)
             return
         account, others = books.account(address, span), books.others(address)
         signature: bytes | None = None

@@ -48,6 +48,16 @@ class Span:
     to_ms: int
 
 
+def one_form(*, csv: bool, json: bool, file: bool = False) -> None:
+    """Refuse an account in two forms at once.
+
+    Raises:
+        AccountError: more than one was asked for where only one is made.
+    """
+    if csv and (json or file):
+        raise AccountError(f"give --csv or {'--json' if json else '--file'}, not both: run it twice")
+
+
 def parse_span(since: str | None, until: str | None) -> Span:
     """Return the span two options name: dates or date-times, UTC unless they say otherwise.
 
@@ -497,13 +507,28 @@ CSV_COLUMNS: Final = (
     "receipt_hash",
     "amount",
     "currency",
+    "bootstrap",
 )
 
 
-def write_csv(entries: Iterable[Entry], models: GpuModels, file: IO[str], *, instead: Prices | None = None) -> None:
-    """Write a line for each receipt, with a heading; the amounts are those whose sum the account is."""
+def write_csv(
+    entries: Iterable[Entry],
+    models: GpuModels,
+    file: IO[str],
+    *,
+    bootstrap: Address,
+    instead: Prices | None = None,
+    heading: bool = True,
+) -> None:
+    """Write a line for each receipt, with a heading; the amounts are those whose sum the account is.
+
+    Args:
+        bootstrap: whose orders they answer.
+        heading: off for the second of several accounts in one file.
+    """
     writer = csv.writer(file)
-    writer.writerow(CSV_COLUMNS)
+    if heading:
+        writer.writerow(CSV_COLUMNS)
     for line, gpus, task_id, ended_at_ms, own, session in entries:
         prices = own if instead is None else instead
         amount = None if prices is None else _amount(prices, line.billed_gpu_ms, gpus, models, session)
@@ -519,6 +544,7 @@ def write_csv(entries: Iterable[Entry], models: GpuModels, file: IO[str], *, ins
                 "0x" + line.receipt_hash.hex(),
                 "" if amount is None else amount_text(amount),
                 "" if amount is None or prices is None else prices.currency,
+                bootstrap,
             )
         )
 

@@ -27,6 +27,7 @@ from ngpu_daemon.accounts import (
     draw_account,
     draw_bill,
     entries_of,
+    one_form,
     parse_prices,
     parse_span,
     session_of_order,
@@ -155,6 +156,7 @@ def show_earnings(
     Raises:
         OperatorError: one line for the owner.
     """
+    one_form(csv=as_csv, json=as_json)
     span, instead = parse_span(since, until), parse_prices(prices)
     directory = DataDirectory(settings.data_dir)
     node = keystore_address(directory.keystore)
@@ -163,8 +165,12 @@ def show_earnings(
             return _check(books, node, _read_statement(check), network_named(settings.network).chain_id, as_json)
         bootstraps = [_parse_bootstrap(bootstrap)] if bootstrap is not None else books.bootstraps()
         if as_csv:
-            for one in bootstraps:
-                write_csv(books.entries(one, span), books.models(), sys.stdout, instead=instead)
+            models = books.models()
+            if not bootstraps:
+                write_csv((), models, sys.stdout, bootstrap=node)  # the heading, for a program that reads it
+            for number, one in enumerate(bootstraps):
+                entries = books.entries(one, span)
+                write_csv(entries, models, sys.stdout, bootstrap=one, instead=instead, heading=not number)
             return 0
         at_ms = time.time_ns() // 1_000_000
         accounts = [books.account(node, one, span, at_ms) for one in bootstraps]

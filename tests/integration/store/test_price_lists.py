@@ -198,14 +198,14 @@ def test_both_sides_come_to_the_same_amounts_over_changed_prices(directory: Path
     with BootstrapBooks.open(settings, BOOTSTRAP.address) as books:
         theirs = books.account(NODE.address, SPAN)
         their_csv = io.StringIO()
-        write_csv(books.entries(NODE.address, SPAN), books.models(NODE.address), their_csv)
+        write_csv(books.entries(NODE.address, SPAN), books.models(NODE.address), their_csv, bootstrap=BOOTSTRAP.address)
         their_bill = draw_bill(
             books.entries(NODE.address, SPAN, sessions=True), theirs.statement, CHAIN_ID, theirs.models, theirs.lists
         )
     with NodeBooks.open(tmp_path / "ledger.db") as own:
         ours = own.account(NODE.address, BOOTSTRAP.address, SPAN, 0)
         our_csv = io.StringIO()
-        write_csv(own.entries(BOOTSTRAP.address, SPAN), own.models(), our_csv)
+        write_csv(own.entries(BOOTSTRAP.address, SPAN), own.models(), our_csv, bootstrap=BOOTSTRAP.address)
         our_bill = draw_bill(
             own.entries(BOOTSTRAP.address, SPAN, sessions=True), theirs.statement, CHAIN_ID, ours.models, ours.lists
         )

@@ -163,7 +163,7 @@ def test_each_receipt_is_totalled_by_the_list_of_its_session_and_currencies_stay
         (7, None, None, None),
     ]
     file = io.StringIO()
-    write_csv(entries, GpuModels(models), file)
+    write_csv(entries, GpuModels(models), file, bootstrap=BOOTSTRAP.address)
     written = list(csv.DictReader(io.StringIO(file.getvalue())))
     assert [(row["amount"], row["currency"]) for row in written] == [
         ("0.001", "USD"),
@@ -191,7 +191,7 @@ def test_the_lines_of_the_csv_come_to_the_accounts_totals_exactly(
         for number, (busy, held, prices) in enumerate(receipts, start=1)
     ]
     file = io.StringIO()
-    write_csv(entries, GpuModels(models), file)
+    write_csv(entries, GpuModels(models), file, bootstrap=BOOTSTRAP.address)
     sums: dict[str, Fraction] = {}
     for row in csv.DictReader(io.StringIO(file.getvalue())):
         if row["amount"]:
@@ -252,7 +252,7 @@ def test_what_is_printed_says_the_totals_and_what_waits() -> None:
 
 def test_csv_has_a_line_for_each_receipt() -> None:
     file = io.StringIO()
-    write_csv([an_entry(1), an_entry(2, "skew", reason="times 900")], {}, file)
+    write_csv([an_entry(1), an_entry(2, "skew", reason="times 900")], {}, file, bootstrap=BOOTSTRAP.address)
     rows = list(csv.DictReader(io.StringIO(file.getvalue())))
     assert [(row["sequence"], row["verdict"], row["task_id"]) for row in rows] == [
         ("1", "verified", "task 1"),
@@ -286,5 +286,13 @@ def test_a_card_is_paid_for_what_it_was_called_when_it_worked() -> None:
     assert totals == {"USD": 2 * Decimal("0.003") + 2}
     assert [(row["model"], row["billed_gpu_ms"]) for row in rows] == [("H100-80G", 2000), ("RTX4090", 2000)]
     file = io.StringIO()
-    write_csv(entries, models, file)
+    write_csv(entries, models, file, bootstrap=BOOTSTRAP.address)
     assert [row["amount"] for row in csv.DictReader(io.StringIO(file.getvalue()))] == ["0.003", "1", "0.003", "1"]
+
+
+def test_accounts_with_several_bootstraps_are_one_table_that_says_whose_each_line_is() -> None:
+    file, other = io.StringIO(), NODE.address
+    for number, bootstrap in enumerate((BOOTSTRAP.address, other)):
+        write_csv([an_entry(number + 1)], GpuModels({}), file, bootstrap=bootstrap, heading=not number)
+    rows = list(csv.DictReader(io.StringIO(file.getvalue())))
+    assert [(row["sequence"], row["bootstrap"]) for row in rows] == [("1", BOOTSTRAP.address), ("2", other)]
