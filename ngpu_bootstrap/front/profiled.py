@@ -462,7 +462,12 @@ class Profiled:
         route = asked.route
         call = self._call(asked, workspace, body)
         if self._is_kept(asked, call):
-            await self._parts.sticky.find(call.spec, call.affinity, refuse=route.affinity_away == "refuse")
+            try:
+                await self._parts.sticky.find(call.spec, call.affinity, refuse_s=route.refuses_s)
+            except NotServed as refusal:
+                if not _is_promised(asked):
+                    raise
+                asked.refused = refusal
         if route.mode is Mode.TRANSPARENT:
             await self._pass_through(asked, call)
         elif route.mode is Mode.WRAPPED:

@@ -10,6 +10,7 @@ Where a value stands in a request is said alike everywhere (`places`); what a jo
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Iterator
 from enum import StrEnum
@@ -238,6 +239,7 @@ class Route(Declared):
         affinity: calls of one client with one value here go to one node, after a restart and from a sibling too. A
             field of one name is one key, on all routes of the profile and wherever it stands.
         affinity_away: what becomes of such a call while that node is away: `move`, it goes to another; `refuse`.
+        affinity_away_s: how long such a call is refused before it moves: a node that starts again takes some seconds.
         envelope: for `wrapped`.
         answer: for `fixed`.
         job: for `job`.
@@ -265,6 +267,7 @@ class Route(Declared):
     dialect: Dialect | None = None
     affinity: tuple[Place, ...] = ()
     affinity_away: Literal["move", "refuse"] = "move"
+    affinity_away_s: Annotated[float, Field(ge=0, le=86_400)] = 0.0
     envelope: Envelope | None = None
     answer: FixedAnswer | None = None
     job: JobDeclaration | None = None
@@ -303,6 +306,11 @@ class Route(Declared):
             if place.where == "path" and place.name not in parameters_of(self.path):
                 raise ValueError(f"{key} names {{{place.name}}}, which is not in path")
         return self
+
+    @property
+    def refuses_s(self) -> float:
+        """How long a call whose node is away is refused."""
+        return math.inf if self.affinity_away == "refuse" else self.affinity_away_s
 
     @property
     def body_limit(self) -> int:

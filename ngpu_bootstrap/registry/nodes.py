@@ -268,6 +268,9 @@ class Nodes:
         #: what a workspace that no node serves waits for, in words; empty where it waits for nothing
         self.on_the_way: Callable[[str], str] = lambda workspace: ""
         self._hold_promised = False
+        self._began_at_ms = now_ms()
+        # oldest first
+        self._left_at_ms: dict[Address, int] = {}
         self._running = 0
         self._idle: trio.Event | None = None
 
@@ -289,6 +292,7 @@ class Nodes:
         if replaced is not None:
             self._leave_pools(replaced)
         self._sessions[session.node] = session
+        self._left_at_ms.pop(session.node, None)
         session.load.history = self._history(session.node)
         for pool in self._pools.values():
             self._refresh_entry(pool, session, self._now_ms())
@@ -300,6 +304,9 @@ class Nodes:
         """Forget *session*, unless another has replaced it already."""
         if self._sessions.get(session.node) is session:
             del self._sessions[session.node]
+            self._left_at_ms[session.node] = self._now_ms()
+            if len(self._left_at_ms) > REMEMBERED_NODES:
+                del self._left_at_ms[next(iter(self._left_at_ms))]
             self._leave_pools(session)
 
     def heard(self, session: NodeSession, heartbeat: Heartbeat) -> None:
@@ -506,6 +513,16 @@ class Nodes:
         """Return whether *node* is here with the workspace and may be asked, be all its slots taken."""
         entry = self._pool(spec).entries.get(node)
         return entry is not None and entry.reason in (None, Exclusion.SET_ASIDE)
+
+    def takes_calls(self, spec: WorkspaceSpec, node: Address) -> bool:
+        """Return whether *node* is here with the workspace and among those that calls are given to, be all its slots
+        taken."""
+        entry = self._pool(spec).entries.get(node)
+        return entry is not None and entry.reason is None
+
+    def left_at_ms(self, node: Address) -> int | None:
+        """Return when *node* left, this bootstrap's start where it was not here since; None while it is here."""
+        return None if node in self._sessions else self._left_at_ms.get(node, self._began_at_ms)
 
     def stuck(self, spec: WorkspaceSpec, key: bytes) -> Address | None:
         """Return where *key* sticks, as far as is known here."""

@@ -10,6 +10,7 @@ also where they share a workspace.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -37,20 +38,23 @@ class StickyKeys:
         self._kept_ms = kept_ms
         self._now_ms = now_ms
         self._written: OrderedDict[bytes, tuple[Address, int]] = OrderedDict()
+        # of nodes that are here and take no calls of a workspace: since when calls missed them, and when the last did
+        self._missed: OrderedDict[tuple[str, Address], tuple[int, int]] = OrderedDict()
 
     @staticmethod
     def of(workspace: str, caller: str, source: str, value: str) -> bytes:
         """Return the key of a client's *value* at *source* (a profile's place): what a call names as its affinity."""
         return job_rows.key_hash(workspace, caller, source, value).hex()[:48].encode()
 
-    async def find(self, spec: WorkspaceSpec, key: bytes, *, refuse: bool = False) -> None:
+    async def find(self, spec: WorkspaceSpec, key: bytes, *, refuse_s: float = 0) -> None:
         """Have calls under *key* go where those before it went, whoever took them.
 
         Args:
-            refuse: what is there is nowhere else: a call whose node is away is refused rather than sent to another.
+            refuse_s: for so long after its node left, or ceased to take calls, a call is refused rather than sent to
+                another, which has nothing of what it is about.
 
         Raises:
-            NotServed: with *refuse*, the node is away.
+            NotServed: the node is away, not longer than that.
         """
         node = self._nodes.stuck(spec, key)
         if node is None:
@@ -58,14 +62,28 @@ class StickyKeys:
             node = await self._store.look_up(lambda connection: job_rows.node_of_key(connection, stored, since_ms))
             if node is not None:
                 self._nodes.stick(spec, key, node)
-        if refuse and node is not None and not self._nodes.serves(spec, node):
-            raise NotServed(
-                503,
-                "state_node_away",
-                f"what this call is about is on node {node}, which is away; come again later, or begin anew with "
-                "another key",
-                retry_after_s=5,
-            )
+        if not refuse_s or node is None:
+            return
+        if self._nodes.takes_calls(spec, node):
+            self._missed.pop((spec.id, node), None)
+        elif self._now_ms() - self._away_since_ms(spec, node, refuse_s) < refuse_s * 1000:
+            words = f"what this call is about is on node {node}, which is away; come again later"
+            if not math.isinf(refuse_s):
+                words += f"; after {refuse_s:g} s without it, calls go to another, to begin anew"
+            raise NotServed(503, "state_node_away", words, retry_after_s=2)
+
+    def _away_since_ms(self, spec: WorkspaceSpec, node: Address, refuse_s: float) -> int:
+        left_at_ms = self._nodes.left_at_ms(node)
+        if left_at_ms is not None:
+            return left_at_ms
+        now_ms, known = self._now_ms(), self._missed.pop((spec.id, node), None)
+        # one that nobody missed for so long may have been back in between
+        goes_on = known is not None and now_ms - known[1] < refuse_s * 1000
+        since_ms = known[0] if known is not None and goes_on else now_ms
+        self._missed[spec.id, node] = (since_ms, now_ms)
+        if len(self._missed) > REMEMBERED:
+            self._missed.popitem(last=False)
+        return since_ms
 
     async def note(self, spec: WorkspaceSpec, key: bytes, node: Address) -> None:
         """Keep that a call under *key* was answered by *node*."""
