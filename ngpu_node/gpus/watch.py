@@ -47,7 +47,7 @@ LAST_LOOK_S = 0.02
 STUCK_WAIT_S = 1.0
 #: How often the machine around the GPUs is looked at: its disk fills, its toolkit is installed.
 MACHINE_S = 600.0
-#: A device that the driver has not listed for so long is looked for as seldom as when all is well.
+#: Trouble that is as it was for so long is looked at as seldom as if all were well: the library is closed each time.
 SETTLED_S = 600.0
 #: So many devices that are gone are remembered.
 MAX_GONE = 64
@@ -58,7 +58,8 @@ class Pace:
     """How often the driver is asked.
 
     Attributes:
-        survey_s: when all is well; *again_s* while a device is missing, sick or waits for its clean check.
+        survey_s: when all is well; *again_s* while a device is missing, sick or waits for its clean check, for
+            `SETTLED_S`.
         round_s: between rounds of vitals. The time a sick device goes unnoticed, and 2 ms of CPU each.
     """
 
@@ -134,6 +135,8 @@ class GpuWatch:
         self._health: dict[str, DeviceHealth] = {}
         self._vitals: dict[str, Vitals] = {}
         self._gone_s: dict[str, float] = {}
+        self._troubles: tuple[InventoryState, frozenset[str]] | None = None
+        self._troubled_s = 0.0
         self._machine_s = 0.0
         self._uuids: dict[bytes, str] = {}
         self._samplings: dict[str, DeviceSampling] = {}
@@ -248,11 +251,12 @@ class GpuWatch:
         self._machine_s = trio.current_time()
 
     def _is_settled(self) -> bool:
-        """Return whether all that is not well has been out of the driver's list for long: taken out, it may seem."""
+        """Return whether what is not well has been just so for long: that card is gone, or waits for somebody."""
         now_s = self._clocks.monotonic_ns() / 1e9
-        return self.inventory.state is InventoryState.OK and all(
-            health.serves or now_s - self._gone_s.get(uuid, now_s) >= SETTLED_S for uuid, health in self._health.items()
-        )
+        troubles = self.inventory.state, frozenset(uuid for uuid, health in self._health.items() if not health.serves)
+        if troubles != self._troubles:
+            self._troubles, self._troubled_s = troubles, now_s
+        return now_s - self._troubled_s >= SETTLED_S
 
     def _note_gone(self) -> None:
         """Keep in mind since when devices are missing, and forget old ones: an owner may split a card ever anew."""
@@ -279,7 +283,7 @@ class GpuWatch:
         while True:
             seen = self._survey_now.count
             well = self.inventory.state is InventoryState.OK and all(h.serves for h in self._health.values())
-            with trio.move_on_after(self._pace.survey_s if well or self._is_settled() else self._pace.again_s):
+            with trio.move_on_after(self._pace.survey_s if self._is_settled() or well else self._pace.again_s):
                 await self._survey_now.beyond(seen)
             # Devices that came back are seen after the library was opened anew.
             await self._survey(afresh=not well)

@@ -16,7 +16,7 @@ from trio.testing import trio_test
 from ngpu_node.changes import Changes
 from ngpu_node.gpus.driver import DriverFault, FaultKind, GpuProcess, Sample, Vitals
 from ngpu_node.gpus.health import ConditionKind, Phase, Policy
-from ngpu_node.gpus.inventory import InventoryState, Withheld, of_survey
+from ngpu_node.gpus.inventory import InventoryState, Withheld, of_fault, of_survey
 from ngpu_node.gpus.metering import Busy, Method
 from ngpu_node.gpus.nvml import NvmlDriver
 from ngpu_node.gpus.processes import ProcessTable
@@ -421,9 +421,14 @@ def test_devices_that_are_gone_are_looked_for_seldom_after_a_while_and_instances
     sees(0, 1)
     sees(0)
     assert not watch._is_settled(), "it may come back any moment"
-    now_s[0] += 601
+    now_s[0] += 599
+    assert not watch._is_settled()
+    now_s[0] += 2
     sees(0)
     assert watch._is_settled()
+    watch._take(of_fault(fault(FaultKind.NOT_LOADED)))
+    assert not watch._is_settled(), "that is new"
+    sees(0)
     assert watch.health("GPU-1") is not None, "it comes back after a clean check only"
     for number in range(5, 25):
         sees(number, kind="MIG")
