@@ -48,7 +48,7 @@ from ngpu_bootstrap.front.paths import parse_parameters, workspace_target
 from ngpu_bootstrap.front.places import Places
 from ngpu_bootstrap.front.promised import Promises, TaskEnded, idempotency_key
 from ngpu_bootstrap.front.queue_news import place_teller
-from ngpu_bootstrap.front.spool import Spool, SpooledBody
+from ngpu_bootstrap.front.spool import PARSED_BYTES, Pace, Room, Spool, SpooledBody
 from ngpu_bootstrap.front.tasks_api import address_header
 from ngpu_bootstrap.profiles.catalogue import Catalogue, Matched, WrongMethod
 from ngpu_bootstrap.profiles.credentials import Emptied, missing, take_credentials, token_of
@@ -188,6 +188,7 @@ class Profiled:
         self._trusted = trusted
         self._token_limits = token_limits
         self._files = NodeFiles(parts.nodes, max_bytes=models.file_bytes)
+        self._parsed = Room(PARSED_BYTES)
         self._wanted: dict[int, Wanted] = {}
         self._places: dict[int, Places] = {}
         self._public: dict[str, tuple[AddressBuckets, Places]] = {}
@@ -350,10 +351,18 @@ class Profiled:
             raise Refusal(415, "body_encoded", "this call's body is looked into, so it must not be compressed")
         reader = BodyReader(wanted, header(request.headers, b"content-type"))
         spooled = await stack.enter_async_context(SpooledBody(self._parts.spool))
-        if has_body:
-            while data := await exchange.receive():
-                await spooled.write(reader.feed(data))
-        rest = await trio.to_thread.run_sync(reader.end) if reader.is_long else reader.end()
+        held, pace = 0, Pace(trio.current_time())
+        try:
+            while has_body and (data := await exchange.receive()):
+                pace.check(exchange.received_bytes, trio.current_time())
+                out = reader.feed(data)
+                if reader.held_bytes - held >= WHOLE_BODY_BYTES:
+                    self._parsed.reserve(reader.held_bytes - held)
+                    held = reader.held_bytes
+                await spooled.write(out)
+            rest = await trio.to_thread.run_sync(reader.end) if reader.is_long else reader.end()
+        finally:
+            self._parsed.give_back(held)
         await spooled.write(rest)
         asked.facts = reader.facts
         return spooled

@@ -4,7 +4,8 @@ A model's name may stand after megabytes of an image, so such a body is read who
 ones in a file that has no name and is gone with its call, whatever ends it. Since they are at hand then, calls with
 such bodies can be tried again elsewhere. Files hold no credential: those are taken out before (`profiles.reading`).
 
-All of them together have a bound, so that uploads cannot fill a disk; beyond it a call is refused at once.
+All of them together have a bound, so that uploads cannot fill a disk; beyond it a call is refused at once. What is held
+in memory meanwhile, to be parsed, has one too (`Room`), and who sends too slowly is not waited for (`Pace`).
 """
 
 from __future__ import annotations
@@ -19,22 +20,20 @@ from typing import BinaryIO
 import trio
 
 from ngpu_bootstrap.dispatch.calls import Body, WholeBody
-from ngpu_bootstrap.errors import NotServed
+from ngpu_bootstrap.errors import NotServed, Refusal
 
 IN_MEMORY_BYTES = 256 * 1024
+PARSED_BYTES = 256 * 1024 * 1024
+"""Held in memory at once of all bodies that are to be parsed."""
+PATIENCE_S = 60.0
+SLOWEST_BYTES_PER_S = 1024
 PIECE_BYTES = 256 * 1024
 
 
-class Spool:
-    """Where bodies wait, and how much of them there may be.
+class Room:
+    """How many bytes all calls may hold together."""
 
-    Args:
-        folder: made where it is missing; its files have no names.
-        limit_bytes: of all bodies that are longer than `IN_MEMORY_BYTES` together.
-    """
-
-    def __init__(self, folder: Path, *, limit_bytes: int) -> None:
-        self._folder = folder
+    def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
         self.held_bytes = 0
 
@@ -54,10 +53,42 @@ class Spool:
         """Count *size* bytes less."""
         self.held_bytes -= size
 
+
+class Spool(Room):
+    """Where bodies wait, and how much of them there may be.
+
+    Args:
+        folder: made where it is missing; its files have no names.
+        limit_bytes: of all bodies that are longer than `IN_MEMORY_BYTES` together.
+    """
+
+    def __init__(self, folder: Path, *, limit_bytes: int) -> None:
+        super().__init__(limit_bytes)
+        self._folder = folder
+
     def open_file(self) -> BinaryIO:
         """Return a new file without a name."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return tempfile.TemporaryFile(dir=self._folder, buffering=0)
+
+
+class Pace:
+    """Whether a body comes fast enough to be waited for: within `PATIENCE_S`, and longer as long as it has had
+    `SLOWEST_BYTES_PER_S` for what is more."""
+
+    def __init__(self, now_s: float) -> None:
+        self._began_s = now_s
+
+    def check(self, size: int, now_s: float) -> None:
+        """Return if a body of which *size* bytes are here may come to its end.
+
+        Raises:
+            Refusal: 408; it is too slow.
+        """
+        if now_s - self._began_s > PATIENCE_S + size / SLOWEST_BYTES_PER_S:
+            raise Refusal(
+                408, "request_timeout", f"the body comes too slowly: {size} bytes in {now_s - self._began_s:.0f} s"
+            )
 
 
 class SpooledBody:

@@ -162,9 +162,14 @@ class BodyReader:
         return out
 
     @property
+    def held_bytes(self) -> int:
+        """How much of the body is in memory, to be parsed."""
+        return len(self._kept or self._urlencoded or b"")
+
+    @property
     def is_long(self) -> bool:
         """Whether `end` takes so long that it should not be awaited by others."""
-        return len(self._kept or self._urlencoded or b"") > SHORT_BYTES
+        return self.held_bytes > SHORT_BYTES
 
     def end(self) -> bytes:
         """Take note that the body is complete; return the last piece that goes on.

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from ngpu_bootstrap.cli import app
 from ngpu_bootstrap.credentials import make_token, reveal
 from ngpu_bootstrap.errors import BadRequest, Forbidden, NotServed, Refusal
-from ngpu_bootstrap.front.spool import Spool, SpooledBody
+from ngpu_bootstrap.front.spool import PATIENCE_S, Pace, Room, Spool, SpooledBody
 from ngpu_bootstrap.profiles.catalogue import parse_profile
 from ngpu_bootstrap.profiles.links import MAX_LINKS, Link, link_url, read_link, with_file_urls, with_links
 from ngpu_bootstrap.profiles.reading import BodyReader, wanted_of
@@ -241,6 +241,31 @@ async def test_a_long_body_is_kept_in_a_file_without_a_name_and_its_room_given_b
                 await other.write(data)
             assert caught.value.reason == "spool_full"
     assert spool.held_bytes == 0
+
+
+def test_a_body_that_trickles_in_is_not_waited_for_and_a_long_one_is() -> None:
+    pace = Pace(100.0)
+    pace.check(1, 100.0 + PATIENCE_S)
+    pace.check(10_000_000, 100.0 + PATIENCE_S + 9000)
+    for size, after_s in ((1, PATIENCE_S + 1), (10_000_000, 10_000)):
+        with pytest.raises(Refusal) as caught:
+            pace.check(size, 100.0 + after_s)
+        assert (caught.value.status, caught.value.reason) == (408, "request_timeout")
+
+
+def test_what_is_held_to_be_parsed_is_known_while_it_comes() -> None:
+    one = reader('schema = { type = "object" }\n', head='name = "mine"\n')
+    one.feed(b'{"a":"' + b"x" * 1000)
+    assert one.held_bytes == 1006
+    unparsed = reader("", head=HEAD)
+    unparsed.feed(b'{"a":"' + b"x" * 1000)
+    assert unparsed.held_bytes == 0
+    room = Room(1500)
+    room.reserve(one.held_bytes)
+    with pytest.raises(NotServed, match="too many long requests"):
+        room.reserve(one.held_bytes)
+    room.give_back(one.held_bytes)
+    room.reserve(one.held_bytes)
 
 
 # -- the commands
