@@ -1,28 +1,36 @@
 """The account key at rest: a Web3 Secret Storage v3 file (scrypt, AES-128-CTR), and the passphrase that opens it.
 
-The format is Ethereum's (https://ethereum.org/en/developers/docs/data-structures-and-encoding/web3-secret-storage/),
-written and read by `eth_keyfile`; this module owns what stands around it: the file's mode, a shape checked before
-anything is computed from it, bounds on the work a foreign file may ask for, and one class for each way it can fail.
+The format is Ethereum's (https://ethereum.org/en/developers/docs/data-structures-and-encoding/web3-secret-storage/).
+This module owns the file's mode, a shape checked before anything is computed from it, bounds on the work a foreign file
+may ask for, and one class for each way it can fail. The cryptography is OpenSSL's. `eth_keyfile`, which the tests
+compare with, would do it too, but takes 0.6 s to import, which every start of a daemon would pay.
+
 The passphrase comes from a file or a systemd credential, never from the command line or the environment, which other
 processes and children can read.
 """
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import json
 import os
+import secrets
 import stat
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import uuid
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+from cryptography.hazmat.primitives.ciphers.modes import CTR
 from pydantic import BaseModel, Field, ValidationError
 
 from ngpu_daemon.errors import OperatorError
 from ngpu_protocol.identity import Account, Address, parse_address
+from ngpu_protocol.keccak import keccak
 
 CREDENTIAL_NAME = "passphrase"
 MAX_FILE_BYTES = 64 * 1024
@@ -76,6 +84,7 @@ class Kdf(StrEnum):
 
 
 _SCRYPT_N = {Kdf.STANDARD: 1 << 18, Kdf.LIGHT: 1 << 12}
+_SCRYPT_R, _SCRYPT_P = 8, 1
 
 
 # -- the file ----------------------------------------------------------------------------------------------------------
@@ -88,10 +97,7 @@ def write_keystore(path: Path, account: Account, passphrase: str, kdf: Kdf = Kdf
         KeystoreExists: there is a file already; it is left as it is.
         KeystoreError: the file cannot be written.
     """
-    with _recursion_limit_kept():
-        from eth_keyfile.keyfile import create_keyfile_json  # 0.7 s to import, and only `init` needs it at once
-
-    document = create_keyfile_json(account.key_bytes, passphrase.encode(), kdf="scrypt", iterations=_SCRYPT_N[kdf])
+    document = _encrypted(account, passphrase.encode(), _SCRYPT_N[Kdf(kdf)])
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
@@ -123,18 +129,12 @@ def open_keystore(path: Path, passphrase: str, *, private: bool = True) -> Accou
         KeystoreError: the file cannot be read.
     """
     document = _parse(path, _read_private(path, private=private))
-    with _recursion_limit_kept():
-        from eth_keyfile.exceptions import EthKeyfileException
-        from eth_keyfile.keyfile import decode_keyfile_json
-
     try:
-        key = decode_keyfile_json(document, passphrase.encode())
-    except EthKeyfileException as error:
-        if "mismatch" in str(error):
-            raise WrongPassphrase(path, f"the passphrase does not open the keystore {path}") from None
-        raise KeystoreDamaged(path, f"keystore {path} is damaged: {error}") from None
-    except (ValueError, KeyError, TypeError, AssertionError, MemoryError) as error:
+        key = _decrypted(document["crypto"], passphrase.encode())
+    except (ValueError, OverflowError, MemoryError) as error:
         raise KeystoreDamaged(path, f"keystore {path} is damaged: {type(error).__name__} when decrypting it") from None
+    if key is None:
+        raise WrongPassphrase(path, f"the passphrase does not open the keystore {path}")
     try:
         account = Account.from_key(key)
     except ValueError:
@@ -155,17 +155,6 @@ def keystore_address(path: Path) -> Address:
     if stated is None:
         raise KeystoreDamaged(path, f"keystore {path} does not name its address: import it anew with `init`")
     return parse_address("0x" + stated.lower().removeprefix("0x"))
-
-
-@contextmanager
-def _recursion_limit_kept() -> Iterator[None]:
-    # eth_keyfile imports py_ecc, which raises the limit to 100,000 for the whole process. From then on one request body
-    # of brackets nested deep enough would end the daemon by SIGSEGV, where json should raise RecursionError.
-    limit = sys.getrecursionlimit()
-    try:
-        yield
-    finally:
-        sys.setrecursionlimit(limit)
 
 
 def _read_private(path: Path, *, private: bool) -> bytes:
@@ -199,6 +188,57 @@ def _sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+# -- its cryptography --------------------------------------------------------------------------------------------------
+
+
+def _encrypted(account: Account, passphrase: bytes, n: int) -> dict[str, Any]:
+    salt, iv = secrets.token_bytes(32), secrets.token_bytes(16)
+    derived = _scrypt(passphrase, salt, n, _SCRYPT_R, _SCRYPT_P)
+    ciphertext = _aes_ctr(derived[:16], iv, account.key_bytes)
+    return {
+        "address": account.address.lower().removeprefix("0x"),
+        "crypto": {
+            "cipher": "aes-128-ctr",
+            "cipherparams": {"iv": iv.hex()},
+            "ciphertext": ciphertext.hex(),
+            "kdf": "scrypt",
+            "kdfparams": {"dklen": 32, "n": n, "r": _SCRYPT_R, "p": _SCRYPT_P, "salt": salt.hex()},
+            "mac": keccak(derived[16:] + ciphertext).hex(),
+        },
+        "id": str(uuid.uuid4()),
+        "version": 3,
+    }
+
+
+def _decrypted(crypto: Mapping[str, Any], passphrase: bytes) -> bytes | None:
+    """Return the key in the `crypto` part of a parsed document, or None if it is another passphrase's."""
+    parameters = crypto["kdfparams"]
+    salt = _bytes(parameters["salt"])
+    if crypto["kdf"] == "scrypt":
+        derived = _scrypt(passphrase, salt, parameters["n"], parameters["r"], parameters["p"])
+    else:
+        derived = hashlib.pbkdf2_hmac("sha256", passphrase, salt, parameters["c"], 32)
+    ciphertext = _bytes(crypto["ciphertext"])
+    if not hmac.compare_digest(keccak(derived[16:] + ciphertext), _bytes(crypto["mac"])):
+        return None
+    return _aes_ctr(derived[:16], _bytes(crypto["cipherparams"]["iv"]), ciphertext)
+
+
+def _scrypt(passphrase: bytes, salt: bytes, n: int, r: int, p: int) -> bytes:
+    # OpenSSL counts a little more than the formula of MAX_SCRYPT_BYTES, which was looked at before
+    return hashlib.scrypt(passphrase, salt=salt, n=n, r=r, p=p, maxmem=MAX_SCRYPT_BYTES + (1 << 26), dklen=32)
+
+
+def _aes_ctr(key: bytes, iv: bytes, data: bytes) -> bytes:
+    """Encrypt or decrypt, which is the same."""
+    cipher = Cipher(AES(key), CTR(iv)).encryptor()
+    return cipher.update(data) + cipher.finalize()
+
+
+def _bytes(text: str) -> bytes:
+    return bytes.fromhex(text.lower().removeprefix("0x"))
 
 
 # -- its shape ---------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 
 from ngpu_bootstrap.api import models, page, placements
 from ngpu_bootstrap.api.challenges import add_challenge_calls
-from ngpu_bootstrap.api.documented_calls import complete
+from ngpu_bootstrap.api.documented_calls import ERROR_SHOWN, complete
 from ngpu_bootstrap.api.live import EVENT_STREAM, LOG_LINES_MAX, Live
 from ngpu_bootstrap.api.nodes import NodeParts, add_node_calls
 from ngpu_bootstrap.api.profile_calls import ProfileCalls
@@ -59,7 +59,7 @@ Beside what is listed here, /proxy/<port>/<path> passes any request through to a
 Authorization."""
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": models.ErrorView, "description": description}
+    status: {**ERROR_SHOWN, "description": description}
     for status, description in {
         400: "the request is wrong",
         401: "no credential, or an unknown one",
@@ -378,7 +378,7 @@ def build_app(parts: Parts, *, profiles: ProfileCalls | None = None, is_operator
 
     def whole_document() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = complete(own_document(), profiles)
+            app.openapi_schema = complete(own_document(), models.ErrorView.model_json_schema(), profiles)
         return app.openapi_schema
 
     app.openapi = whole_document  # type: ignore[method-assign]

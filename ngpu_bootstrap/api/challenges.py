@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 
-from ngpu_bootstrap.api import models
+from ngpu_bootstrap.api.documented_calls import ERROR_SHOWN
 from ngpu_bootstrap.challenges.desk import ChallengeDesk, Run
 from ngpu_bootstrap.errors import Refusal
 from ngpu_bootstrap.store.challenge_rows import ChallengeRow
@@ -94,7 +94,7 @@ def add_challenge_calls(
 
     @app.post(
         "/api/v1/challenges", status_code=202, tags=["nodes"], dependencies=may_start,
-        responses={**errors, 409: {"model": models.ErrorView, "description": "none can be held there now"}},
+        responses={**errors, 409: {**ERROR_SHOWN, "description": "none can be held there now"}},
     )  # fmt: skip
     async def challenge_nodes(asked: NewChallenge) -> ChallengeRunsView:
         """Challenge nodes now, at one moment: their GPUs show that they are what they claim, or do not."""

@@ -18,6 +18,10 @@ NODE = "0xd5B4dbFa70209f57b009Dc595F41C56BB58bf635"
 ADDRESS = "bc1pp8vyhh2ma0ntzjwr26xxrn5r0w296yu68wdwle5rrhgtv3a2lgkqtyayus"
 WORKSPACE = "367614711220405248"
 
+ERROR_SHOWN: dict[str, Any] = {"content": {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorView"}}}}
+"""How a call of the application names the shape of its errors. Not by FastAPI's own `model`, for which it would build
+a validator for each error of each call: three quarters of what the application costs to make, and never used."""
+
 _REFUSAL = {
     "type": "object",
     "required": ["result_code", "msg", "reason"],
@@ -404,13 +408,18 @@ _BESIDE = {
 _NULLABLE = frozenset({"brc20", "receipt"})
 
 
-def complete(document: dict[str, Any], profiles: ProfileCalls | None = None) -> dict[str, Any]:
-    """Return the application's own OpenAPI document with these calls, credentials and examples added."""
+def complete(document: dict[str, Any], error: dict[str, Any], profiles: ProfileCalls | None = None) -> dict[str, Any]:
+    """Return the application's own OpenAPI document with these calls, credentials, examples and *error* added.
+
+    Args:
+        error: the JSON schema that `ERROR_SHOWN` refers to.
+    """
     examples = _application_examples()
     document["paths"] = {**documented_paths(), **document["paths"]}
     document.setdefault("components", {})["securitySchemes"] = {
         "token": {"type": "http", "scheme": "bearer", "description": "a workspace token, or an operator key"}
     }
+    document["components"].setdefault("schemas", {})["ErrorView"] = error
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             if path.startswith("/api/"):

@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field
 
 from ngpu_bootstrap.api import models
 from ngpu_bootstrap.api.challenges import ChallengeView, challenge_view
+from ngpu_bootstrap.api.documented_calls import ERROR_SHOWN
 from ngpu_bootstrap.api.rechecks import RecheckView, recheck_view
 from ngpu_bootstrap.challenges.desk import ChallengeDesk
 from ngpu_bootstrap.errors import Refusal
@@ -150,7 +151,7 @@ def add_node_calls(app: FastAPI, parts: NodeParts) -> None:
             found.append(connected_view(session, parts, now_ms))
         return NodeListView(nodes=found, cursor="")
 
-    @app.get("/api/v1/nodes/{node_addr}", tags=["nodes"], responses={404: {"model": models.ErrorView}})
+    @app.get("/api/v1/nodes/{node_addr}", tags=["nodes"], responses={404: {**ERROR_SHOWN, "description": "Not Found"}})
     async def get_node(node_addr: str) -> NodeDetailView:
         """One node, connected or not, and why it gets tasks or not."""
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import httpx
@@ -29,10 +29,13 @@ async def open_checker(section: Brc20Section) -> AsyncIterator[Brc20Checker]:
         KeyFileError: its key cannot be read.
     """
     key = _read_key(section.key_file) if section.key_file is not None else ""
-    limits = httpx.Limits(max_connections=section.at_once)
-    async with httpx.AsyncClient(timeout=section.timeout_s, limits=limits, follow_redirects=False) as client:
+    async with AsyncExitStack() as stack:
         indexer: Indexer | None = None
         if section.indexer:
+            limits = httpx.Limits(max_connections=section.at_once)
+            client = await stack.enter_async_context(
+                httpx.AsyncClient(timeout=section.timeout_s, limits=limits, follow_redirects=False)
+            )
             url = (section.url or _URLS[section.indexer]).rstrip("/")
             indexer = (UniSat if section.indexer == "unisat" else Hiro)(client, url, key)
         yield Brc20Checker(

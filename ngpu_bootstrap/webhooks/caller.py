@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import ssl
 from collections.abc import Awaitable, Callable
+from functools import cached_property
 
 import structlog
 import trio
@@ -47,7 +48,7 @@ class WebhookCaller:
     Args:
         token_hash: the stored hash of a workspace's token, by workspace and label; None once it is gone.
         resolve: the addresses of a name.
-        tls: how servers are verified.
+        tls: how servers are verified; by the system's authorities without it.
     """
 
     def __init__(
@@ -65,9 +66,13 @@ class WebhookCaller:
         self._token_hash = token_hash
         self._now_ms = now_ms
         self._resolve = resolve
-        self._tls = tls or ssl.create_default_context()
+        self._own_tls = tls
         self._places = trio.Semaphore(AT_ONCE)
         self._wake = trio.Event()
+
+    @cached_property
+    def _tls(self) -> ssl.SSLContext:
+        return self._own_tls or ssl.create_default_context()  # loads a few hundred certificates: when first needed
 
     def task_ended(self) -> None:
         """Look for due calls soon: a task that has one ended."""

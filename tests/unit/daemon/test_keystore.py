@@ -124,9 +124,17 @@ def test_the_vectors_of_the_format_open(tmp_path: Path) -> None:
     assert open_keystore(store(tmp_path, json.dumps(upper)), "testpassword").key_bytes.hex() == key
 
 
-def test_a_keystore_of_another_library_opens(tmp_path: Path) -> None:
-    foreign = eth_keyfile.create_keyfile_json(ACCOUNT.key_bytes, b"x", kdf="pbkdf2", iterations=1000)
-    assert open_keystore(store(tmp_path, json.dumps(foreign)), "x").address == ACCOUNT.address
+@pytest.mark.parametrize(("kdf", "iterations"), [("pbkdf2", 1000), ("scrypt", 1 << 12)])
+def test_a_keystore_of_another_library_opens(tmp_path: Path, kdf: Any, iterations: int) -> None:
+    foreign = eth_keyfile.create_keyfile_json(ACCOUNT.key_bytes, PASSPHRASE.encode(), kdf=kdf, iterations=iterations)
+    assert open_keystore(store(tmp_path, json.dumps(foreign)), PASSPHRASE).address == ACCOUNT.address
+
+
+def test_another_library_opens_what_was_written(document: dict[str, Any]) -> None:
+    assert eth_keyfile.decode_keyfile_json(document, PASSPHRASE.encode()) == ACCOUNT.key_bytes
+    assert document["address"] == ACCOUNT.address.lower().removeprefix("0x")
+    with pytest.raises(ValueError, match="MAC mismatch"):
+        eth_keyfile.decode_keyfile_json(document, b"another")
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------
