@@ -8,7 +8,9 @@ A shared workspace is made for each `project/model` that an admitted node regist
 no token, so nobody but callers of models reaches it, and its id follows from its name: whichever bootstrap of a
 database sees the model first makes it, and the others find it. What nodes say is bounded: at most `limit` shared
 workspaces, of which those that no node has offered for `UNUSED_S` make room for new ones, and a node brings as many as
-it leaves places (`fair_share`), so that none can fill the list, or the database, with names.
+it leaves places (`fair_share`), so that none can fill the list, or the database, with names. One that was removed
+gets the next of its ids, and when all are used the last one again, an hour after its removal: removed workspaces stay
+on record.
 """
 
 from __future__ import annotations
@@ -35,6 +37,8 @@ log = structlog.get_logger(__name__)
 SETTLE_S = 0.05
 UNUSED_S = 3600.0
 LOOK_AGAIN_S = 60.0
+#: A model that was removed as often as there are ids for it rests (`workspaces.REVIVE_AFTER_MS`); it is tried again.
+TRY_AGAIN_S = 600.0
 _ID_LOW, _ID_HIGH = 10**17, 10**18
 _TRIES = 8
 
@@ -104,6 +108,7 @@ class Models:
         self._index: dict[str, list[tuple[str, Workspace]]] = {}
         self._shared: frozenset[str] = frozenset()
         self._unfit: set[str] = set()  # of what is offered now: names that no workspace can have
+        self._rests_until_s: dict[str, float] = {}  # of what is offered now: models that were removed too often
         self._offered_at_s: dict[str, float] = {}  # shared models, and when a node was last seen to offer them
         self._without_room = 0
         self._noticed = trio.Event()
@@ -207,7 +212,7 @@ class Models:
     async def run(self) -> None:
         """Make a shared workspace for what nodes newly offer; for ever."""
         while True:
-            with trio.move_on_after(LOOK_AGAIN_S if self._without_room else math.inf):
+            with trio.move_on_after(LOOK_AGAIN_S if self._without_room or self._rests_until_s else math.inf):
                 await self._noticed.wait()
             self._noticed = trio.Event()
             if not self._share:
@@ -230,11 +235,14 @@ class Models:
         offered = set().union(*by_node)
         shared = {one.spec.service or "": one for one in self._workspaces if is_shared(one)}
         self._unfit &= offered
+        self._rests_until_s = {
+            one: until_s for one, until_s in self._rests_until_s.items() if one in offered and until_s > now_s
+        }
         self._offered_at_s = {
             service: now_s if service in offered else self._offered_at_s.get(service, now_s) for service in shared
         }
         without_room = 0
-        for service in sorted(offered - shared.keys() - self._unfit):
+        for service in sorted(offered - shared.keys() - self._unfit - self._rests_until_s.keys()):
             own = min(len(names & shared.keys()) for names in by_node if service in names)
             while not (has_room := may_take(self._limit, len(shared), own)):
                 if not await self._make_room(shared, now_s):
@@ -242,7 +250,7 @@ class Models:
             if not has_room:
                 without_room += 1
                 continue
-            made = await self._add(service)
+            made = await self._add(service, now_s)
             if made is not None:
                 shared[service] = made
                 self._offered_at_s[service] = now_s
@@ -274,7 +282,7 @@ class Models:
         log.info("model_not_shared_any_more", service=service)
         return True
 
-    async def _add(self, service: str) -> Workspace | None:
+    async def _add(self, service: str, now_s: float) -> Workspace | None:
         try:
             new = NewWorkspace(
                 name=service[:128],
@@ -291,7 +299,8 @@ class Models:
             new, [shared_id(service, generation) for generation in range(_TRIES)]
         )
         if workspace is None:
-            self._unfit.add(service)
+            self._rests_until_s[service] = now_s + TRY_AGAIN_S
+            log.warning("model_removed_too_often", service=service, try_again_s=TRY_AGAIN_S)
             return None
         log.info("model_shared", service=service, workspace=workspace.id)
         return workspace

@@ -37,6 +37,9 @@ log = structlog.get_logger(__name__)
 
 # Ids have 18 digits, as the documents' have: enough that two bootstraps do not meet, and exact in 64 bits.
 _ID_LOW, _ID_HIGH = 10**17, 10**18
+#: How long a shared workspace whose ids were all used stays removed at least.
+REVIVE_AFTER_MS = 3600 * 1000
+
 _NOBODY = bytes(32)
 _GIVEN = ("id", "revision", "image_digest")
 
@@ -276,6 +279,7 @@ class Workspaces:
     async def add_shared(self, new: NewWorkspace, ids: Sequence[str]) -> Workspace | None:
         """Make a workspace without a token under the first of *ids* that never was one; return it.
 
+        Where all of them were, the last one comes back, `REVIVE_AFTER_MS` after its removal; None before that.
         Another bootstrap of this database may make the same at the same time: then it is theirs that is returned.
         """
         async with self._changing:
@@ -296,7 +300,12 @@ class Workspaces:
                     return known
                 if workspace_id in self.strange:
                     return None
-            return None
+            now_ms = self._now_ms()
+            # unknown: it rests; conflict: a sibling was faster
+            with contextlib.suppress(UnknownWorkspace, WorkspaceConflict):
+                await self._store.revive_workspace(ids[-1], before_ms=now_ms - REVIVE_AFTER_MS, at_ms=now_ms)
+            await self._load()
+            return self._by_id.get(ids[-1])
 
     async def rotate_token(self, workspace_id: str, overlap_s: float) -> tuple[Token, WorkspaceToken, int]:
         """Give the workspace a new token; return it, its record, and when the tokens before end (UTC milliseconds).

@@ -451,6 +451,14 @@ class Operations:
         ]
         return Operation(f"workspace {id}", steps, _why_not_workspace(id, f"workspace {id} is removed"))
 
+    def revive_workspace(self, id: str, before_ms: int, at_ms: int) -> Operation:
+        """A workspace without tokens that was removed by *before_ms* is there again, at its last revision."""
+        statement = self.statements.revive_workspace
+        bound = statement.bind({"key": id, "before_ms": before_ms, "at_ms": at_ms})
+        return Operation(
+            f"workspace {id}", [(statement, bound)], _why_not_workspace(id, f"workspace {id} was not removed")
+        )
+
     def replace_token(self, id: str, token: WorkspaceToken, expire: Iterable[str], at_ms: int) -> Operation:
         """A further token of a workspace; those labelled *expire* end at *at_ms*."""
         s = self.statements

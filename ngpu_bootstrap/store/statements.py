@@ -251,6 +251,13 @@ class Statements:
             .values(removed_at_ms=sa.bindparam("at_ms"), updated_at_ms=sa.bindparam("at_ms")),
             rows=1,
         )
+        self.revive_workspace = self._prepare(
+            "revive_workspace",
+            sa.update(w)
+            .where(w.c.id == sa.bindparam("key"), w.c.removed_at_ms <= sa.bindparam("before_ms"))
+            .values(removed_at_ms=sa.null(), updated_at_ms=sa.bindparam("at_ms")),
+            rows=1,
+        )
         self.insert_revision = self._insert(
             "insert_revision", tables.workspace_revisions, _names(tables.workspace_revisions)
         )

@@ -292,6 +292,15 @@ class Store:
         """
         await self._writes.submit(self._operations.remove_workspace(workspace, at_ms))
 
+    async def revive_workspace(self, workspace: str, *, before_ms: int, at_ms: int) -> None:
+        """Undo the removal of a workspace that has no tokens.
+
+        Raises:
+            UnknownWorkspace: it never was, or was removed after *before_ms*.
+            WorkspaceConflict: it is there.
+        """
+        await self._writes.submit(self._operations.revive_workspace(workspace, before_ms, at_ms))
+
     async def replace_token(
         self, workspace: str, token: WorkspaceToken, *, expire: Iterable[str] = (), at_ms: int
     ) -> None:

@@ -11,8 +11,8 @@ import trio
 
 from ngpu_bootstrap.registry.confided import Confided
 from ngpu_bootstrap.registry.nodes import Nodes, NodeSession
-from ngpu_bootstrap.registry.shared_models import UNUSED_S, Models, shared_id
-from ngpu_bootstrap.registry.workspaces import NewWorkspace, Workspaces
+from ngpu_bootstrap.registry.shared_models import TRY_AGAIN_S, UNUSED_S, Models, shared_id
+from ngpu_bootstrap.registry.workspaces import REVIVE_AFTER_MS, NewWorkspace, Workspaces
 from ngpu_bootstrap.store.store import Store
 from ngpu_protocol.control import DeploymentState, Heartbeat, ServiceOffer
 from ngpu_protocol.http1 import Client
@@ -27,7 +27,8 @@ class Side:
         self.store = store
         self.nodes = Nodes(now_ms=lambda: 0, queue_limit=4)
         confided = Confided(store, lambda: pytest.fail("nothing is confided"), [])
-        self.workspaces = Workspaces(store, confided=confided, now_ms=lambda: 1, on_change=self._changed)
+        self.now_ms = 1
+        self.workspaces = Workspaces(store, confided=confided, now_ms=lambda: self.now_ms, on_change=self._changed)
         self.models = Models(
             self.workspaces, self.nodes, share=True, projects=(), limit=limit, concurrency=4, timeout_s=60
         )
@@ -102,6 +103,26 @@ def test_a_model_an_operator_removed_while_it_is_offered_comes_back_once_under_a
             for side in (one, two):
                 await side.workspaces.load()
             assert one.shared() == two.shared() == {"P/m": shared_id("P/m", 1)}
+
+    trio.run(main)
+
+
+def test_a_model_removed_as_often_as_it_has_ids_rests_an_hour_and_comes_back(directory: Path) -> None:
+    async def main() -> None:
+        async with a_store(directory) as store:
+            side = Side(store)
+            side.offer(1, ["m"])
+            for _ in range(8):
+                await side.models.look(0.0)
+                (removed,) = side.shared().values()
+                await side.workspaces.remove(removed)
+            for now_s in (1.0, TRY_AGAIN_S + 2):
+                await side.models.look(now_s)
+                assert side.shared() == {}
+            side.now_ms += REVIVE_AFTER_MS
+            await side.models.look(2 * TRY_AGAIN_S + 3)
+            assert side.shared() == {"P/m": removed}
+            assert len(await store.list_workspaces(removed=True)) == 8
 
     trio.run(main)
 
