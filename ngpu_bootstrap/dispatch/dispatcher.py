@@ -666,6 +666,8 @@ class Dispatcher:
         """Tell the node what became of its receipt, which is filed."""
         if filed.filing is Filing.EQUIVOCATION:
             judged = self._contradicted(judged, filed)
+        if filed.broken:
+            self._desk.note_breaks(filed, judged)
         self._desk.acknowledge_judged(judged)
 
     def _contradicted(self, judged: Judged, filed: FiledReceipt) -> Judged:
@@ -688,6 +690,8 @@ class Dispatcher:
             filed = await self._store.late_receipt(judged.record)
         if filed.filing is Filing.EQUIVOCATION:
             judged = self._contradicted(judged, filed)
+        if filed.broken:
+            self._desk.note_breaks(filed, judged)
         if filed.filing is Filing.DUPLICATE:
             self._desk.acknowledge(judged.record.node, judged.record.bootstrap, filed.acknowledgement)
         else:

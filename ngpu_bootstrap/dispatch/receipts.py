@@ -21,7 +21,7 @@ from ngpu_bootstrap.metrics import Metrics
 from ngpu_bootstrap.registry.standings import Standings
 from ngpu_bootstrap.stand_ins import StandIns
 from ngpu_bootstrap.store.errors import StoreError
-from ngpu_bootstrap.store.records import Filing
+from ngpu_bootstrap.store.records import FiledReceipt, Filing
 from ngpu_bootstrap.store.store import Store
 from ngpu_protocol.acknowledgements import SignedAcknowledgement, VerdictKind
 from ngpu_protocol.control import MAX_MESSAGE_BYTES, Ack, Head, Offer, UnknownMessage, decode_receipts, encode_message
@@ -148,6 +148,15 @@ class ReceiptDesk:
         record = judged.record
         self.acknowledge(record.node, record.bootstrap, record.acknowledgement, record.observation)
 
+    def note_breaks(self, filed: FiledReceipt, judged: Judged) -> None:
+        """Lower the standing of a node whose chain is seen to be broken by the arrival of a receipt.
+
+        Once, however many links break with it; and not for the receipt's own link where its verdict says so already.
+        """
+        own = judged.record.sequence if judged.verdict.rule == "chain" else 0
+        if any(link.sequence != own for link in filed.broken):
+            self._standings.disputed(judged.record.node, rule="chain", task_id=judged.record.task_id)
+
     def _word(self, bootstrap: Address, acknowledged_by: Address) -> bytes:
         word = self._stand_ins.word(bootstrap, acknowledged_by)
         return b"" if word is None else word.wire
@@ -262,6 +271,7 @@ class ReceiptDesk:
         )
         if outcome.filing is Filing.DUPLICATE:
             return await self._as_before(order, outcome.acknowledgement)
+        self.note_breaks(outcome, judged)
         self._metrics.judged(judged.verdict.kind.value, judged.verdict.rule)
         self._standings.judged(order.node, judged.verdict.kind, rule=judged.verdict.rule, task_id=order.task_id)
         return Ack(judged.acknowledgement.wire, judged.record.observation, self._word(order.bootstrap, self._own))

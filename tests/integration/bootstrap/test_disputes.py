@@ -212,6 +212,9 @@ def test_a_successor_that_names_another_predecessor_is_a_proof(tmp_path: Path) -
         await node.until(lambda: len(node.acks) == 4)
         found = [row for row in await trio.to_thread.run_sync(rows, settings) if row.kind == "broken_link"]
         assert [row.sequence for row in found] == [4]
+        # a break is held against the node also where its receipts were judged before it was seen
+        view = await bootstrap.admin("GET", f"/api/v1/nodes/{node.account.address}")
+        assert view["standing"]["rules"] == {"once": 1, "chain": 1}
 
         def made() -> Contradiction:
             with Books.open(settings, keystore_address(settings.data_dir / "keystore.json")) as books:
