@@ -314,9 +314,10 @@ def test_a_client_that_leaves_stops_the_attempt_and_the_late_receipt_is_judged(t
 
 
 def test_a_client_that_leaves_before_the_answer_stops_the_attempt(tmp_path: Path) -> None:
-    stopped = trio.Event()
+    begun, stopped = trio.Event(), trio.Event()
 
     async def silent(asked: Asked) -> None:
+        begun.set()
         try:
             await trio.sleep_forever()
         finally:
@@ -324,8 +325,10 @@ def test_a_client_that_leaves_before_the_answer_stops_the_attempt(tmp_path: Path
 
     async def test(bootstrap: Bootstrap, node: ScriptedNode) -> None:
         node.script = silent
-        with trio.move_on_after(0.5):
-            await bootstrap.call("POST", "/user/draw", b"{}")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(bootstrap.call, "POST", "/user/draw", b"{}")
+            await begun.wait()
+            nursery.cancel_scope.cancel()
         with trio.fail_after(15):
             await stopped.wait()
         await task_when(bootstrap, node.orders[0].order.task_id, lambda view: view["state"] == 5)
@@ -473,8 +476,13 @@ def test_a_client_that_leaves_while_its_call_waits_for_another_node_leaves_no_op
 
     async def test(bootstrap: Bootstrap, node: ScriptedNode) -> None:
         node.script = refuse
-        with trio.move_on_after(0.2):
-            await bootstrap.call("GET", "/proxy/8080/")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(bootstrap.call, "GET", "/proxy/8080/")
+            with trio.fail_after(60):
+                while not node.orders:  # noqa: ASYNC110  a scripted node has no event
+                    await trio.sleep(0.02)
+            await trio.sleep(0.1)  # refused, and waiting for another node
+            nursery.cancel_scope.cancel()
         view = await task_when(bootstrap, node.orders[0].order.task_id, lambda view: view["state"] >= 3)
         assert (view["state"], view["reason"]) == (5, "client_gone")
 

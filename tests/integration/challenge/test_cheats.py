@@ -54,6 +54,10 @@ SPEC = {
 PRODUCT_LIMIT_S, CHAINS_LIMIT_S = 2.56, 1.53
 
 
+#: What an honest prover is found to be on a machine that stood still meanwhile.
+LATE = {"late", "late_chains"}
+
+
 @dataclass
 class Challenged:
     """A bootstrap and its nodes, each with a model server of the test's own."""
@@ -80,6 +84,14 @@ class Challenged:
         found = [run["challenges"] for run in runs]
         assert all(len(one) == 1 for one in found), runs
         return [one[0] for one in found]
+
+    async def honestly(self, *numbers: int) -> list[dict[str, Any]]:
+        """As `challenge`; again where the first of them was late, as an honest one on a machine that stands still."""
+        for _ in range(4):
+            found = await self.challenge(*numbers)
+            if found[0]["finding"] not in LATE:
+                break
+        return found
 
     async def standing(self, number: int) -> dict[str, Any]:
         detail = await self.admin("GET", f"/api/v1/nodes/{self.address(number)}")
@@ -198,8 +210,11 @@ def net(shared: Shared) -> Shared:
 
 def test_honest_nodes_are_believed_and_it_shows(net: Shared) -> None:
     async def part(here: Challenged) -> None:
-        before = await here.standing(0)
-        one, other = await here.challenge(0, 1)
+        for _ in range(4):  # again, where the machine stood still for a time
+            before = await here.standing(0)
+            one, other = await here.challenge(0, 1)
+            if LATE.isdisjoint((one["finding"], other["finding"])):
+                break
         assert (one["finding"], other["finding"]) == ("good", "good"), (one, other)
         assert 0 < one["product_ms"] < one["product_limit_ms"] == pytest.approx(PRODUCT_LIMIT_S * 1000, rel=0.1)
         assert 0 < one["chains_ms"] < one["chains_limit_ms"] == pytest.approx(CHAINS_LIMIT_S * 1000, rel=0.1)
@@ -232,9 +247,12 @@ CHEATS = {
 def test_a_cheat_is_found_beside_an_honest_node(net: Shared, cheat: str) -> None:
     async def part(here: Challenged) -> None:
         make, findings, weight = CHEATS[cheat]
-        before = await here.standing(1)
         here.standins[1].provers = make()
-        honest, found = await here.challenge(0, 1)
+        for _ in range(4):  # again, where the machine stood still for a time
+            before = await here.standing(1)
+            honest, found = await here.challenge(0, 1)
+            if honest["finding"] not in LATE and (found["finding"] in findings or found["finding"] not in LATE):
+                break
         assert honest["finding"] == "good", honest
         assert found["finding"] in findings, found
         after = await here.standing(1)
@@ -249,7 +267,7 @@ def test_a_cheat_is_found_beside_an_honest_node(net: Shared, cheat: str) -> None
 def test_a_replayed_answer_is_found(net: Shared) -> None:
     async def part(here: Challenged) -> None:
         here.standins[1].provers = provers.replay()
-        (first,) = await here.challenge(1)
+        (first,) = await here.honestly(1)
         assert first["finding"] == "good", "what is replayed later was right once"
         (again,) = await here.challenge(1)
         assert again["finding"] in ("wrong_digest", "wrong_product", "wrong_chain"), again
@@ -260,7 +278,7 @@ def test_a_replayed_answer_is_found(net: Shared) -> None:
 def test_two_claims_on_one_card_are_found_when_both_are_asked_at_once(net: Shared) -> None:
     async def part(here: Challenged) -> None:
         here.standins[0].provers = here.standins[1].provers = provers.a_card(PRODUCT_LIMIT_S * 0.7)
-        (alone,) = await here.challenge(0)
+        (alone,) = await here.honestly(0)
         assert alone["finding"] == "good", alone
         both = await here.challenge(0, 1)
         assert sorted(one["finding"] for one in both) == ["good", "late"], both
@@ -291,7 +309,7 @@ def test_an_honest_prover_answers_for_its_own_node_alone(net: Shared) -> None:
     async def part(here: Challenged) -> None:
         here.standins[0].provers = provers.honest(here.address(0))
         here.standins[1].provers = provers.relay(here.standins[0].url)
-        own, relayed = await here.challenge(0, 1)
+        own, relayed = await here.honestly(0, 1)
         assert own["finding"] == "good", own
         assert relayed["finding"] == "unanswered", relayed
         assert "this puzzle is for another node" in relayed["detail"]
@@ -320,11 +338,14 @@ def test_the_command_waits_for_the_verdict_and_says_it_in_its_exit_code(net: Sha
         config = str(here.bootstrap.folder / "config.toml")
         line = [sys.executable, "-m", "ngpu_bootstrap", "challenge", here.address(0), here.address(1)]
         line += ["--gpu", "0", "--json", "--config", config]
-        told = await trio.run_process(line, cwd=ROOT, capture_stdout=True, capture_stderr=True, check=False)
-        assert told.returncode == 1
+        for _ in range(4):  # again, where the machine stood still for a time
+            told = await trio.run_process(line, cwd=ROOT, capture_stdout=True, capture_stderr=True, check=False)
+            assert told.returncode == 1
+            runs = json.loads(told.stdout)["runs"]
+            honest, cheat = (run["challenges"][0]["finding"] for run in runs)
+            if LATE.isdisjoint((honest, cheat)):
+                break
         assert "1 of 2 nodes did not show what they claim" in told.stderr.decode()
-        runs = json.loads(told.stdout)["runs"]
-        honest, cheat = (run["challenges"][0]["finding"] for run in runs)
         assert honest == "good"
         assert cheat in ("wrong_product", "wrong_chain")
 

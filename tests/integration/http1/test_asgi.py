@@ -112,8 +112,8 @@ async def test_events_arrive_one_by_one_and_leaving_ends_their_source() -> None:
             for number in range(4):
                 assert await response.receive() == f"data: {number}\n\n".encode()
                 times.append(trio.current_time())
-            assert 0.2 < times[-1] - times[0] < 2
-        with trio.fail_after(1):
+            assert 0.2 < times[-1] - times[0] < 60
+        with trio.fail_after(60):
             await application.stream_ended.wait()
 
 
