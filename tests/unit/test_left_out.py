@@ -40,7 +40,7 @@ def run(folder: Path, *arguments: str, require_all: str) -> tuple[int, str]:
     environment.pop("PYTEST_ADDOPTS", None)
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, "--rootdir", str(folder), "-p", "no:cacheprovider",
-         "-W", "ignore", *arguments, str(folder)],
+         "-p", "no:schemathesis", "-W", "ignore", *arguments, str(folder)],
         capture_output=True, text=True, env=environment, cwd=folder, timeout=100, check=False,
     )  # fmt: skip
     return done.returncode, done.stdout + done.stderr
