@@ -415,10 +415,11 @@ async def _listed_by(copy: Copy) -> tuple[str, ...] | None:
 
 
 def _checked(registration: Registration) -> Registration:
-    for name in ("project", "model"):
-        value = getattr(registration, name)
-        if not value or not _is_short(value) or "/" in value:
-            raise RegistrationRefused(f"{name} must be 1 to {MAX_TEXT_BYTES} bytes of printable text without /")
+    project, model = registration.project, registration.model
+    if not project or not _is_short(project) or "/" in project:
+        raise RegistrationRefused(f"project must be 1 to {MAX_TEXT_BYTES} bytes of printable text without /")
+    if not model or not _is_short(model) or model != model.strip("/"):  # `org/model` is how many servers name theirs
+        raise RegistrationRefused(f"model must be 1 to {MAX_TEXT_BYTES} bytes of printable text, no / at its ends")
     if not _is_short(registration.cid):
         raise RegistrationRefused(f"cid must be at most {MAX_TEXT_BYTES} bytes of printable text")
     if not 0 <= registration.type <= MAX_TYPE:

@@ -293,9 +293,10 @@ class WorkspaceSpec(BaseModel):
     has_registry_credentials: Annotated[bool, Field(strict=True)] = Field(
         default=False, description="whether the image is pulled with credentials, which travel sealed"
     )
-    service: Annotated[str, StringConstraints(pattern=r"^[^/\s]{1,128}/[^/\s]{1,128}$")] | None = Field(
+    service: Annotated[str, StringConstraints(pattern=r"^[^/\s]{1,128}/[^/\s](?:[^\s]{0,126}[^/\s])?$")] | None = Field(
         default=None,
-        description="a registered model server, project/model; exactly one of image, image_url and service",
+        description="a registered model server, project/model (the model may hold slashes); exactly one of image, "
+        "image_url and service",
     )
     command: list[Argument] = Field(
         default_factory=list, max_length=1024, description="arguments to run in place of the image's own"

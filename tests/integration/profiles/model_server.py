@@ -23,6 +23,7 @@ PICTURE = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 8
 
 MODELS: dict[str, int] = {
     "Llama3-8B": 0,
+    "meta-org/Llama-9B": 0,
     "broken-stream": 0,
     "broken-event": 0,
     "error-event": 0,

@@ -89,6 +89,20 @@ def test_a_body_passes_unchanged_to_the_model_it_names_and_its_receipt_is_the_ca
     shared.run(part)
 
 
+def test_a_models_name_may_hold_slashes_as_those_of_hubs_do(shared: SharedNetwork) -> None:
+    async def part(net: Network, workspace: Workspace) -> None:
+        name = "meta-org/Llama-9B"
+        for model in (name, f"{PROJECT}/{name}"):
+            assert (await post(net, CHAT, {"model": model, "messages": []})).status == 200
+            assert json.loads(seen_of(workspace).seen[-1].body)["model"] == model
+            assert (await net.call("GET", f"/v1/models/{model}")).document["id"] == name
+        assert (await net.call("GET", "/v1/models/meta-org%2FLlama-9B")).document["id"] == name
+        assert (await post(net, CHAT, {"model": "meta-org", "messages": []})).status == 404
+        assert (await post(net, CHAT, {"model": "Llama-9B", "messages": []})).status == 404
+
+    shared.run(part)
+
+
 def test_a_task_of_a_shared_model_is_not_another_callers(shared: SharedNetwork) -> None:
     async def part(net: Network, workspace: Workspace) -> None:
         _, other = await add_workspace(net.bootstrap, {"name": "other"})

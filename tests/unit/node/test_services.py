@@ -236,6 +236,8 @@ async def test_registrations_survive_a_restart(tmp_path: Path) -> None:
         {"api": "http://127.0.0.1:8000@10.0.0.1/"},
         {"api": "http://10.0.0.1#@127.0.0.1/"},
         {"project": "a/b"},
+        {"model": "a/"},
+        {"model": "/a"},
         {"model": "x" * 300},
         {"model": "bad\nname"},
         {"cid": "x" * 300},

@@ -100,8 +100,9 @@ def test_earlier_versions_specification_is_taken() -> None:
 
 
 def test_registered_service_takes_the_place_of_an_image() -> None:
-    document = {**MINIMAL, "image": None, "service": "acme/llama-3.1-8b"}
-    assert WorkspaceSpec.model_validate(document).service == "acme/llama-3.1-8b"
+    for service in ("acme/llama-3.1-8b", "acme/meta-org/Llama-9B", "a/b", "a/" + "b" * 128):
+        document = {**MINIMAL, "image": None, "service": service}
+        assert WorkspaceSpec.model_validate(document).service == service
 
 
 @pytest.mark.parametrize("name", ["a", "createImage", "sadTalker", "A_1", "a" * 64, "loginX", "Login"])
@@ -141,7 +142,10 @@ def test_reserved_names_are_the_gateways_own_calls() -> None:
         ({"image": "a b"}, "image"),
         ({"image": ""}, "image"),
         ({"image": None, "service": "llama"}, "service"),
-        ({"image": None, "service": "a/b/c"}, "service"),
+        ({"image": None, "service": "a/b/"}, "service"),
+        ({"image": None, "service": "a//b"}, "service"),
+        ({"image": None, "service": "a/b c"}, "service"),
+        ({"image": None, "service": "a/" + "b" * 129}, "service"),
         ({"ports": []}, "ports"),
         ({"ports": [0]}, "ports.0"),
         ({"ports": [65536]}, "ports.0"),
