@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -126,7 +127,7 @@ async def test_a_declared_key_leads_to_its_node_after_a_restart_and_from_a_sibli
     assert key != StickyKeys.of("7", "8", "p json /dataset", "11"), "another client's"
     async with a_store(directory) as store:
         keys = StickyKeys(store, Nodes(now_ms=lambda: 1000, queue_limit=1), kept_ms=500, now_ms=lambda: 1000)
-        await keys.find(spec, key, refuse=True)  # new: it may go anywhere
+        await keys.find(spec, key, refuse_s=math.inf)  # new: it may go anywhere
         await keys.note(spec, key, NODE)
         await keys.note(spec, key, NODE)
     async with a_store(directory) as store:
@@ -135,8 +136,8 @@ async def test_a_declared_key_leads_to_its_node_after_a_restart_and_from_a_sibli
         await keys.find(spec, key)
         assert nodes.stuck(spec, key) == NODE
         with pytest.raises(NotServed, match="is away") as refused:
-            await keys.find(spec, key, refuse=True)
+            await keys.find(spec, key, refuse_s=math.inf)
         assert refused.value.reason == "state_node_away"
         late = Nodes(now_ms=lambda: 1600, queue_limit=1)
-        await StickyKeys(store, late, kept_ms=500, now_ms=lambda: 1600).find(spec, key, refuse=True)
+        await StickyKeys(store, late, kept_ms=500, now_ms=lambda: 1600).find(spec, key, refuse_s=math.inf)
         assert late.stuck(spec, key) is None
