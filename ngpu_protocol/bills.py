@@ -276,11 +276,10 @@ def check_billed(part: BillPart, billed: Sequence[tuple[bytes, int]]) -> list[Ru
     Args:
         billed: of each line of the statement, its receipt's hash and its time in milliseconds.
     """
-    if part.lines is None:
-        return []
-    if len(part.lines) != len(billed):
-        return [RuleResult("bill_lines", False, f"a basis for each of {len(billed)} lines", str(len(part.lines)))]
     numbers = part.lines
+    if numbers is None or len(numbers) != len(billed):
+        there = "none" if numbers is None else str(len(numbers))
+        return [RuleResult("bill_lines", False, f"a basis for each of {len(billed)} lines", there)]
     leaves = leaves_of(((hash, number) for (hash, _), number in zip(billed, numbers, strict=True)), part.bases)
     totals = amounts_of(
         ((time, number) for (_, time), number in zip(billed, numbers, strict=True)), part.bases, part.prices()

@@ -84,4 +84,5 @@ def gpu_model_names(spelling: str, memory_bytes: int = 0) -> tuple[str, ...]:
     """Return every name under which a device can be asked for: with its memory, and without where that differs."""
     canonical = canonical_gpu_model(spelling, memory_bytes)
     family, _, size = canonical.rpartition("-")
-    return (canonical, family) if family in _SIZED and size.endswith("G") else (canonical,) if canonical else ()
+    sized = family in _SIZED and size.endswith("G") and size[:-1].isdigit()  # `MIG` is no size: a slice is not the card
+    return (canonical, family) if sized else (canonical,) if canonical else ()

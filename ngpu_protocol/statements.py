@@ -456,7 +456,9 @@ def check_held(file: StatementFile, receipt: ReceiptFile, *, siblings: Container
         return [*results, RuleResult("held", False, wanted, "left out")]
     results.append(compare("held", wanted, str(line_document(file.lines[found]))))
     bill = file.bill
-    if bill is not None and bill.lines is not None and found < len(bill.lines):
+    if bill is not None:
+        if bill.lines is None or found >= len(bill.lines):
+            return [*results, RuleResult("held_basis", False, "a basis for the receipt's line", "none")]
         basis = bill.bases[bill.lines[found]]
         results.append(compare_basis("held_basis", basis, receipt.order.order.session, record.gpus))
     return results

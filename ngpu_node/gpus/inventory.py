@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from ngpu_node.gpus.driver import DeviceReading, DriverFault, FaultKind, Survey
+from ngpu_protocol.gpu_models import canonical_gpu_model
 
 #: The largest machines hold 16 GPUs; 64 leaves room.
 MAX_GPUS = 64
@@ -93,6 +94,15 @@ class Gpu:
     @property
     def uuid(self) -> str:
         return self.reading.uuid
+
+    @property
+    def told_model(self) -> str:
+        """What others are told it is: the driver's words, or its canonical name where those, with the memory that is
+        offered, would be taken for another size of it. A card of which memory is withheld costs what it is.
+        """
+        model = self.reading.model
+        true = canonical_gpu_model(model, self.reading.memory_total_bytes)
+        return model if canonical_gpu_model(model, self.offered_bytes) == true else true
 
 
 @dataclass(frozen=True, slots=True)

@@ -151,7 +151,7 @@ class GpuWatch:
     def usable(self) -> tuple[UsableGpu, ...]:
         """Return the devices a workspace may be given now."""
         return tuple(
-            UsableGpu(gpu.uuid, self.id_of(gpu.uuid), gpu.reading.model, gpu.offered_bytes, gpu.reading.minor)
+            UsableGpu(gpu.uuid, self.id_of(gpu.uuid), gpu.told_model, gpu.offered_bytes, gpu.reading.minor)
             for gpu in self.inventory.gpus
             if not gpu.withheld and self.reason_against(gpu.uuid) == ""
         )

@@ -83,8 +83,8 @@ async def test_js_kad_dht_finds_a_node_by_capability_and_we_find_what_it_provide
             # It is a server that can be dialled, so it is one of ours: known, and asked like any other.
             await eventually(lambda: provider.id in peers[4].dht.table)
             assert await peers[4].dht.find_peer(hello["peer"]) == [hello["address"]]
-            # And what it put under a namespace of its own, nobody kept.
-            assert all(peer.dht.server.refused["foreign_key"] >= 1 for peer in peers)
+            # And what it put under a namespace of its own, nobody kept. Whom it asks is its choice.
+            await eventually(lambda: any(peer.dht.server.refused["foreign_key"] >= 1 for peer in peers))
             assert all(peer.dht.store.record_count <= 1 for peer in peers)
 
 

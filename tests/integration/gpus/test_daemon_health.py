@@ -253,9 +253,14 @@ def test_a_container_that_lost_its_gpu_starts_again_and_memory_it_left_behind_ta
             # it stops, and the driver does not get its memory back
             machine.nvml.add(f"gpu{number}.process 4711 {80 << 30}")
             number = [machine.name(0), machine.name(1)].index(deployment.gpus[0])
+
+            def seen() -> dict[str, Any]:
+                shown: dict[str, Any] = machine.running.node._gpus.status()["gpus"][number]
+                return shown
+
+            await eventually(lambda: seen()["held"])
             machine.nvml.set(number, memory_used=80 << 30)
-            await eventually(lambda: machine.running.node._gpus.status()["gpus"][number]["held"])
-            await trio.sleep(3 * PACE.round_s)
+            await eventually(lambda: (seen()["vitals"] or {}).get("memory_used_bytes") == 80 << 30)
             await machine.bootstrap.wish()
             await eventually(lambda: machine.name(number) not in machine.advertised())
             assert "81920 MiB were not given back" in machine.against(number)

@@ -6,6 +6,7 @@ import pytest
 
 from ngpu_node.gpus.driver import FaultKind, MigInstance
 from ngpu_node.gpus.inventory import Inventory, InventoryState, Moves, Withheld, moves, of_fault, of_survey
+from ngpu_protocol.gpu_models import canonical_gpu_model
 from tests.support.scripted_driver import GIB, fault, reading, survey
 
 
@@ -119,6 +120,14 @@ def test_an_owner_withholds_memory() -> None:
     )
     assert offered(found) == ["GPU-00000000"]
     assert found.gpus[0].offered_bytes == 133 * GIB
+
+
+def test_a_card_of_which_memory_is_withheld_is_told_as_the_card_it_is() -> None:
+    card = reading(0, model="NVIDIA H100 PCIe", memory_total_bytes=80 * GIB, memory_free_bytes=0)
+    (whole,) = of_survey(survey(card), Withheld()).gpus
+    (less,) = of_survey(survey(card), Withheld((), 8 * GIB)).gpus
+    assert (whole.told_model, less.told_model) == ("NVIDIA H100 PCIe", "H100-80G")
+    assert canonical_gpu_model(less.told_model, less.offered_bytes) == "H100-80G"
 
 
 def test_a_device_that_comes_back_elsewhere_is_the_same_device() -> None:

@@ -264,6 +264,12 @@ def test_a_receipt_says_by_which_session_and_gpus_it_is_priced() -> None:
     assert held(replace(part, bases=tuple(bases))) == ["held_basis"]
     bases[place] = part.bases[place]._replace(gpus=((TWO, "RTX4090"),))
     assert held(replace(part, bases=tuple(bases))) == ["held_basis"]
+    assert held(replace(part, lines=None)) == ["held_basis"]
+
+
+def test_amounts_without_what_they_follow_from_are_not_taken_beside_all_lines() -> None:
+    file, _, _ = whole()
+    assert "bill_lines" in broken(signed_again(file, replace(bill_of(file), lines=None), amounts="USD=0.1"))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ngpu_protocol.gpu_models import canonical_gpu_model, gpu_model_names
+from ngpu_protocol.prices import Prices
 
 GIB = 1 << 30
 
@@ -48,6 +49,12 @@ def test_a_sized_card_is_found_with_and_without_its_size() -> None:
     assert gpu_model_names("RTX4090") == ("RTX4090",)
     assert gpu_model_names("A100-80G-MIG") == ("A100-80G-MIG",)
     assert gpu_model_names("") == ()
+
+
+def test_a_slice_of_a_sized_card_is_not_found_as_the_card() -> None:
+    assert gpu_model_names("NVIDIA H100 PCIe MIG 1g.10gb", 10 * GIB) == ("H100-MIG",)
+    assert gpu_model_names("NVIDIA GH200 480GB MIG 1g.12gb") == ("GH200-MIG",)
+    assert Prices.of_models("USD", {"H100": "1"}).of("H100-MIG") is None
 
 
 @given(st.text(max_size=300), st.integers(0, 1 << 45))
