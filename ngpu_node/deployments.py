@@ -74,8 +74,9 @@ class Deployment:
         gpus: ids of the GPUs it holds.
         running: attempts that run on it now.
         upstream: where a port is served, None while it is not; set by the backend.
-        route: where a method and target go and what is asked for there, None where they may not be; only model servers
-            have one, on a machine that is more than the workspace's own.
+        route: where a method and target go and what is asked for there, None where they may not be, and no server
+            where none that takes them answers now; only model servers have one, on a machine that is
+            more than the workspace's own.
         sealed: its secrets, sealed to this node; empty where it has none.
         is_wished: a bootstrap wants this revision; else it serves until its successor is ready.
         served: it was ready once.
@@ -94,7 +95,7 @@ class Deployment:
     gpus: tuple[bytes, ...] = ()
     running: int = 0
     upstream: Callable[[int], Upstream | None] = lambda port: None
-    route: Callable[[str, str], tuple[Upstream, str] | None] | None = None
+    route: Callable[[str, str], tuple[Upstream | None, str] | None] | None = None
     sealed: bytes = field(default=b"", repr=False)
     progress: Progress = field(default_factory=Progress)
     is_wished: bool = True

@@ -10,6 +10,7 @@ The registered URL is that of the model's main call, which `type` names, and nee
     http://127.0.0.1:8000/v1/chat/completions       as they are
     http://127.0.0.1:8000/llm/v1/chat/completions   all of the interface below /llm
     http://127.0.0.1:8000/llm/v1                    the same, as OpenAI's clients name a base
+    http://127.0.0.1:8000/llm/v1/models             the same, as any other call of the interface
     http://127.0.0.1:8000/generate                  the main call there, the others below /
     http://127.0.0.1:8000                           all below /
 """
@@ -81,7 +82,10 @@ def declared_path(path: str) -> str:
 def _base(api: str) -> str | None:
     """Return what stands before the interface's own paths in a URL's path; None where it is none of theirs."""
     path = api.rstrip("/")
-    for end in (*sorted(_CALLS, key=len, reverse=True), "/v1"):
+    before, below, name = path.rpartition(_BELOW)
+    if below and "/" not in name:
+        return before
+    for end in (*sorted(_CALLS, key=len, reverse=True), _LIST, "/v1"):
         if path.endswith(end):
             return path.removesuffix(end)
     return None if path else ""

@@ -99,6 +99,19 @@ class Copy:
         self.answered_at_s = -BUSY_S
         self.looks = 0
 
+    def goes_on_as(self, copy: Copy) -> None:
+        """Hand *copy*, another registration of the same server, what is known of it: it serves on meanwhile.
+
+        When it was asked for its models is left out: the list may lie elsewhere now.
+        """
+        copy.upstream = self.upstream
+        copy.healthy, copy.detail = self.healthy, self.detail
+        copy.lists, copy.answered_at_s = self.lists, self.answered_at_s
+
+    @property
+    def place(self) -> tuple[str, int]:
+        return self.upstream.host, self.upstream.port
+
     @property
     def remark(self) -> str:
         """What its owner should know of a healthy copy: that the server knows its model under another name."""
@@ -163,18 +176,25 @@ class ModelServers:
         for one in registrations:
             known = self._copies.get(one.key)
             # one that says again what it said keeps its connections, and its count of attempts
-            copies[one.key] = known if known is not None and known.registration == one else self._copy(one)
+            copy = known if known is not None and known.registration == one else self._copy(one)
+            if known is not None and known is not copy and known.place == copy.place:
+                known.goes_on_as(copy)
+            copies[one.key] = copy
         table = self._copies | copies
         if len(table) > MAX_REGISTRATIONS:
             raise RegistrationRefused(f"this node keeps at most {MAX_REGISTRATIONS} registrations")
         self._save(table)
         for key, copy in copies.items():
-            if self._copies.get(key) is not copy:
-                self._retire(key)
-                self._copies[key] = copy
-        async with trio.open_nursery() as nursery:
-            for copy in copies.values():
-                nursery.start_soon(self._look, copy)
+            known = self._copies.get(key)
+            if known is not None and known.upstream is not copy.upstream:
+                self._retired.append(known.upstream)
+            self._copies[key] = copy
+        try:
+            async with trio.open_nursery() as nursery:
+                for copy in copies.values():
+                    nursery.start_soon(self._look, copy)
+        finally:
+            self._tell()  # also where whoever registers them left: they are registered, looked at or not
         for copy in copies.values():
             log.info(
                 "model_registered",
@@ -184,7 +204,6 @@ class ModelServers:
                 healthy=copy.healthy,
                 detail=copy.detail,
             )
-        self._tell()
         return list(copies.values())
 
     def unregister(self, project: str, model: str | None = None, cid: str | None = None) -> int:
@@ -351,13 +370,16 @@ class ModelServers:
             copies = self.healthy(project, model)
             return min(copies, key=lambda c: c.upstream.running).upstream if copies else None
 
-        def route(method: str, target: str) -> tuple[Upstream, str] | None:
+        def route(method: str, target: str) -> tuple[Upstream | None, str] | None:
             ways = [
-                (copy.upstream, way)
-                for copy in self.healthy(project, model)
-                if (way := copy.paths.target(method, target)) is not None
+                (copy, way)
+                for key, copy in self._copies.items()
+                if key[:2] == (project, model) and (way := copy.paths.target(method, target)) is not None
             ]
-            return min(ways, key=lambda way: way[0].running, default=None)
+            alive = [(copy.upstream, way) for copy, way in ways if copy.healthy]
+            if alive:
+                return min(alive, key=lambda way: way[0].running)
+            return (None, target) if ways else None
 
         deployment.upstream = least_busy
         deployment.route = route

@@ -113,17 +113,17 @@ class Executor:
             return
         deployment = verdict.deployment
         upstream = deployment.upstream(port)
-        if upstream is None:
-            message = f"nothing serves port {port} of workspace {workspace}"
-            await self._refuse(exchange, Refusal(Reason.WORKSPACE_NOT_READY, message))
-            return
-        if deployment.route is not None:
+        if upstream is not None and deployment.route is not None:
             route = deployment.route(request.method, target)
             if route is None:
                 message = "the model server was not registered for this call: its registration may declare more `paths`"
                 await self._refuse(exchange, Refusal(Reason.PATH_NOT_SERVED, message))
                 return
             upstream, target = route
+        if upstream is None:
+            message = f"nothing serves port {port} of workspace {workspace}, or not this call"
+            await self._refuse(exchange, Refusal(Reason.WORKSPACE_NOT_READY, message))
+            return
         attempt = self._attempts.begin(verdict, upstream, target)
         exchange.max_body_bytes = self._state.max_body_bytes
         if verdict.signed.order.detach:

@@ -17,6 +17,7 @@ from pathlib import Path
 _CONTAINER = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 #: For how long what was known of a process still holds after it ended: its last samples come late.
 REMEMBERED_S = 5.0
+_PF_EXITING = 4
 
 
 def containers_in(cgroup: str) -> tuple[str, ...]:
@@ -34,10 +35,21 @@ def containers_in(cgroup: str) -> tuple[str, ...]:
 
 def lives(pid: int, proc: Path = Path("/proc")) -> bool:
     """Return whether process *pid* has not ended; one that nobody waited for yet has."""
+    return _stat(pid, proc)[:1] not in ([], [b"Z"], [b"X"])
+
+
+def ends(pid: int, proc: Path = Path("/proc")) -> bool:
+    """Return whether process *pid* is about to end or has; what the kernel still does for it may take long."""
+    flags = _stat(pid, proc)[6:7]
+    return not flags or bool(int(flags[0]) & _PF_EXITING)
+
+
+def _stat(pid: int, proc: Path) -> list[bytes]:
+    """Return the fields of `/proc/<pid>/stat` from the state on, which is the third; nothing without one."""
     try:
-        return (proc / str(pid) / "stat").read_bytes().rpartition(b")")[2][1:2] not in (b"Z", b"X")
+        return (proc / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()
     except OSError:
-        return False
+        return []
 
 
 class ProcessTable:
@@ -50,6 +62,10 @@ class ProcessTable:
     def lives(self, pid: int) -> bool:
         """Return whether process *pid* has not ended."""
         return lives(pid, self._proc)
+
+    def ends(self, pid: int) -> bool:
+        """Return whether process *pid* is about to end or has."""
+        return ends(pid, self._proc)
 
     def containers(self, pids: Iterable[int], now_s: float) -> dict[int, tuple[str, ...] | None]:
         """Return the containers of each process, outermost first; None for one that cannot be found.

@@ -132,6 +132,7 @@ class GpuWatch:
         self._policy = policy or Policy()
         self._clocks = clocks or Clocks()
         self._processes = processes or ProcessTable()
+        self._contained: frozenset[int] = frozenset()
         self._health: dict[str, DeviceHealth] = {}
         self._vitals: dict[str, Vitals] = {}
         self._gone_s: dict[str, float] = {}
@@ -364,11 +365,19 @@ class GpuWatch:
             self._survey_now.announce()
 
     def _round_of(self, uuids: Sequence[str], driver: Driver) -> tuple[Round, set[int]]:
-        """Return a round of *driver*, and which of the processes in it run in no container: they are the owner's."""
+        """Return a round of *driver*, and which of the processes in it live in no container: they are the owner's.
+
+        Of one that is about to end, version 1 of control groups no longer says where it ran. What was in a container
+        stays a workspace's for as long as the driver lists it; another process by its number is no ending one.
+        """
         found = driver.round(uuids)
         pids = {each.pid for state in found.states if state.vitals for each in state.vitals.processes or ()}
         containers = self._processes.containers(pids, time.monotonic())
-        return found, {pid for pid, its in containers.items() if its == ()}
+        self._contained = frozenset(
+            pid for pid, its in containers.items() if its or (pid in self._contained and self._processes.ends(pid))
+        )
+        free = {pid for pid, its in containers.items() if its == () and pid not in self._contained}
+        return found, {pid for pid in free if self._processes.lives(pid)}
 
     def _observe(
         self, state: DeviceState, xids: Sequence[int], now_s: float, *, is_held: bool, free: Collection[int]

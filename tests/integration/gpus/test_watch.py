@@ -383,6 +383,7 @@ def test_a_program_of_the_owners_that_grew_while_a_workspace_ran_withdraws_nothi
     for pid, group in ((7, "/user.slice"), (8, f"/system.slice/docker-{CONTAINER}.scope")):
         (tmp_path / str(pid)).mkdir()
         (tmp_path / str(pid) / "cgroup").write_text(f"0::{group}\n")
+        (tmp_path / str(pid) / "stat").write_text(f"{pid} (a) S 1 1 1 0 -1 4194304 0")
     held: set[str] = set()
     now_s = [1000.0]
     clocks = Clocks(monotonic_ns=lambda: int(now_s[0] * 1e9))
@@ -405,6 +406,30 @@ def test_a_program_of_the_owners_that_grew_while_a_workspace_ran_withdraws_nothi
             assert conditions(watch, "GPU-00000000") == kept
 
     story()
+
+
+def test_what_ran_in_a_container_is_not_the_owners_while_it_ends(tmp_path: Path) -> None:
+    def says(group: str, state: str, flags: int) -> None:
+        (tmp_path / "8" / "cgroup").write_text(f"4:memory:{group}\n")
+        (tmp_path / "8" / "stat").write_text(f"8 (a) b) {state} 1 1 1 0 -1 {flags} 0")
+
+    (tmp_path / "8").mkdir()
+    watch = a_watch(ScriptedDriver(survey(reading(0))), processes=ProcessTable(tmp_path))
+    driver = ScriptedDriver(survey(reading(0)), {"GPU-00000000": Vitals(processes=(GpuProcess(8, GIB),))})
+
+    def owners() -> set[int]:
+        return watch._round_of(["GPU-00000000"], driver)[1]
+
+    says("/", "D", 0x400004)
+    assert owners() == {8}, "nobody knows better"
+    says(f"/docker/{CONTAINER}", "S", 0x400000)
+    assert owners() == set()
+    says("/", "D", 0x400004)  # killed, and version 1 says no more where it ran
+    assert [owners(), owners()] == [set(), set()]
+    says("/", "S", 0x400000)
+    assert owners() == {8}, "another process by its number"
+    says("/", "Z", 0x400004)
+    assert owners() == set()
 
 
 def test_devices_that_are_gone_are_looked_for_seldom_after_a_while_and_instances_forgotten() -> None:

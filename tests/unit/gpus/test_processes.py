@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ngpu_node.gpus.processes import ProcessTable, containers_in, lives
+from ngpu_node.gpus.processes import ProcessTable, containers_in, ends, lives
 
 A, B = "0123456789abcdef" * 4, "fedcba9876543210" * 4
 
@@ -68,10 +68,13 @@ def test_a_process_lives_until_it_ends_whether_or_not_anybody_waits_for_it() -> 
 
     process = subprocess.Popen(["sleep", "100"])
     assert lives(process.pid)
+    assert not ends(process.pid)
     process.kill()
     deadline = time.monotonic() + 10
     while lives(process.pid):  # nobody has waited for it: it is a zombie
         assert time.monotonic() < deadline
     assert Path(f"/proc/{process.pid}").exists()
+    assert ends(process.pid)
     process.wait()
     assert not lives(process.pid)
+    assert ends(process.pid)

@@ -23,7 +23,7 @@ from ngpu_node.model_api import ModelApi
 from ngpu_node.model_lists import ListedModel, models_in
 from ngpu_node.peer_calls import PeerCalls
 from ngpu_node.probes import Silence, probe
-from ngpu_node.services import BUSY_S, ModelServers, Registration, RegistrationRefused, is_only_busy
+from ngpu_node.services import BUSY_S, LIST_EVERY_S, ModelServers, Registration, RegistrationRefused, is_only_busy
 from ngpu_protocol.control import DeploymentPhase, ServiceOffer
 from ngpu_protocol.http1 import Client, Exchange, Headers, serve_tcp, tcp_opener
 from ngpu_protocol.workspaces import WorkspaceSpec
@@ -171,6 +171,10 @@ async def test_calls_go_where_the_copies_registered_them_and_no_further(tmp_path
         declared = deployment.route("GET", "/own/x")
         assert declared is not None
         assert (declared[0].port, declared[1]) == (pair[1].port, "/own/x")
+        assert deployment.route("GET", "/slots") is None
+        pair[1].kill()
+        await until(lambda: len(registry.healthy("Demo", "Small-7B")) == 1)
+        assert deployment.route("GET", "/own/x") == (None, "/own/x"), "later, not never"
         assert deployment.route("GET", "/slots") is None
 
 
@@ -431,6 +435,51 @@ async def test_a_server_that_says_the_same_again_keeps_its_connections_and_its_c
         (other,) = await registry.register(registration(server.port, type=1))
         assert other is not first
         assert registry.offers() == (ServiceOffer("Demo", "Small-7B", "text-to-image", 1),)
+
+
+@trio_test
+async def test_a_server_that_registers_otherwise_serves_on_meanwhile(tmp_path: Path) -> None:
+    async with servers(tmp_path, interval_s=3600) as (registry, _, nursery):
+        server, other = ModelServer(), ModelServer()
+        await nursery.start(server.run)
+        await nursery.start(other.run)
+        (first,) = await registry.register(registration(server.port))
+        nursery.start_soon(registry.register, registration(server.port, type=1))
+        while registry.copies() == [first]:
+            await trio.lowlevel.checkpoint()
+        (second,) = registry.copies()
+        assert (second.healthy, second.asked_at_s) == (True, -LIST_EVERY_S), "before it is looked at"
+        assert second.upstream is first.upstream
+        (elsewhere,) = await registry.register(registration(other.port))
+        assert elsewhere.upstream is not first.upstream
+        assert registry._retired == [first.upstream]
+
+
+@trio_test
+async def test_a_registration_whose_caller_leaves_is_told_of_as_far_as_it_is_known(tmp_path: Path) -> None:
+    asked = trio.Event()
+
+    async def hangs(exchange: Exchange) -> None:
+        if exchange.request.path == "/v1/models":
+            asked.set()
+            await trio.sleep_forever()
+        await exchange.respond(200, [], b"")
+
+    async with servers(tmp_path, interval_s=3600) as (registry, deployments, nursery):
+        (address, *_) = await nursery.start(partial(serve_tcp, hangs))
+        deployments.wish("acme", [spec()])
+        (deployment,) = deployments.of_service("acme")
+        await until(lambda: deployment.phase is DeploymentPhase.STARTING)
+        with trio.CancelScope() as caller:
+            nursery.start_soon(cancel_after, asked, caller)
+            await registry.register(registration(address.port))
+        assert caller.cancelled_caught
+        await until(lambda: deployment.is_ready)
+
+
+async def cancel_after(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()
 
 
 @trio_test
