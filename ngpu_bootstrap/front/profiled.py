@@ -351,18 +351,18 @@ class Profiled:
             raise Refusal(415, "body_encoded", "this call's body is looked into, so it must not be compressed")
         reader = BodyReader(wanted, header(request.headers, b"content-type"))
         spooled = await stack.enter_async_context(SpooledBody(self._parts.spool))
-        held, pace = 0, Pace(trio.current_time())
+        held, pace, network = 0, Pace(trio.current_time()), network_of(asked.address)
         try:
             while has_body and (data := await exchange.receive()):
                 pace.check(exchange.received_bytes, trio.current_time())
                 out = reader.feed(data)
                 if reader.held_bytes - held >= WHOLE_BODY_BYTES:
-                    self._parsed.reserve(reader.held_bytes - held)
+                    self._parsed.reserve(reader.held_bytes - held, network)
                     held = reader.held_bytes
                 await spooled.write(out)
             rest = await trio.to_thread.run_sync(reader.end) if reader.is_long else reader.end()
         finally:
-            self._parsed.give_back(held)
+            self._parsed.give_back(held, network)
         await spooled.write(rest)
         asked.facts = reader.facts
         return spooled

@@ -5,7 +5,8 @@ ones in a file that has no name and is gone with its call, whatever ends it. Sin
 such bodies can be tried again elsewhere. Files hold no credential: those are taken out before (`profiles.reading`).
 
 All of them together have a bound, so that uploads cannot fill a disk; beyond it a call is refused at once. What is held
-in memory meanwhile, to be parsed, has one too (`Room`), and who sends too slowly is not waited for (`Pace`).
+in memory meanwhile, to be parsed, has one too (`Room`), of which one caller leaves a part to others, and who sends too
+slowly is not waited for (`Pace`).
 """
 
 from __future__ import annotations
@@ -25,33 +26,46 @@ from ngpu_bootstrap.errors import NotServed, Refusal
 IN_MEMORY_BYTES = 256 * 1024
 PARSED_BYTES = 256 * 1024 * 1024
 """Held in memory at once of all bodies that are to be parsed."""
+SHARE = 4
+"""One network may hold this part of it: who has sent a body may be anyone, since its credential may stand in it."""
 PATIENCE_S = 60.0
 SLOWEST_BYTES_PER_S = 1024
 PIECE_BYTES = 256 * 1024
 
 
 class Room:
-    """How many bytes all calls may hold together."""
+    """How many bytes all calls may hold together, and of those one caller's."""
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
         self.held_bytes = 0
+        self._of_callers: dict[str, int] = {}
 
-    def reserve(self, size: int) -> None:
+    def reserve(self, size: int, caller: str = "") -> None:
         """Count *size* bytes more.
+
+        Args:
+            caller: who holds them, and so at most one `SHARE`-th of the room; empty for nobody in particular.
 
         Raises:
             NotServed: there is no room for them.
         """
-        if self.held_bytes + size > self._limit_bytes:
+        own = self._of_callers.get(caller, 0) + size
+        if self.held_bytes + size > self._limit_bytes or (caller and own > self._limit_bytes // SHARE):
             raise NotServed(
                 503, "spool_full", "too many long requests are being read now; come again later", retry_after_s=5
             )
         self.held_bytes += size
+        if caller:
+            self._of_callers[caller] = own
 
-    def give_back(self, size: int) -> None:
-        """Count *size* bytes less."""
+    def give_back(self, size: int, caller: str = "") -> None:
+        """Count *size* bytes less, which *caller* held."""
         self.held_bytes -= size
+        if caller and size:
+            self._of_callers[caller] -= size
+            if not self._of_callers[caller]:
+                del self._of_callers[caller]
 
 
 class Spool(Room):
@@ -73,11 +87,11 @@ class Spool(Room):
 
 
 class Pace:
-    """Whether a body comes fast enough to be waited for: within `PATIENCE_S`, and longer as long as it has had
-    `SLOWEST_BYTES_PER_S` for what is more."""
+    """Whether a body comes fast enough to be waited for: after each stretch of `PATIENCE_S` or more, whether it came at
+    `SLOWEST_BYTES_PER_S` in that stretch. What came before buys no time: else a burst would be held for hours."""
 
     def __init__(self, now_s: float) -> None:
-        self._began_s = now_s
+        self._since_s, self._size_then = now_s, 0
 
     def check(self, size: int, now_s: float) -> None:
         """Return if a body of which *size* bytes are here may come to its end.
@@ -85,10 +99,12 @@ class Pace:
         Raises:
             Refusal: 408; it is too slow.
         """
-        if now_s - self._began_s > PATIENCE_S + size / SLOWEST_BYTES_PER_S:
-            raise Refusal(
-                408, "request_timeout", f"the body comes too slowly: {size} bytes in {now_s - self._began_s:.0f} s"
-            )
+        took_s, came = now_s - self._since_s, size - self._size_then
+        if took_s <= PATIENCE_S:
+            return
+        if came < took_s * SLOWEST_BYTES_PER_S:
+            raise Refusal(408, "request_timeout", f"the body comes too slowly: {came} bytes in {took_s:.0f} s")
+        self._since_s, self._size_then = now_s, size
 
 
 class SpooledBody:

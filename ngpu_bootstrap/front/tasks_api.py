@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import trio
+
 from ngpu_bootstrap.brc20.desk import Brc20Desk
 from ngpu_bootstrap.config import LimitsSection
 from ngpu_bootstrap.credentials import Token
@@ -22,7 +24,7 @@ from ngpu_bootstrap.dispatch.watch import TaskWatch
 from ngpu_bootstrap.errors import BadRequest, Forbidden, Refusal
 from ngpu_bootstrap.front import answers
 from ngpu_bootstrap.front.answers import Answer, WorkspaceAnswer
-from ngpu_bootstrap.front.bodies import MAX_ADDRESS, unwrap
+from ngpu_bootstrap.front.bodies import MAX_ADDRESS, Unwrapped, unwrap
 from ngpu_bootstrap.front.callers import affinity_key, passed_on_wrapped
 from ngpu_bootstrap.front.extension import Extension, ReadBody, UserCall
 from ngpu_bootstrap.front.paths import Target, parameter_target, parse_parameters, workspace_target
@@ -32,6 +34,7 @@ from ngpu_bootstrap.front.reads_api import ReadsApi, Wire, task_id_in
 from ngpu_bootstrap.front.task_options import task_options
 from ngpu_bootstrap.profiles.jobs import Job
 from ngpu_bootstrap.profiles.schemas import check_body
+from ngpu_bootstrap.profiles.strict_json import SHORT_BYTES
 from ngpu_bootstrap.registry.deployments import DeploymentTable
 from ngpu_bootstrap.registry.nodes import Nodes
 from ngpu_bootstrap.registry.workspaces import Workspace, Workspaces
@@ -185,9 +188,7 @@ class TasksApi:
         self, request: UserRequest, workspace: Workspace, token: WorkspaceToken, asked: _Asked, read_body: ReadBody
     ) -> Answer:
         body = await read_body(self._limits.task_body_bytes)
-        unwrapped = unwrap(body, header(request.headers, b"content-type"))
-        if asked.body_schema is not None:
-            check_body(asked.body_schema, unwrapped.body)
+        unwrapped = await read_wrapped(body, header(request.headers, b"content-type"), asked.body_schema)
         btc_address = unwrapped.btc_address or address_header(request.headers)
         refused: Refusal | None = None
         try:
@@ -313,6 +314,22 @@ def _named(workspace: Workspace, name: str, query: str | None) -> _Asked:
     parts = [part for part in ((own_query if separator else None), query) if part]
     where = workspace_target(api.port, path, "&".join(parts) if parts else None)
     return _Asked(name, api.method, where, detach=api.mode == "async", job=api.job, body_schema=api.body_schema)
+
+
+async def read_wrapped(body: bytes, content_type: bytes | None, schema: Mapping[str, Any] | None) -> Unwrapped:
+    """Return what *body* carries for the workspace, once it fits *schema*; a long one keeps nobody else waiting.
+
+    Raises:
+        BadRequest: what would be right.
+    """
+
+    def read() -> Unwrapped:
+        unwrapped = unwrap(body, content_type)
+        if schema is not None:
+            check_body(schema, unwrapped.body)
+        return unwrapped
+
+    return read() if len(body) <= SHORT_BYTES else await trio.to_thread.run_sync(read)
 
 
 def address_header(headers: Headers) -> str:

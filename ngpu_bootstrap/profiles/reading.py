@@ -27,14 +27,10 @@ from ngpu_bootstrap.profiles.form_bodies import (
 from ngpu_bootstrap.profiles.model_of_body import Member, ObjectScan, text_of
 from ngpu_bootstrap.profiles.places import Place
 from ngpu_bootstrap.profiles.schemas import check_document, validator_of
-from ngpu_bootstrap.profiles.strict_json import read_json
+from ngpu_bootstrap.profiles.strict_json import SHORT_BYTES, read_json
 from ngpu_protocol.job_answers import at_pointer
 
 _ROUTED = ("model", "project")
-# A parsed body takes some hundred bytes of memory for each value in it, and its schema some microseconds.
-MAX_VALUES = 50_000
-# Parsing and validating what is longer takes so long that others would wait for it.
-SHORT_BYTES = 64 * 1024
 
 
 @dataclass(slots=True)
@@ -62,7 +58,7 @@ class Wanted:
         routed: `model` and `project` count.
         schema: what holds the parsed body to the declared schema; None: anything goes.
         json_only: whatever its type says, it is read as JSON.
-        parses: the body is parsed whole, so it has at most `MAX_READ_BYTES` and `MAX_VALUES`.
+        parses: the body is parsed whole, so it has at most `MAX_READ_BYTES` and `strict_json.MAX_VALUES`.
         keeps: it is kept as a JSON value for longer.
     """
 
@@ -255,10 +251,6 @@ class BodyReader:
             facts.project = text_of(found.get("project"), "project")
         document = None
         if self._kept is not None:
-            if sum(map(self._kept.count, b",[{")) > MAX_VALUES:
-                raise BadRequest(
-                    "too_many_values", f"the body has more than {MAX_VALUES} values; send fewer", status=413
-                )
             document = read_json(self._kept)
         for place in self._wanted.places:
             if place.where == "json":

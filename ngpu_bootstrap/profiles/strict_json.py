@@ -12,13 +12,20 @@ from typing import Any
 
 from ngpu_bootstrap.errors import BadRequest
 
+# A parsed body takes some hundred bytes of memory for each value in it, and its schema some microseconds.
+MAX_VALUES = 50_000
+# Parsing and validating what is longer takes so long that others would wait for it.
+SHORT_BYTES = 64 * 1024
+
 
 def read_json(body: bytes | bytearray) -> Any:
     """Return the JSON value that *body* is.
 
     Raises:
-        BadRequest: it is none, or could be read in two ways.
+        BadRequest: it is none, has more than `MAX_VALUES`, or could be read in two ways.
     """
+    if sum(map(body.count, b",[{")) > MAX_VALUES:
+        raise BadRequest("too_many_values", f"the body has more than {MAX_VALUES} values; send fewer", status=413)
     try:
         return json.loads(body, object_pairs_hook=_object, parse_constant=_no_number)
     except json.JSONDecodeError as error:
@@ -31,8 +38,8 @@ def read_json(body: bytes | bytearray) -> Any:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
         raise BadRequest("member_twice", f"the body names {twice[:64]!r} more than once in one object; name it once")
     return found
 

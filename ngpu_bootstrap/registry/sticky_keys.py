@@ -23,6 +23,8 @@ from ngpu_protocol.workspaces import WorkspaceSpec
 
 REMEMBERED = 16_384
 REWRITTEN_MS = 3_600_000
+MISSED_MS = 3_600_000
+"""So long after its last miss, or ten times what calls are refused, a node may have been back unseen."""
 
 
 class StickyKeys:
@@ -38,7 +40,8 @@ class StickyKeys:
         self._kept_ms = kept_ms
         self._now_ms = now_ms
         self._written: OrderedDict[bytes, tuple[Address, int]] = OrderedDict()
-        # of nodes that are here and take no calls of a workspace: since when calls missed them, and when the last did
+        # of nodes that are here and take no calls of a workspace: since when calls missed them, and when the last did;
+        # what is seen of one that takes calls, or has left, ends it
         self._missed: OrderedDict[tuple[str, Address], tuple[int, int]] = OrderedDict()
 
     @staticmethod
@@ -75,10 +78,10 @@ class StickyKeys:
     def _away_since_ms(self, spec: WorkspaceSpec, node: Address, refuse_s: float) -> int:
         left_at_ms = self._nodes.left_at_ms(node)
         if left_at_ms is not None:
+            self._missed.pop((spec.id, node), None)
             return left_at_ms
         now_ms, known = self._now_ms(), self._missed.pop((spec.id, node), None)
-        # one that nobody missed for so long may have been back in between
-        goes_on = known is not None and now_ms - known[1] < refuse_s * 1000
+        goes_on = known is not None and now_ms - known[1] < max(MISSED_MS, refuse_s * 10_000)
         since_ms = known[0] if known is not None and goes_on else now_ms
         self._missed[spec.id, node] = (since_ms, now_ms)
         if len(self._missed) > REMEMBERED:

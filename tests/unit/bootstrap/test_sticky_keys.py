@@ -69,12 +69,23 @@ def test_one_that_is_here_and_takes_no_calls_is_waited_for_from_when_it_was_miss
     assert not asked.goes_on(159)
     assert asked.goes_on(160)
     # nobody asked for so long that it may have been back
-    assert not asked.goes_on(1000)
+    assert not asked.goes_on(10_000)
     asked.seen.takes = True
-    assert asked.goes_on(1001)
+    assert asked.goes_on(10_001)
     asked.seen.takes = False
-    assert not asked.goes_on(1002)
-    assert not asked.goes_on(1061), "it was back at 1001"
+    assert not asked.goes_on(10_002)
+    assert not asked.goes_on(10_061), "it was back at 10,001"
+    asked.seen.left_ms = 10_062_000
+    assert not asked.goes_on(10_063)
+    asked.seen.left_ms = None
+    assert not asked.goes_on(10_064), "it came anew"
+
+
+def test_who_calls_seldom_is_not_refused_for_ever() -> None:
+    asked = Asked()
+    asked.seen.takes = False
+    assert not asked.goes_on(0)
+    assert [asked.goes_on(at_s) for at_s in range(120, 1200, 120)] == [True] * 9
 
 
 @pytest.mark.parametrize(("refuse_s", "goes_on"), [(0, True), (math.inf, False)])

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from ngpu_bootstrap.cli import app
 from ngpu_bootstrap.credentials import make_token, reveal
 from ngpu_bootstrap.errors import BadRequest, Forbidden, NotServed, Refusal
-from ngpu_bootstrap.front.spool import PATIENCE_S, Pace, Room, Spool, SpooledBody
+from ngpu_bootstrap.front.spool import PATIENCE_S, SLOWEST_BYTES_PER_S, Pace, Room, Spool, SpooledBody
 from ngpu_bootstrap.profiles.catalogue import parse_profile
 from ngpu_bootstrap.profiles.links import MAX_LINKS, Link, link_url, read_link, with_file_urls, with_links
 from ngpu_bootstrap.profiles.reading import BodyReader, wanted_of
@@ -249,8 +249,36 @@ def test_a_body_that_trickles_in_is_not_waited_for_and_a_long_one_is() -> None:
     pace.check(10_000_000, 100.0 + PATIENCE_S + 9000)
     for size, after_s in ((1, PATIENCE_S + 1), (10_000_000, 10_000)):
         with pytest.raises(Refusal) as caught:
-            pace.check(size, 100.0 + after_s)
+            Pace(100.0).check(size, 100.0 + after_s)
         assert (caught.value.status, caught.value.reason) == (408, "request_timeout")
+
+
+def test_a_burst_buys_no_time_for_a_trickle_after_it() -> None:
+    pace = Pace(0.0)
+    pace.check(16_000_000, 1.0)
+    pace.check(16_000_001, PATIENCE_S + 1)
+    steady = 16_000_001 + int(SLOWEST_BYTES_PER_S * (PATIENCE_S + 1))
+    pace.check(steady, 2 * PATIENCE_S + 2)
+    pace.check(steady + 1, 3 * PATIENCE_S)
+    with pytest.raises(Refusal, match="too slowly: 2 bytes in 61 s"):
+        pace.check(steady + 2, 3 * PATIENCE_S + 3)
+
+
+def test_one_network_leaves_room_to_others() -> None:
+    room = Room(400)
+    room.reserve(60, "a")
+    room.reserve(40, "a")
+    with pytest.raises(NotServed, match="too many long requests"):
+        room.reserve(1, "a")
+    for other in "bcd":
+        room.reserve(100, other)
+    with pytest.raises(NotServed):
+        room.reserve(1, "e")
+    room.give_back(100, "a")
+    room.reserve(100, "a")
+    for one in "abcd":
+        room.give_back(100, one)
+    assert (room.held_bytes, room._of_callers) == (0, {})
 
 
 def test_what_is_held_to_be_parsed_is_known_while_it_comes() -> None:

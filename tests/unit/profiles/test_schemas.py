@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import time
 from typing import Any
 
 import pytest
+from trio.testing import trio_test
 
 from ngpu_bootstrap.errors import BadRequest
+from ngpu_bootstrap.front.tasks_api import read_wrapped
 from ngpu_bootstrap.profiles.catalogue import ProfileError, parse_profile
-from ngpu_bootstrap.profiles.reading import MAX_VALUES, BodyReader, wanted_of
+from ngpu_bootstrap.profiles.reading import BodyReader, wanted_of
 from ngpu_bootstrap.profiles.schemas import MAX_STEPS, check_declared, check_document, steps_of, validator_of
+from ngpu_bootstrap.profiles.strict_json import MAX_VALUES, SHORT_BYTES, read_json
 
 LONG = 1_000_000
 
@@ -143,6 +147,35 @@ def test_a_body_of_too_many_values_is_refused_before_it_is_parsed() -> None:
     assert reader.is_long
     with pytest.raises(BadRequest) as caught:
         reader.end()
+    assert (caught.value.status, caught.value.reason) == (413, "too_many_values")
+
+
+def test_a_name_given_twice_is_found_in_one_pass() -> None:
+    names = [*(f'"{number}":0' for number in range(MAX_VALUES - 2)), '"z":0', '"z":1']
+    body = ("{" + ",".join(names) + "}").encode()
+    began = time.process_time()
+    with pytest.raises(BadRequest, match="names 'z' more than once"):
+        read_json(body)
+    assert time.process_time() - began < 2, "comparing each with each takes half a minute"
+
+
+@trio_test
+async def test_a_long_body_of_a_named_api_is_judged_in_a_thread_and_bounded() -> None:
+    threads: list[int] = []
+
+    class Noted(dict[str, Any]):
+        def get(self, *arguments: Any) -> Any:
+            threads.append(threading.get_ident())
+            return super().get(*arguments)
+
+    schema = Noted(type="object")
+    for body, here in ((b"{}", True), (b'{"a":"%b"}' % (b"x" * SHORT_BYTES), False)):
+        threads.clear()
+        assert (await read_wrapped(body, b"application/json", schema)).body == body
+        assert threads
+        assert {one == threading.get_ident() for one in threads} == {here}
+    with pytest.raises(BadRequest) as caught:
+        await read_wrapped(b"[" + b"0," * MAX_VALUES + b"0]", b"application/json", {})
     assert (caught.value.status, caught.value.reason) == (413, "too_many_values")
 
 
