@@ -580,7 +580,8 @@ class _Bootstrap:
                 session=session.session,
             )
         )
-        self.store.note_gpus(session.node, session.session, session.gpus_shown, session.connected_at_ms)
+        if session.admitted:  # no other gets an order, and anybody may say anything
+            self.store.note_gpus(session.node, session.session, session.gpus_shown, session.connected_at_ms)
 
     # -- discovery
 

@@ -33,6 +33,8 @@ async def sweep(store: Store, settings: RetentionSection, now_ms: int) -> int:
     removed = 0
     if before_ms is None and bodies_bytes is None:
         return 0
+    if before_ms is not None:
+        await store.forget_gpus(before_ms)
     while gone := await store.remove_old(before_ms=before_ms, bodies_bytes=bodies_bytes, limit=AT_ONCE):
         removed += gone
         await trio.sleep(BREATH_S)

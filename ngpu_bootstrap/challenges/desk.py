@@ -14,7 +14,7 @@ import hashlib
 import hmac
 import secrets
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -255,7 +255,16 @@ class ChallengeDesk:
                     self._begin(due, None, automatic=True)
 
     def _due(self) -> list[Address]:
-        return policy.next_round(list(self._candidates()), self._rules, self._now_ms(), self._chance)
+        candidates, now_ms = list(self._candidates()), self._now_ms()
+        # a place in line keeps a GPU free once it is: nobody holds one for a challenge that is hours away
+        self._leave_line(one.node for one in candidates if not policy.is_due(one, self._rules, now_ms, self._chance))
+        return policy.next_round(candidates, self._rules, now_ms, self._chance)
+
+    def _leave_line(self, nodes: Iterable[Address]) -> None:
+        """Take *nodes* out of the line: others may have what was kept for their challenges."""
+        left = [node for node in nodes if self._in_line.pop(node, None) is not None]
+        if left:
+            self._refresh()
 
     def _candidates(self) -> Iterator[policy.Candidate]:
         now_ms = self._now_ms()
@@ -337,6 +346,7 @@ class ChallengeDesk:
                 wanted = frozenset(node for node in mine if self.last(node)[1] == last[node])
                 done = [run for run in runs if run.node in mine - wanted]
                 _give_up(done, "another bootstrap of this database has just challenged it")
+            self._leave_line(node for node in nodes if node not in wanted)
             await self._round([run for run in runs if run.node in wanted])
         finally:
             with trio.move_on_after(RELEASE_S, shield=True), suppress(StoreError):

@@ -145,6 +145,12 @@ def due_at_ms(past: Past, score: float, rules: Rules, chance: float) -> int:
     return past.at_ms + int(interval_ms * (0.25 + 1.5 * chance))
 
 
+def is_due(candidate: Candidate, rules: Rules, now_ms: int, chance: Callable[[bytes, Past], float]) -> bool:
+    """Whether a GPU of *candidate* is due, were it possible to begin now."""
+    pasts = [(gpu, candidate.pasts.get(gpu, NOTHING)) for gpu, _ in candidate.gpus]
+    return any(due_at_ms(past, candidate.score, rules, chance(gpu, past)) <= now_ms for gpu, past in pasts)
+
+
 def next_round(
     candidates: Sequence[Candidate], rules: Rules, now_ms: int, chance: Callable[[bytes, Past], float]
 ) -> list[Address]:

@@ -59,7 +59,7 @@ from ngpu_protocol.job_answers import MAX_ANSWER_BYTES, UNTIL_HEADER, PollUntil
 from ngpu_protocol.job_terms import Ask, JobTerms
 from ngpu_protocol.losses import JobLoss, sign_loss
 from ngpu_protocol.networks import Network
-from ngpu_protocol.orders import SignedOrder
+from ngpu_protocol.orders import SignedOrder, TaskOrder
 from ngpu_protocol.wire_errors import Reason
 
 log = structlog.get_logger(__name__)
@@ -100,12 +100,16 @@ class _Course:
     Attributes:
         attempts: calls made for it so far.
         last: the answer its last call brought.
+        session: the run of its node that took it; empty while that is not known.
+        heard_at_ms: when its workspace last answered.
     """
 
     call: Call
     row: JobRow
     attempts: int
     last: Collector | None = None
+    session: bytes = b""
+    heard_at_ms: int = 0
 
     @property
     def job(self) -> Job:
@@ -164,6 +168,9 @@ class Jobs:
         try:
             if last is not None:
                 await self._take_up(course, last)
+            if course.job.phase is not Phase.SUBMITTING and not course.session:
+                order = await self._submission_order(course)
+                course.session = order.session if order is not None else b""
             await self._run(course)
         finally:
             submission = self._submissions.get(call.task_id)
@@ -222,7 +229,8 @@ class Jobs:
         if ending.state is not TaskState.FINISHED or result.attempt is None:
             failure = Failure(ending.status, ending.reason, ending.message)
             return self._taken_in(course, failed(course.job, failure))
-        node = result.attempt.signed.order.node
+        node, course.session = result.attempt.signed.order.node, result.attempt.signed.order.session
+        course.heard_at_ms = self._now_ms()
         after = submitted(course.job, course.declared, sink.status, sink.body, node, self._now_ms())
         if after.phase is Phase.POLLING:
             row = course.row.at(after)
@@ -275,8 +283,9 @@ class Jobs:
         def heard(answer: Collector | Ending) -> Job:
             now_ms = self._now_ms()
             if isinstance(answer, Collector):
+                course.heard_at_ms = now_ms
                 return polled(job, declared, answer.status, answer.body, now_ms, asked_at_ms=asked_at_ms)
-            return self._not_answered(job, declared, answer, now_ms)
+            return self._not_answered(course, job, answer, now_ms)
 
         timeout_s = declared.poll_timeout_s + hold_s
         await self._ask(course, declared.poll, timeout_s, until if hold_s else None, heard=heard)
@@ -289,19 +298,24 @@ class Jobs:
         def heard(answer: Collector | Ending) -> Job:
             now_ms = self._now_ms()
             if isinstance(answer, Collector):
+                course.heard_at_ms = now_ms
                 return fetched(job, declared, answer.status, now_ms)
-            return self._not_answered(job, declared, answer, now_ms)
+            return self._not_answered(course, job, answer, now_ms)
 
         await self._ask(course, ask, declared.fetch_timeout_s, heard=heard, limit=limit)
 
-    def _not_answered(self, job: Job, declared: JobTerms, refusal: Ending, now_ms: int) -> Job:
+    def _not_answered(self, course: _Course, job: Job, refusal: Ending, now_ms: int) -> Job:
         """Return *job* after a call that brought no answer of the workspace's that may be believed."""
+        declared = course.declared
         if refusal.reason == Reason.NO_FREE_SLOT:
+            course.heard_at_ms = now_ms
             return busy(job, declared, now_ms)
         if refusal.reason in _UNPROVEN or refusal.reason == "answer_too_large":
             return failed(job, Failure(502, refusal.reason, refusal.message))
-        node_is_here = self._nodes.get(Address(job.node)) is not None
-        return missed(job, declared, refusal.message, now_ms, node_is_here=node_is_here)
+        here = self._nodes.get(Address(job.node))
+        # one that left and came back as another run has lost the job itself, whenever it is looked at
+        stayed = here is not None and (here.session == course.session or here.connected_at_ms <= course.heard_at_ms)
+        return missed(job, declared, refusal.message, now_ms, node_stayed=stayed)
 
     async def _ask(
         self,
@@ -405,16 +419,20 @@ class Jobs:
                 return
             await trio.sleep(ASK_AGAIN_S)
 
+    async def _submission_order(self, course: _Course) -> TaskOrder | None:
+        """Return the order by which the job's node took it; None where none is on file."""
+        for attempt in reversed(await self._store.attempts(course.call.task_id)):
+            if attempt.order:
+                order = SignedOrder.from_bytes(attempt.order).order
+                if order.detach:  # the submission: questions are not
+                    return order
+        return None
+
     async def _loss(self, course: _Course, reason: str) -> bytes:
         """Return, signed, that a job cannot end since its node is gone; b"" where no order says which node took it."""
         job, now_ms = course.job, self._now_ms()
-        for attempt in reversed(await self._store.attempts(course.call.task_id)):
-            if not attempt.order:
-                continue
-            order = SignedOrder.from_bytes(attempt.order).order
-            if order.detach:  # the submission: questions are not
-                break
-        else:
+        order = await self._submission_order(course)
+        if order is None:
             return b""
         loss = JobLoss(
             task_id=course.call.task_id,

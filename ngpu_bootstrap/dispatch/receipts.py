@@ -305,12 +305,13 @@ class ReceiptDesk:
     async def _gpu_terms(self, order: TaskOrder, awaited: Awaited | None) -> GpuTerms:
         """Return which GPUs the receipt of *order* may name: as was known when it ended, else by what is on file.
 
-        Where the session is not on file either, the names are not judged: how many they may be still is, and a name
-        that nobody knows has no price.
+        Where the session was not on file when it was ordered, the names are not judged (what was offered before may
+        be missing): how many they may be still is, and a name that nobody knows has no price.
         """
         offered, most = (None, None) if awaited is None else (awaited.gpus.offered, awaited.gpus.most)
         if offered is None:
-            offered = await self._store.session_gpus(order.node, order.session, order.bootstrap) or None
+            since_ms = order.issued_at_ms
+            offered = await self._store.session_gpus(order.node, order.session, order.bootstrap, since_ms) or None
         if most is None:
             spec = await self._store.workspace_spec(order.workspace, order.revision)
             most = None if spec is None else spec.get("gpu_count", 0)

@@ -206,17 +206,17 @@ def polled(
     return _done(heard, declared, read, now_ms)
 
 
-def missed(job: Job, declared: JobTerms, why: str, now_ms: int, *, node_is_here: bool = False) -> Job:
+def missed(job: Job, declared: JobTerms, why: str, now_ms: int, *, node_stayed: bool = False) -> Job:
     """Return *job* after its node could not be asked, or did not answer.
 
     Args:
-        node_is_here: the node is connected: what does not answer is the workspace on it.
+        node_stayed: the node is connected, and the run that had the job: what does not answer is the workspace on it.
     """
     since_ms = job.away_since_ms if job.away_since_ms is not None else now_ms
     after = replace(job, away_since_ms=since_ms, next_at_ms=now_ms + _interval_ms(declared))
     if now_ms - since_ms < declared.away_s * 1000:
         return _late(after, declared, now_ms)
-    if node_is_here:
+    if node_stayed:
         words = f"the workspace on node {job.node} that took job {job.key} is gone ({why}), and the job with it"
         return _lost(after, "job_workspace_gone", f"{words}; {RESUBMIT}")
     words = f"the node {job.node} that took job {job.key} is gone ({why}), and the job with it; {RESUBMIT}"

@@ -320,8 +320,9 @@ class Operations:
         s, of_session = self.statements.see_gpu, self.statements.see_session_gpu
         steps: list[Step] = []
         for gpu, model in models.items():
-            row = {"bootstrap": bootstrap, "node": node, "session": session, "gpu": gpu, "model": model}
-            steps += [(s, s.bind(row | {"seen_at_ms": at_ms})), (of_session, of_session.bind(row))]
+            row = {"node": node, "gpu": gpu, "model": model, "seen_at_ms": at_ms}
+            of_this = row | {"bootstrap": bootstrap, "session": session}
+            steps += [(s, s.bind(row)), (of_session, of_session.bind(of_this))]
         return Operation(node, steps, _refused)
 
     def keep_price_list(self, bootstrap: Address, node: Address, session: bytes, wire: bytes, at_ms: int) -> Operation:

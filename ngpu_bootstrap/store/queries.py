@@ -389,11 +389,20 @@ def price_list(connection: sa.Connection, bootstrap: str, node: str, session: by
     return None if wire is None else bytes(wire)
 
 
-def session_gpus(connection: sa.Connection, bootstrap: str, node: str, session: bytes) -> dict[bytes, str]:
-    """Return the model of each GPU that a node offered to a bootstrap in one session, by its name in receipts."""
+def session_gpus(
+    connection: sa.Connection, bootstrap: str, node: str, session: bytes, since_ms: int | None = None
+) -> dict[bytes, str]:
+    """Return the model of each GPU that a node offered to a bootstrap in one session, by its name in receipts.
+
+    Args:
+        since_ms: nothing is returned unless the session's GPUs were being kept by then.
+    """
     g = tables.session_gpus
     where = (g.c.bootstrap == bootstrap, g.c.node == node, g.c.session == session)
-    return {bytes(gpu): model for gpu, model in connection.execute(sa.select(g.c.gpu, g.c.model).where(*where))}
+    rows = connection.execute(sa.select(g.c.gpu, g.c.model, g.c.seen_at_ms).where(*where)).all()
+    if since_ms is not None and all(row.seen_at_ms > since_ms for row in rows):
+        return {}
+    return {bytes(row.gpu): row.model for row in rows}
 
 
 def observation(connection: sa.Connection, bootstrap: str, node: str, receipt_hash: bytes) -> bytes:

@@ -51,6 +51,20 @@ def trim_placements(connection: sa.Connection, limit: int) -> None:
         connection.execute(sa.delete(p).where(p.c.at_ms <= last_gone))
 
 
+def forget_gpus(connection: sa.Connection, before_ms: int) -> None:
+    """Remove what GPUs were offered before by nodes that no receipt is on file of: anybody may offer some.
+
+    Those of each node's last session stay: it may be connected since, and work yet.
+    """
+    c, n, s, g = tables.chains, tables.nodes, tables.session_gpus, tables.node_gpus
+    is_last = sa.exists().where(n.c.address == s.c.node, n.c.session == s.c.session)
+    worked = sa.exists().where(c.c.node == s.c.node)
+    connection.execute(sa.delete(s).where(s.c.seen_at_ms < before_ms, ~worked, ~is_last))
+    shown = sa.exists().where(s.c.node == g.c.node, s.c.gpu == g.c.gpu)
+    worked = sa.exists().where(c.c.node == g.c.node)
+    connection.execute(sa.delete(g).where(g.c.seen_at_ms < before_ms, ~worked, ~shown))
+
+
 def bodies_size(connection: sa.Connection) -> int:
     """Return how many bytes all bodies take, in rows and in files."""
     return int(connection.execute(sa.select(sa.func.coalesce(sa.func.sum(tables.bodies.c.size), 0))).scalar_one())

@@ -594,6 +594,10 @@ class Store:
         await self._files.remove(paths)
         return removed
 
+    async def forget_gpus(self, before_ms: int) -> None:
+        """Remove what nodes that never worked offered before, but for the last session of each."""
+        await self._chores.read(lambda connection: retention.forget_gpus(connection, before_ms))
+
     # --- webhooks
 
     async def due_webhooks(self, now_ms: int, limit: int) -> list[DueWebhook]:
@@ -710,10 +714,18 @@ class Store:
         if models:
             self._writes.post(self._operations.see_gpus(self._bootstrap, node, session, models, at_ms))
 
-    async def session_gpus(self, node: Address, session: bytes, bootstrap: Address | None = None) -> dict[bytes, str]:
-        """Return the model of each GPU that *node* offered in a session, to this bootstrap or to *bootstrap*."""
+    async def session_gpus(
+        self, node: Address, session: bytes, bootstrap: Address | None = None, since_ms: int | None = None
+    ) -> dict[bytes, str]:
+        """Return the model of each GPU that *node* offered in a session, to this bootstrap or to *bootstrap*.
+
+        Args:
+            since_ms: nothing is returned unless the session's GPUs were being kept by then.
+        """
         to = bootstrap or self._bootstrap
-        return await self._lookups.read(lambda connection: queries.session_gpus(connection, to, node, session))
+        return await self._lookups.read(
+            lambda connection: queries.session_gpus(connection, to, node, session, since_ms)
+        )
 
     async def keep_price_list(self, node: Address, session: bytes, wire: bytes, at_ms: int) -> bytes:
         """Store what *node* asks in a session, and return what holds: the first it said, empty for nothing.

@@ -374,6 +374,7 @@ session_gpus = sa.Table(
     sa.Column("session", sa.LargeBinary, primary_key=True),
     sa.Column("gpu", sa.LargeBinary, primary_key=True),
     sa.Column("model", sa.Text, nullable=False),
+    sa.Column("seen_at_ms", _MS, nullable=False),
 )
 
 # what a node asked in a session of its, by its own signature (ngpu_protocol.prices)

@@ -267,6 +267,23 @@ def test_a_job_whose_workspace_is_gone_is_no_loss_of_its_node(tmp_path: Path) ->
     trio.run(main)
 
 
+def test_a_job_whose_node_was_restarted_is_lost_with_the_node_though_it_is_back(tmp_path: Path) -> None:
+    async def main() -> None:
+        account = new_account()
+        async with running(settings(tmp_path), workspace=SPEC) as bootstrap:
+            async with connected(scripted(account, Vendor()), bootstrap.multiaddr):
+                await wait_ready(bootstrap)
+                _, task_id = await submit(bootstrap)
+            back = scripted(account, Vendor())
+            back.services = ()
+            async with connected(back, bootstrap.multiaddr):
+                view = await task_when(bootstrap, task_id, lambda view: view["state"] == 4)
+                assert view["reason"] == "job_node_gone"
+                assert (await bootstrap.call("GET", f"/api/v1/tasks/{task_id}/loss")).status == 200
+
+    trio.run(main)
+
+
 def test_a_client_that_ends_its_job_ends_its_task(tmp_path: Path) -> None:
     async def test(bootstrap: Bootstrap, vendors: list[Vendor]) -> None:
         job_id, task_id = await submit(bootstrap)

@@ -8,9 +8,10 @@ import sqlalchemy as sa
 from trio.testing import trio_test
 
 from ngpu_bootstrap.store import tables
-from ngpu_bootstrap.store.records import TaskFilter
+from ngpu_bootstrap.store.records import NodeRow, TaskFilter
 from ngpu_bootstrap.store.webhook_rows import HOLD_MS, ToldWebhook
-from tests.unit.store.builders import a_finish, a_receipt, a_start, a_store, a_task, task_id
+from ngpu_protocol.identity import Address
+from tests.unit.store.builders import NODE, a_finish, a_receipt, a_start, a_store, a_task, task_id
 
 
 @trio_test
@@ -101,3 +102,22 @@ async def test_a_webhook_is_due_once_its_task_is_final_and_is_held_while_it_is_m
         assert record is not None
         assert (record.tries, record.status, record.done_at_ms) == (2, 200, 600)
         assert await store.webhook(task_id(2)) is None
+
+
+@trio_test
+async def test_what_strangers_offered_goes_with_age_but_for_their_last_session(directory: Path) -> None:
+    first, last, worker = b"1" * 32, b"2" * 32, Address("0x" + "9" * 40)
+    async with a_store(directory) as store:
+        for session, at_ms in ((first, 100), (last, 150)):
+            store.note_gpus(NODE, session, {session: "H200"}, at_ms)
+        store.note_gpus(worker, first, {first: "H200"}, 100)
+        await store.see_node(NodeRow(NODE, 100, 150, session=last))
+        await store.forget_gpus(100)
+        assert await store.session_gpus(NODE, first) == {first: "H200"}
+        # what was ordered before the session's GPUs were kept is not told by them
+        assert await store.session_gpus(NODE, first, since_ms=99) == {}
+        assert await store.session_gpus(NODE, first, since_ms=100) == {first: "H200"}
+        await store.forget_gpus(200)
+        assert await store.session_gpus(NODE, first) == {}
+        assert await store.session_gpus(NODE, last) == {last: "H200"}
+        assert await store.session_gpus(worker, first) == {}

@@ -15,6 +15,7 @@ from ngpu_bootstrap.challenges.policy import (
     Rules,
     consequence,
     due_at_ms,
+    is_due,
     next_round,
 )
 from ngpu_bootstrap.scheduling.standing import Standing, with_dispute, with_good_word
@@ -177,3 +178,10 @@ def test_every_finding_has_a_consequence(finding: Finding) -> None:
     found = consequence(finding, NOTHING)
     assert (found.good > 0) == (finding is Finding.GOOD)
     assert not (found.good and found.disputes)
+
+
+def test_whether_a_node_is_due_does_not_ask_when_it_may_be_tried_again() -> None:
+    assert is_due(node(1, not_before_ms=NOW_MS + 1), RULES, NOW_MS, lambda gpu, past: 0.5)
+    good = Past(NOW_MS, Finding.GOOD.value, 1)
+    assert not is_due(node(1, past=good), RULES, NOW_MS, lambda gpu, past: 0.5)
+    assert not is_due(node(1, gpus=0), RULES, NOW_MS, lambda gpu, past: 0.5)

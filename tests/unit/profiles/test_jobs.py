@@ -164,7 +164,7 @@ def test_a_node_is_given_its_time_and_then_the_job_is_lost() -> None:
     assert job.phase is Phase.POLLING
     back = polled(job, DECLARED, 200, answer("processing"), now + 29_999)
     assert back.away_since_ms is None
-    there = missed(job, DECLARED, "it is not ready", now + 30_000, node_is_here=True)
+    there = missed(job, DECLARED, "it is not ready", now + 30_000, node_stayed=True)
     assert there.failure is not None
     assert (there.phase, there.failure.reason) == (Phase.LOST, "job_workspace_gone")
     assert "submit it again" in there.failure.message

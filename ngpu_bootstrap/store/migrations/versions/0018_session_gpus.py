@@ -19,5 +19,6 @@ def upgrade() -> None:
         sa.Column("session", sa.LargeBinary(), nullable=False),
         sa.Column("gpu", sa.LargeBinary(), nullable=False),
         sa.Column("model", sa.Text(), nullable=False),
+        sa.Column("seen_at_ms", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("bootstrap", "node", "session", "gpu", name=op.f("pk_session_gpus")),
     )
