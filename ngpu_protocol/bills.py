@@ -31,7 +31,7 @@ from ngpu_protocol.errors import MalformedError, SignatureError
 from ngpu_protocol.identity import Account, Address, recover
 from ngpu_protocol.prices import PRICE_LIST_TYPE, Prices, SignedPriceList, amount_text, cost, total
 from ngpu_protocol.receipt_file import RuleResult, compare
-from ngpu_protocol.typed_data import MAX_LIST_ITEMS, SignedType
+from ngpu_protocol.typed_data import MAX_LIST_ITEMS, SignedType, bytes32
 
 NO_SESSION: Final = bytes(32)
 MAX_MODEL_CHARS: Final = 128
@@ -249,12 +249,7 @@ def _gpu(value: object) -> tuple[bytes, str]:
 
 
 def _bytes32(value: object) -> bytes:
-    if isinstance(value, str) and len(value) == 66 and value.startswith("0x"):
-        try:
-            return bytes.fromhex(value[2:])
-        except ValueError:
-            pass
-    raise MalformedError(_WHAT, "a hash must be 0x and 64 hexadecimal digits")
+    return bytes32(value, _WHAT)
 
 
 def check_bill(

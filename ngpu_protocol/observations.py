@@ -28,7 +28,7 @@ from ngpu_protocol import frozen
 from ngpu_protocol.errors import MalformedError
 from ngpu_protocol.identity import Account, Address, recover
 from ngpu_protocol.receipts import ReceiptLink
-from ngpu_protocol.typed_data import MAX_NUMBER, SignedType
+from ngpu_protocol.typed_data import MAX_NUMBER, SignedType, bytes32
 from ngpu_protocol.verification import DEFAULT_TOLERANCE_MS, Observed
 
 MAX_OBSERVATION_BYTES: Final = 48 * 1024
@@ -115,14 +115,7 @@ def _number(document: dict[str, Any], key: str) -> int | None:
 
 
 def _hash(value: object) -> bytes | None:
-    if value is None:
-        return None
-    if isinstance(value, str) and len(value) == 66 and value.startswith("0x"):
-        try:
-            return bytes.fromhex(value[2:])
-        except ValueError:
-            pass
-    raise MalformedError(_WHAT, "a hash must be 0x and 64 hexadecimal digits")
+    return None if value is None else bytes32(value, _WHAT)
 
 
 def _link(value: object, key: str) -> ReceiptLink:

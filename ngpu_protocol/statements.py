@@ -35,7 +35,7 @@ from ngpu_protocol.errors import MalformedError, SignatureError
 from ngpu_protocol.identity import Account, Address, recover
 from ngpu_protocol.receipt_file import ReceiptFile, RuleResult, check_receipt_file, compare
 from ngpu_protocol.receipts import Meter, TaskReceipt
-from ngpu_protocol.typed_data import MAX_NUMBER, SignedType
+from ngpu_protocol.typed_data import MAX_NUMBER, SignedType, bytes32
 from ngpu_protocol.verification import RULES
 
 FORMAT: Final = "ngpu-statement"
@@ -362,12 +362,7 @@ def _inclusion(document: object) -> Inclusion:
 
 
 def _bytes32(value: object) -> bytes:
-    if isinstance(value, str) and len(value) == 66 and value.startswith("0x"):
-        try:
-            return bytes.fromhex(value[2:])
-        except ValueError:
-            pass
-    raise MalformedError("statement file", "a hash must be 0x and 64 hexadecimal digits")
+    return bytes32(value, "statement file")
 
 
 def prove(

@@ -371,3 +371,17 @@ def from_text(text: str | bytes, *, what: str, max_bytes: int) -> bytes:
 _TO_URL = bytes.maketrans(b"+/", b"-_")
 _FROM_URL = bytes.maketrans(b"-_", b"+/")
 _NOT_URL = re.compile(rb"[^A-Za-z0-9_-]")
+
+
+def bytes32(value: object, what: str) -> bytes:
+    """Return the 32 bytes that *value* of a document writes as `0x` and 64 digits.
+
+    Raises:
+        MalformedError: of *what*; it is no such text.
+    """
+    if isinstance(value, str) and len(value) == 66 and value.startswith("0x"):
+        try:
+            return bytes.fromhex(value[2:])
+        except ValueError:
+            pass
+    raise MalformedError(what, "a hash must be 0x and 64 hexadecimal digits")
